@@ -1,0 +1,23 @@
+# Each target does all the set-up it needs in .venv; nothing outside this folder is touched.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test format
+
+demo: .venv/ready  ## train Z2CNN and gc-P4CNN on the bundled digits, print the table, draw the picture
+	$(BIN)/sepgroupy demo
+
+test: .venv/ready  ## lint, types, tests and doctests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q
+
+format: .venv/ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@

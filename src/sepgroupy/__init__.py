@@ -1,0 +1,48 @@
+"""Separable group-equivariant convolutions for PyTorch.
+
+>>> import torch
+>>> from sepgroupy.nn import LiftingConv2d, GroupConv2d
+>>> net = torch.nn.Sequential(
+...     LiftingConv2d(3, 16, 3, padding=1, group="p4m"), torch.nn.ReLU(),
+...     GroupConv2d(16, 32, 3, padding=1, group="p4m", kind="gc"))
+>>> from sepgroupy.testing import assert_equivariant
+>>> assert_equivariant(net, "p4m", torch.randn(1, 3, 15, 15))
+"""
+
+from . import functional as functional
+from . import groups as groups
+from . import nn as nn
+from .errors import ArgumentError as ArgumentError
+from .errors import DataError as DataError
+from .errors import SepgroupyError as SepgroupyError
+from .groups import PointGroup as PointGroup
+from .groups import as_group as as_group
+from .models import build_model as build_model
+from .models import model_names as model_names
+from .nn import Folded as Folded
+from .nn import GroupConv2d as GroupConv2d
+from .nn import GroupPool as GroupPool
+from .nn import LiftingConv2d as LiftingConv2d
+from .testing import assert_equivariant as assert_equivariant
+from .testing import equivariance_error as equivariance_error
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArgumentError",
+    "DataError",
+    "Folded",
+    "GroupConv2d",
+    "GroupPool",
+    "LiftingConv2d",
+    "PointGroup",
+    "SepgroupyError",
+    "as_group",
+    "assert_equivariant",
+    "build_model",
+    "equivariance_error",
+    "functional",
+    "groups",
+    "model_names",
+    "nn",
+]

@@ -1,0 +1,15 @@
+"""The errors that sepgroupy raises on purpose: catch :class:`SepgroupyError` to catch them all."""
+
+__all__ = ["ArgumentError", "DataError", "SepgroupyError"]
+
+
+class SepgroupyError(Exception):
+    """Base of every error that sepgroupy raises on purpose."""
+
+
+class ArgumentError(SepgroupyError, ValueError):
+    """An argument has a value that cannot be right; the message names it, its value and what would be."""
+
+
+class DataError(SepgroupyError):
+    """A file from outside is missing, broken or not what it should be; the message names it."""

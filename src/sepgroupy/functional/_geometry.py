@@ -1,0 +1,107 @@
+"""The arguments of a convolution, parsed once and held against the group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..errors import ArgumentError
+from ..groups import PointGroup
+
+Pair = int | Sequence[int]
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Kernel, stride, padding and dilation by axis (row, column), of a convolution that a group can act on.
+
+    ``padding`` is (top, bottom, left, right). Make one with :meth:`parse`.
+    """
+
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    padding_mode: str = "zeros"
+
+    @classmethod
+    def parse(
+        cls,
+        group: PointGroup,
+        kernel_size: Pair,
+        stride: Pair = 1,
+        padding: Pair | str = 0,
+        dilation: Pair = 1,
+        groups: int = 1,
+        padding_mode: str = "zeros",
+    ) -> Geometry:
+        """Parse the arguments of ``torch.nn.Conv2d`` and refuse those that break the group's symmetry.
+
+        Raises:
+            ArgumentError: a value is out of range; an axis pair is uneven and the group exchanges the axes;
+                ``padding="same"`` would pad one side more than its mirror image.
+        """
+        if group.dimension != 2:
+            raise ArgumentError(f"group (={group}) must act on 2 axes for a two-dimensional convolution")
+        kernel = _pair("kernel_size", kernel_size, 1, group)
+        strides = _pair("stride", stride, 1, group)
+        dilations = _pair("dilation", dilation, 1, group)
+        if not isinstance(groups, int) or groups < 1:
+            raise ArgumentError(f"groups (={groups!r}) must be a positive integer")
+        if padding_mode not in PADDING_MODES:
+            raise ArgumentError(f"padding_mode (={padding_mode!r}) must be one of {', '.join(PADDING_MODES)}")
+        pads = _padding(padding, kernel, strides, dilations, group)
+        return cls(kernel, strides, pads, dilations, groups, padding_mode)
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether the kernel is 1×1, so that no pixel sees another."""
+        return self.kernel_size == (1, 1)
+
+
+def _pair(name: str, value: Pair, least: int, group: PointGroup) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else value
+    if not isinstance(pair, Sequence) or len(pair) != 2 or not all(isinstance(v, int) and v >= least for v in pair):
+        raise ArgumentError(f"{name} (={value!r}) must be an integer of at least {least} or a pair of them")
+    row, column = pair
+    if row != column and _exchanges_axes(group):
+        raise ArgumentError(
+            f"{name} (={value!r}) must be the same on both axes: {group} exchanges rows and columns. Use an even pair, "
+            "or a group without quarter turns and diagonal mirrors (pm, p2, p2mm)"
+        )
+    return (row, column)
+
+
+def _padding(
+    padding: Pair | str,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+    group: PointGroup,
+) -> tuple[int, int, int, int]:
+    if isinstance(padding, str):
+        if padding == "valid":
+            return (0, 0, 0, 0)
+        if padding != "same":
+            raise ArgumentError(f"padding (={padding!r}) must be 'same', 'valid', an integer or a pair of integers")
+        if stride != (1, 1):
+            raise ArgumentError(f"padding='same' needs stride 1, not {stride}")
+        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        sides = [(t // 2, t - t // 2) for t in total]
+        for matrix in group.arrays:
+            for axis, row in enumerate(matrix):
+                source = int(abs(row).argmax())
+                if sides[axis] != sides[source][:: int(row[source])]:
+                    raise ArgumentError(
+                        f"padding='same' pads {sides} (before, after) by axis for kernel_size (={kernel}), "
+                        f"dilation (={dilation}), which {group} does not map to itself: use an odd kernel_size"
+                    )
+    else:
+        sides = [(p, p) for p in _pair("padding", padding, 0, group)]
+    return (*sides[0], *sides[1])
+
+
+def _exchanges_axes(group: PointGroup) -> bool:
+    return bool((group.arrays[:, 0, 1] != 0).any())

@@ -1,0 +1,1 @@
+"""The import paths of the published code: a few names bound to :mod:`sepgroupy.nn`."""

@@ -1,0 +1,43 @@
+"""The published classes, all made alike from the layers of :mod:`sepgroupy.nn`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..functional._geometry import Pair
+from ..groups import PointGroup
+from ..nn import GroupConv2d, LiftingConv2d
+
+_ALGORITHMS = {None: "auto", True: "dense", False: "full"}
+
+
+def published(module: str, name: str, group: PointGroup, kind: str, lifting: bool) -> Any:
+    """Make one published class, a LiftingConv2d or GroupConv2d with the published positional arguments.
+
+    The g and gc classes also take ``separable``: True convolves in two steps, False with the multiplied-out filter,
+    None (default) the faster way. A lifting layer has nothing to separate and computes the same for each.
+    """
+
+    class Published(LiftingConv2d if lifting else GroupConv2d):  # type: ignore[misc]
+        def __init__(
+            self,
+            in_channels: int,
+            out_channels: int,
+            kernel_size: Pair,
+            stride: Pair = 1,
+            padding: Pair | str = 0,
+            bias: bool = True,
+            separable: bool | None = None,
+        ) -> None:
+            if kind == "dense" and separable is not None:
+                raise TypeError(f"{name} has no argument 'separable': its filters are dense")
+            options = (
+                {} if lifting else {"kind": kind, "algorithm": "auto" if kind == "dense" else _ALGORITHMS[separable]}
+            )
+            super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias=bias, group=group, **options)
+
+    Published.__name__ = Published.__qualname__ = name
+    Published.__module__ = module
+    base = "LiftingConv2d" if lifting else f"GroupConv2d of kind {kind}"
+    Published.__doc__ = f"{base} on {group.name}, under its published name and positional arguments."
+    return Published

@@ -1,0 +1,54 @@
+"""One literal table of the published networks."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import nn
+
+from ..errors import ArgumentError
+from ._resnet import ResNet
+from ._rotmnist import RotMNISTNet
+
+_MODELS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
+    "z2cnn": (RotMNISTNet, {"kind": "plain", "width": 20}),
+    "c-z2cnn": (RotMNISTNet, {"kind": "c", "width": 57}),
+    "p4cnn": (RotMNISTNet, {"kind": "dense", "width": 10}),
+    "g-p4cnn-small": (RotMNISTNet, {"kind": "g", "width": 10}),
+    "g-p4cnn": (RotMNISTNet, {"kind": "g", "width": 17}),
+    "gc-p4cnn-small": (RotMNISTNet, {"kind": "gc", "width": 10}),
+    "gc-p4cnn": (RotMNISTNet, {"kind": "gc", "width": 30}),
+    "resnet44": (ResNet, {"kind": "plain", "widths": (32, 64, 128)}),
+    "p4m-resnet44": (ResNet, {"kind": "dense", "widths": (11, 23, 45)}),
+    "g-p4m-resnet44": (ResNet, {"kind": "g", "widths": (19, 38, 76)}),
+    "gc-p4m-resnet44": (ResNet, {"kind": "gc", "widths": (28, 56, 112)}),
+}
+
+
+def model_names() -> tuple[str, ...]:
+    """Return the names that :func:`build_model` knows, in the paper's order."""
+    return tuple(_MODELS)
+
+
+def build_model(name: str, **options: Any) -> nn.Module:
+    """Build a published network.
+
+    Args:
+        name: one of :func:`model_names`, in any case.
+        **options: arguments of the network's class that replace the published ones, such as ``width``, ``group``
+            or ``algorithm``.
+
+    Raises:
+        ArgumentError: the name is unknown, or an option or its value is.
+
+    >>> sum(p.numel() for p in build_model("gc-p4cnn").parameters())
+    24640
+    """
+    if name.lower() not in _MODELS:
+        raise ArgumentError(f"model (={name!r}) is unknown: use one of {', '.join(_MODELS)}")
+    network, published = _MODELS[name.lower()]
+    known = inspect.signature(network).parameters
+    if unknown := options.keys() - known.keys():
+        raise ArgumentError(f"option {', '.join(sorted(unknown))} is unknown to {name}: it takes {', '.join(known)}")
+    return network(**(published | options))

@@ -1,0 +1,81 @@
+"""What the networks share: convolutions of a kind, plain or on a group, between maps with a folded group axis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from ..errors import ArgumentError
+from ..functional import fold, unfold
+from ..groups import PointGroup, as_group
+from ..nn import GroupConv2d, LiftingConv2d
+
+
+class Layers:
+    """Makes the convolutions of one network and carries its maps through them.
+
+    Between layers a map is folded, (B·|H|, C, Y, X): norm, activation and spatial pooling are ordinary modules there,
+    and a plain network is the case |H| = 1.
+
+    Args:
+        kind: a kind of group convolution, or one of ``plain_kinds``.
+        group: the point group, for a kind of group convolution.
+        plain_kinds: names of ordinary convolutions.
+        algorithm: as :class:`sepgroupy.nn.GroupConv2d`.
+
+    Raises:
+        ArgumentError: the kind is unknown.
+    """
+
+    def __init__(
+        self, kind: str, group: PointGroup | str, plain_kinds: Sequence[str] = ("plain",), algorithm: str = "auto"
+    ) -> None:
+        check_choice("kind", kind, (*plain_kinds, "dense", "g", "gc"))
+        self.kind, self.algorithm = kind, algorithm
+        self.group = None if kind in plain_kinds else as_group(group)
+        self.order = self.group.order if self.group else 1
+
+    def first(self, in_channels: int, out_channels: int, kernel: int, padding: int = 0, bias: bool = True) -> nn.Module:
+        """Make the first convolution, which lifts the picture to the group."""
+        if self.group is None:
+            return nn.Conv2d(in_channels, out_channels, kernel, padding=padding, bias=bias)
+        return LiftingConv2d(in_channels, out_channels, kernel, padding=padding, bias=bias, group=self.group)
+
+    def hidden(
+        self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, padding: int = 0, bias: bool = True
+    ) -> nn.Module:
+        """Make a hidden convolution; a 1×1 is dense in every kind, there being nothing to separate."""
+        if self.group is None:
+            if self.kind == "c":
+                pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=bias)
+                depthwise = nn.Conv2d(
+                    out_channels, out_channels, kernel, stride, padding, groups=out_channels, bias=bias
+                )
+                return nn.Sequential(pointwise, depthwise)
+            return nn.Conv2d(in_channels, out_channels, kernel, stride, padding, bias=bias)
+        kind, algorithm = ("dense", "auto") if kernel == 1 else (self.kind, self.algorithm)
+        return GroupConv2d(
+            in_channels,
+            out_channels,
+            kernel,
+            stride,
+            padding,
+            bias=bias,
+            group=self.group,
+            kind=kind,
+            algorithm=algorithm,
+        )
+
+
+def convolve(convolution: Callable[[Tensor], Tensor], x: Tensor, order: int) -> Tensor:
+    """Apply a convolution to a folded map (or a lifting one to a picture) and fold the result."""
+    if isinstance(convolution, LiftingConv2d):
+        return fold(convolution(x))
+    return fold(convolution(unfold(x, order))) if isinstance(convolution, GroupConv2d) else convolution(x)
+
+
+def check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    """Refuse a value that is not one of those known."""
+    if value not in known:
+        raise ArgumentError(f"{name} (={value!r}) must be one of {', '.join(known)}")

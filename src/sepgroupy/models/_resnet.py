@@ -1,0 +1,106 @@
+"""The pre-activation ResNets for CIFAR-10 (Lengyel & van Gemert, 2021, section 4.2; after He et al., 2016)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import ArgumentError
+from ..functional import unfold
+from ..groups import PointGroup
+from ._layers import Layers, check_choice, convolve
+
+
+class ResNet(nn.Module):
+    """A 3×3 convolution, three stages of pre-activation basic blocks, global average, one linear layer.
+
+    Stages 2 and 3 halve the picture. The published network reads the average of every element of the group apart
+    (channels × group), so that its answer depends on the orientation; ``head="invariant"`` takes the mean over the
+    group first. The published strides (2, of a 3×3 kernel and of the 1×1 in the shortcut) see a grid that is not
+    symmetric on an even number of pixels. ``downsampling="exact"`` takes a 4×4 kernel instead, and an average of 2×2
+    pixels before the 1×1: then the network is equivariant to rounding as long as the sizes stay even.
+
+    Args:
+        kind: "plain" (ordinary convolutions), or the "dense", "g" or "gc" of a group.
+        depth: 6n + 2 layers, n blocks a stage.
+        widths: channels of the three stages.
+        group: the point group of the kinds dense, g and gc.
+        in_channels: channels of the picture.
+        classes: number of classes.
+        head: "published" or "invariant".
+        downsampling: "published" or "exact".
+        algorithm: as :class:`sepgroupy.nn.GroupConv2d`, for the layers whose kind knows it.
+
+    Shape:
+        (B, in_channels, Y, X) to logits (B, classes).
+
+    Raises:
+        ArgumentError: an argument is none of its values.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        depth: int = 44,
+        widths: Sequence[int] = (32, 64, 128),
+        group: PointGroup | str = "p4m",
+        in_channels: int = 3,
+        classes: int = 10,
+        head: str = "published",
+        downsampling: str = "published",
+        algorithm: str = "auto",
+    ) -> None:
+        super().__init__()
+        check_choice("head", head, ("published", "invariant"))
+        check_choice("downsampling", downsampling, ("published", "exact"))
+        if not isinstance(depth, int) or depth < 8 or (depth - 2) % 6:
+            raise ArgumentError(f"depth (={depth!r}) must be 6n + 2 with n at least 1, such as 20, 32 or 44")
+        if len(widths) != 3:
+            raise ArgumentError(f"widths (={tuple(widths)}) must be three numbers of channels")
+        layers = Layers(kind, group, algorithm=algorithm)
+        self.group, self.order, self.head = layers.group, layers.order, head
+        self.conv1 = layers.first(in_channels, widths[0], 3, padding=1, bias=False)
+        channels = widths[0]
+        for stage, width in enumerate(widths, start=1):
+            blocks = []
+            for index in range((depth - 2) // 6):
+                blocks.append(_Block(layers, channels, width, stage > 1 and index == 0, downsampling == "exact"))
+                channels = width
+            self.add_module(f"layer{stage}", nn.Sequential(*blocks))
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.fc = nn.Linear(channels * (1 if head == "invariant" else self.order), classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits, (B, classes)."""
+        x = self.layer3(self.layer2(self.layer1(convolve(self.conv1, x, self.order))))
+        x = unfold(F.relu(self.bn1(x)).mean((-2, -1)), self.order)  # (B, C, |H|)
+        return self.fc(x.mean(2) if self.head == "invariant" else torch.flatten(x, 1))
+
+
+class _Block(nn.Module):
+    """``y = conv2(relu(bn2(conv1(relu(bn1(x))))))``, plus x or, where the shape changes, plus bn(conv1x1(x))."""
+
+    def __init__(self, layers: Layers, in_channels: int, out_channels: int, halve: bool, exact: bool) -> None:
+        super().__init__()
+        self.order, self.average = layers.order, halve and exact
+        stride, kernel = (2 if halve else 1), (4 if halve and exact else 3)
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = layers.hidden(in_channels, out_channels, kernel, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.conv2 = layers.hidden(out_channels, out_channels, 3, padding=1, bias=False)
+        self.downsample: nn.Sequential | None = None
+        if halve or in_channels != out_channels:
+            shortcut = layers.hidden(in_channels, out_channels, 1, 1 if self.average else stride, bias=False)
+            self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(out_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map folded maps, (B·|H|, C, Y, X), to folded maps."""
+        y = convolve(self.conv1, F.relu(self.bn1(x)), self.order)
+        y = convolve(self.conv2, F.relu(self.bn2(y)), self.order)
+        if self.downsample is not None:
+            x = F.avg_pool2d(x, 2) if self.average else x
+            x = self.downsample[1](convolve(self.downsample[0], x, self.order))
+        return y + x

@@ -1,0 +1,66 @@
+"""The seven networks for rotated MNIST (Lengyel & van Gemert, 2021, section 4.1)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..functional import unfold
+from ..groups import PointGroup
+from ..nn import GroupPool
+from ._layers import Layers, convolve
+
+KERNELS = (3, 3, 3, 3, 3, 3, 4)
+
+
+class RotMNISTNet(nn.Module):
+    """Seven convolutions without padding, each with batch norm and ReLU, a maximum over the group, one linear layer.
+
+    3×3, 3×3, max-pool 2, then 3×3 four times and 4×4: a 28×28 picture becomes one pixel. On a group the network is
+    invariant, ``net(t·x) = net(x)``, exactly.
+
+    Args:
+        kind: "plain" (ordinary convolutions), "c" (1×1 then depthwise), or the "dense", "g" or "gc" of a group.
+        width: channels of every convolution.
+        group: the point group of the kinds dense, g and gc.
+        in_channels: channels of the picture.
+        classes: number of classes.
+        algorithm: as :class:`sepgroupy.nn.GroupConv2d`, for the layers whose kind knows it.
+
+    Shape:
+        (B, in_channels, 28, 28) to log-probabilities (B, classes).
+
+    Raises:
+        ArgumentError: the kind is unknown.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        width: int,
+        group: PointGroup | str = "p4",
+        in_channels: int = 1,
+        classes: int = 10,
+        algorithm: str = "auto",
+    ) -> None:
+        super().__init__()
+        layers = Layers(kind, group, ("plain", "c"), algorithm)
+        self.group, self.order = layers.group, layers.order
+        for index, kernel in enumerate(KERNELS, start=1):
+            convolution = (
+                layers.first(in_channels, width, kernel) if index == 1 else layers.hidden(width, width, kernel)
+            )
+            self.add_module(f"conv{index}", convolution)
+            self.add_module(f"bn{index}", nn.BatchNorm2d(width))
+        self.pool = GroupPool("max")
+        self.fc = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return log-probabilities, (B, classes)."""
+        for index in range(1, len(KERNELS) + 1):
+            x = convolve(getattr(self, f"conv{index}"), x, self.order)
+            x = F.relu(getattr(self, f"bn{index}")(x))
+            if index == 2:
+                x = F.max_pool2d(x, 2)
+        return F.log_softmax(self.fc(torch.flatten(self.pool(unfold(x, self.order)), 1)), dim=1)
