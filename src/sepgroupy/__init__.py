@@ -18,6 +18,7 @@ from .errors import SepgroupyError as SepgroupyError
 from .groups import PointGroup as PointGroup
 from .groups import as_group as as_group
 from .models import build_model as build_model
+from .models import load_published as load_published
 from .models import model_names as model_names
 from .nn import Folded as Folded
 from .nn import GroupConv2d as GroupConv2d
@@ -43,6 +44,7 @@ __all__ = [
     "equivariance_error",
     "functional",
     "groups",
+    "load_published",
     "model_names",
     "nn",
 ]

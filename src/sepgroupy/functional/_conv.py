@@ -102,7 +102,7 @@ def _run(
     if channelwise.ndim != 5 or channelwise.shape[2] != fiber:
         raise ArgumentError(f"weight has shape {tuple(channelwise.shape)}; here it must be (O, I, {fiber}, k, k)")
     parsed = Geometry.parse(group, tuple(spatial.shape[-2:]), *geometry)
-    plan = Plan.make(group, kind, algorithm, parsed)
+    plan = Plan.make(group, kind, algorithm, parsed).settle(x)
     plan.check_input(x, channelwise.shape[1] * parsed.groups)
     tables = {name: table.to(x.device) for name, table in plan.tables().items()}
     return plan.apply(x, plan.filters(parameters, tables), bias)

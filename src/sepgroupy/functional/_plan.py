@@ -6,16 +6,23 @@ algorithm  kinds               way
 dense      lifting, dense      one convolution with the bank of all transformed filters
 dense      g, gc               two steps: pointwise with its expanded matrix, then depthwise
 full       g, gc               the factors are multiplied out, then one convolution as for a dense layer
+fourier    gc, dense 1×1       the pointwise step in the group's Fourier domain
 =========  ==================  =======================================================================
 
-``auto`` takes dense for lifting, dense and gc layers and full for g layers, whose two steps would keep
-I·O·|H| maps between them.
+``auto`` takes, as ``benchmarks/layers.py`` measures,
+
+* for g the multiplied-out filter: its two steps would keep I·O·|H| maps between them;
+* for gc and dense 1×1 the Fourier domain, unless it saves nothing (groups of order 1 and 2 have irreps of size 1, but
+  their transforms cost as much as they save) or the map is ``SMALL``;
+* for all else the dense way,
+
+and alone of all it also takes a batch norm and ReLU before the convolution along, and works tile by tile on a CPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -26,16 +33,30 @@ from ..groups import PointGroup
 from ._filters import full_filter, gather_bank, index_table, lift_depthwise
 from ._geometry import Geometry
 from ._layout import merge_fiber, split_fiber
+from ._pointwise import Bands, fourier_bands, fourier_pointwise, fourier_tables
+from ._tiled import BankBody, FourierBody, Norm, TiledConv
 
 ALGORITHMS = {
     "lifting": ("dense",),
-    "dense": ("dense",),
-    "g": ("full", "dense"),
-    "gc": ("dense", "full"),
+    "dense": ("dense", "fourier"),
+    "g": ("dense", "full"),
+    "gc": ("dense", "full", "fourier"),
 }
-"""The algorithms of each kind, the one that ``auto`` takes first."""
+"""The algorithms of each kind; not every one serves every geometry."""
 
-Filters = tuple[Tensor, ...]
+SMALL = 3000
+"""Channels times pixels of a map below which the Fourier domain does not pay, in calls and in small products."""
+
+
+AffineNorm = tuple[Norm, Tensor | None, Tensor | None]  # statistics, gamma, beta
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Filters ready for use: bands of the pointwise step, and banks of all transformed copies."""
+
+    banks: tuple[Tensor, ...]
+    bands: Bands = ()
 
 
 @dataclass(frozen=True)
@@ -50,59 +71,114 @@ class Plan:
     kind: str
     algorithm: str
     geometry: Geometry
+    automatic: bool = False
+    """Whether the algorithm was chosen by the rule, which may then fuse and tile."""
 
     @classmethod
     def make(cls, group: PointGroup, kind: str, algorithm: str, geometry: Geometry) -> Plan:
-        """Check kind and algorithm and settle ``auto``."""
+        """Check that kind and algorithm are known and serve the geometry."""
         if kind not in ALGORITHMS:
             raise ArgumentError(f"kind (={kind!r}) must be one of dense, g, gc")
-        if algorithm != "auto" and algorithm not in ALGORITHMS[kind]:
+        if algorithm not in ("auto", *ALGORITHMS[kind]):
             known = ", ".join(("auto", *ALGORITHMS[kind]))
             raise ArgumentError(f"algorithm (={algorithm!r}) must be one of {known} for a layer of kind {kind}")
-        return cls(group, kind, ALGORITHMS[kind][0] if algorithm == "auto" else algorithm, geometry)
+        plan = cls(group, kind, algorithm, geometry)
+        if algorithm == "fourier" and not plan._has_fourier:
+            raise ArgumentError("algorithm (='fourier') needs groups=1, and kernel_size=1 in a layer of kind dense")
+        return plan
+
+    def settle(self, x: Tensor) -> Plan:
+        """Replace ``auto`` by the algorithm that the rule takes for this input."""
+        if self.algorithm != "auto":
+            return self
+        algorithm = "full" if self.kind == "g" else "dense"
+        if self._has_fourier and self.group.order > 2 and x.shape[1] * x.shape[-1] * x.shape[-2] >= SMALL:
+            algorithm = "fourier"
+        return replace(self, algorithm=algorithm, automatic=True)
+
+    @property
+    def _has_fourier(self) -> bool:
+        return self.geometry.groups == 1 and (self.kind == "gc" or (self.kind == "dense" and self.geometry.pointwise))
 
     def tables(self) -> dict[str, Tensor]:
-        """Return the index tables of the filters, on the CPU."""
-        tables = {}
+        """Return the constants that its filters may need, exact and on the CPU.
+
+        They are the index tables of filters on the group, on the plane and 1×1 on the group, and the Fourier tables.
+        """
+        kernel, auto = self.geometry.kernel_size, self.algorithm == "auto"
+        tables = fourier_tables(self.group) if self.algorithm == "fourier" or (auto and self._has_fourier) else {}
+        if self.kind != "dense":
+            tables["plane"] = index_table(self.group, kernel, fiber=False)
         if self.kind != "lifting":
-            size = self.geometry.kernel_size if self._single_bank else (1, 1)
-            tables["fiber"] = index_table(self.group, size, fiber=True)
-        if self.kind == "lifting" or not self._single_bank:
-            tables["plane"] = index_table(self.group, self.geometry.kernel_size, fiber=False)
+            tables["fiber"] = index_table(self.group, kernel, fiber=True)
+            tables["point"] = index_table(self.group, (1, 1), fiber=True)
         return tables
 
     def filters(self, parameters: Mapping[str, Tensor], tables: Mapping[str, Tensor]) -> Filters:
         """Expand the free parameters, under their published names, to what :meth:`apply` reads."""
         groups = self.geometry.groups
-        if "weight" in parameters:
-            table = tables["plane" if self.kind == "lifting" else "fiber"]
-            return (gather_bank(parameters["weight"], table, groups),)
+        if self.kind == "lifting":
+            return Filters((gather_bank(parameters["weight"], tables["plane"], groups),))
+        if self.kind == "dense":
+            weight = parameters["weight"]
+            if self.algorithm == "fourier":
+                return Filters((), fourier_bands(weight, tables))
+            return Filters((gather_bank(weight, tables["fiber"], groups),))
         depthwise, pointwise = parameters["depthwise_weight"], parameters["pointwise_weight"]
-        if self._single_bank:
-            return (gather_bank(full_filter(depthwise, pointwise), tables["fiber"], groups),)
-        return (
-            gather_bank(pointwise, tables["fiber"], groups),
-            gather_bank(lift_depthwise(depthwise), tables["plane"], groups),
-        )
+        if self.algorithm == "full":
+            return Filters((gather_bank(full_filter(depthwise, pointwise), tables["fiber"], groups),))
+        bank = gather_bank(lift_depthwise(depthwise), tables["plane"], groups)
+        if self.algorithm == "fourier":
+            return Filters((bank,), fourier_bands(pointwise, tables))
+        return Filters((gather_bank(pointwise, tables["point"], groups), bank))
 
-    def apply(self, x: Tensor, filters: Filters, bias: Tensor | None) -> Tensor:
-        """Convolve x, (B, I, Y, X) or (B, I, |H|, Y, X), to (B, O, |H|, Y', X')."""
+    def apply(self, x: Tensor, filters: Filters, bias: Tensor | None, norm: AffineNorm | None = None) -> Tensor:
+        """Convolve x, (B, I, Y, X) or (B, I, |H|, Y, X), to (B, O, |H|, Y', X').
+
+        With a norm, which :meth:`fuses` must allow, convolve relu(norm(x)).
+        """
         order, groups = self.group.order, self.geometry.groups
-        maps = x if self.kind == "lifting" else merge_fiber(x, groups)
         if bias is not None:
             bias = bias.reshape(groups, 1, -1).expand(-1, order, -1).flatten()
-        if len(filters) == 1:
-            return split_fiber(conv2d(maps, filters[0], bias, self.geometry), order, groups)
-        pointwise, depthwise = filters
+        if filters.bands and not filters.banks:  # 1×1: only the pixels that its stride reaches
+            x = _stride_pixels(x, self.geometry)
+        if (filters.bands or norm) and self._tiles(x):
+            return self._apply_tiled(x, filters, bias, norm)
+        if filters.bands:
+            u = fourier_pointwise(x.transpose(1, 2), filters.bands).flatten(1, 2)
+            if not filters.banks:
+                return split_fiber(u if bias is None else u + bias.view(-1, 1, 1), order)
+            (depthwise,) = filters.banks
+            return split_fiber(conv2d(u, depthwise, bias, self.geometry, depthwise.shape[0]), order)
+        maps = x if self.kind == "lifting" else merge_fiber(x, groups)
+        if len(filters.banks) == 1:
+            return split_fiber(conv2d(maps, filters.banks[0], bias, self.geometry), order, groups)
+        pointwise, depthwise = filters.banks
         if self.kind == "gc":
             u = F.conv2d(maps, pointwise, groups=groups)
         else:
             u = _pointwise_apart(maps, pointwise, order, groups)
         return split_fiber(conv2d(u, depthwise, bias, self.geometry, depthwise.shape[0]), order, groups)
 
-    @property
-    def _single_bank(self) -> bool:
-        return self.kind in ("lifting", "dense") or self.algorithm == "full"
+    def fuses(self, x: Tensor) -> bool:
+        """Whether ``apply`` can take a norm along for this input."""
+        single = self.algorithm == "full" or (self.kind == "dense" and self.algorithm == "dense")
+        depthwise = self.kind == "gc" and self.algorithm == "fourier"
+        return (single or depthwise) and self._tiles(x)
+
+    def _tiles(self, x: Tensor) -> bool:
+        """Whether the input is an ordinary tensor on the CPU, and the geometry one that tiles know."""
+        top, bottom, left, right = self.geometry.padding
+        known = self.geometry.padding_mode == "zeros" and (top, left) == (bottom, right) and self.geometry.groups == 1
+        return self.automatic and known and x.device.type == "cpu" and is_ordinary(x)
+
+    def _apply_tiled(self, x: Tensor, filters: Filters, bias: Tensor | None, norm: AffineNorm | None) -> Tensor:
+        tensors = [t for band in filters.bands for t in band] + [*filters.banks] + ([] if bias is None else [bias])
+        body = FourierBody(len(filters.bands), self.geometry if filters.banks else None)
+        statistics, gamma, beta = norm or (None, None, None)
+        maps = x.transpose(1, 2).contiguous()
+        y = TiledConv.apply(body if filters.bands else BankBody(self.geometry), statistics, maps, gamma, beta, *tensors)
+        return y.transpose(1, 2)
 
     def check_input(self, x: Tensor, in_channels: int) -> None:
         """Refuse an input of another shape, by name."""
@@ -114,10 +190,8 @@ class Plan:
                 f"x has shape {tuple(x.shape)}; this layer reads (B, {axes}, Y, X)"
                 + ("" if planar else f", a map on the group {self.group.name} with in_channels (={in_channels})")
             )
-        rows, columns = (
-            x.shape[-2] + sum(self.geometry.padding[:2]),
-            x.shape[-1] + sum(self.geometry.padding[2:]),
-        )
+        rows = x.shape[-2] + sum(self.geometry.padding[:2])
+        columns = x.shape[-1] + sum(self.geometry.padding[2:])
         extent = [d * (k - 1) + 1 for d, k in zip(self.geometry.dilation, self.geometry.kernel_size, strict=True)]
         if rows < extent[0] or columns < extent[1]:
             raise ArgumentError(f"x is {rows}×{columns} pixels with its padding, smaller than the kernel's {extent}")
@@ -125,19 +199,38 @@ class Plan:
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, groups: int | None = None) -> Tensor:
     """Apply ``torch.nn.functional.conv2d`` under the geometry, whatever its padding."""
-    top, bottom, left, right = padding = geometry.padding
-    if geometry.padding_mode != "zeros" or top != bottom or left != right:
-        mode = "constant" if geometry.padding_mode == "zeros" else geometry.padding_mode
-        x, padding = F.pad(x, (left, right, top, bottom), mode=mode), (0, 0, 0, 0)
-    return F.conv2d(
-        x,
-        weight,
-        bias,
-        geometry.stride,
-        padding[::2],
-        geometry.dilation,
-        geometry.groups if groups is None else groups,
+    x, padding = _pad(x, geometry)
+    groups = geometry.groups if groups is None else groups
+    return F.conv2d(x, weight, bias, geometry.stride, padding, geometry.dilation, groups)
+
+
+def is_ordinary(x: Tensor) -> bool:
+    """Whether x is a plain tensor, seen by no compiler, tracer, autocast or function transform."""
+    return (
+        type(x) in (Tensor, torch.nn.Parameter)
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not torch.is_autocast_enabled(x.device.type)
+        and not torch._C._are_functorch_transforms_active()
     )
+
+
+def _stride_pixels(x: Tensor, geometry: Geometry) -> Tensor:
+    """Pad x and keep the pixels that a 1×1 kernel reads."""
+    if any(geometry.padding):
+        top, bottom, left, right = geometry.padding
+        mode = "constant" if geometry.padding_mode == "zeros" else geometry.padding_mode
+        x = F.pad(x.flatten(1, 2), (left, right, top, bottom), mode=mode).unflatten(1, x.shape[1:3])
+    return x if geometry.stride == (1, 1) else x[..., :: geometry.stride[0], :: geometry.stride[1]]
+
+
+def _pad(x: Tensor, geometry: Geometry) -> tuple[Tensor, tuple[int, int]]:
+    """Pad x where ``conv2d`` itself can not; return it with the padding that is left to do."""
+    top, bottom, left, right = geometry.padding
+    if geometry.padding_mode == "zeros" and top == bottom and left == right:
+        return x, (top, left)
+    mode = "constant" if geometry.padding_mode == "zeros" else geometry.padding_mode
+    return F.pad(x, (left, right, top, bottom), mode=mode), (0, 0)
 
 
 def _pointwise_apart(

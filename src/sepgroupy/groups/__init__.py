@@ -10,5 +10,22 @@ from ._finite import D2 as D2
 from ._finite import D4 as D4
 from ._finite import PointGroup as PointGroup
 from ._finite import as_group as as_group
+from ._fourier import Block as Block
+from ._fourier import FourierBasis as FourierBasis
+from ._fourier import fourier_basis as fourier_basis
 
-__all__ = ["C1", "C2", "C4", "D1", "D2", "D4", "PointGroup", "action_table", "as_group", "moved_size"]
+__all__ = [
+    "C1",
+    "C2",
+    "C4",
+    "D1",
+    "D2",
+    "D4",
+    "Block",
+    "FourierBasis",
+    "PointGroup",
+    "action_table",
+    "as_group",
+    "fourier_basis",
+    "moved_size",
+]

@@ -43,6 +43,8 @@ class PointGroup:
         Raises:
             ArgumentError: a generator is no signed permutation matrix, or they differ in size.
         """
+        if isinstance(generators, str) or not isinstance(generators, Iterable):
+            raise ArgumentError(f"generators (={generators!r}) must be a list of signed permutation matrices")
         matrices = [_parse(m) for m in generators]
         if not matrices:
             raise ArgumentError("generators is empty: give at least one matrix, e.g. the identity")
@@ -62,6 +64,8 @@ class PointGroup:
         return cls(tuple(elements), name)
 
     def __post_init__(self) -> None:
+        if not all(_is_signed_permutation(np.asarray(element)) for element in self.elements):
+            raise ArgumentError("elements must be signed permutation matrices: use PointGroup.generate")
         found = set(self.elements)
         if len(found) != len(self.elements) or self.elements[:1] != (_identity(self.dimension),):
             raise ArgumentError("elements must be distinct and begin with the identity: use PointGroup.generate")
@@ -103,23 +107,30 @@ class PointGroup:
         """Whether every element is one of ``other``'s; the order of elements does not matter."""
         return set(self.elements) <= set(other.elements)
 
+    def __reduce__(self) -> tuple[type[PointGroup], tuple[tuple[Matrix, ...], str]]:
+        return type(self), (self.elements, self.name)  # tables are made again, read-only
+
     def __repr__(self) -> str:
         return f"PointGroup({self.name or '?'}, order={self.order}, dimension={self.dimension})"
 
 
 def _parse(matrix: Sequence[Sequence[int]]) -> Matrix:
-    array = np.asarray(matrix)
-    square = array.ndim == 2 and array.shape[0] == array.shape[1] and array.size > 0
-    if not square or not np.isin(array, (-1, 0, 1)).all() or not (_absolute_sums(array) == 1).all():
+    try:
+        array = np.asarray(matrix)
+    except ValueError:  # rows of unequal length
+        array = np.empty(0)
+    if not _is_signed_permutation(array):
         raise ArgumentError(
-            f"generator {np.asarray(matrix).tolist()} is no signed permutation matrix: it must be square, with "
-            "one entry +1 or -1 in each row and column and 0 elsewhere"
+            f"generator {matrix} is no signed permutation matrix: it must be square, with one entry +1 or -1 in each "
+            "row and column and 0 elsewhere"
         )
     return tuple(tuple(int(v) for v in row) for row in array)
 
 
-def _absolute_sums(array: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.concatenate([np.abs(array).sum(0), np.abs(array).sum(1)])
+def _is_signed_permutation(array: NDArray[np.int64]) -> bool:
+    if array.ndim != 2 or array.shape[0] != array.shape[1] or array.size == 0 or not np.isin(array, (-1, 0, 1)).all():
+        return False
+    return bool((np.abs(array).sum(0) == 1).all() and (np.abs(array).sum(1) == 1).all())
 
 
 def _identity(size: int) -> Matrix:
@@ -176,4 +187,6 @@ def as_group(group: PointGroup | str | Matrices) -> PointGroup:
         if group.lower() not in _NAMES:
             raise ArgumentError(f"group {group!r} is unknown: use one of {', '.join(_NAMES)}, or a list of generators")
         return _NAMES[group.lower()]
+    if not isinstance(group, Iterable):
+        raise ArgumentError(f"group (={group!r}) must be a PointGroup, a name such as 'p4m', or a list of generators")
     return PointGroup.generate(group)

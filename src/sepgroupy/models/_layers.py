@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
@@ -35,6 +36,8 @@ class Layers:
         self.kind, self.algorithm = kind, algorithm
         self.group = None if kind in plain_kinds else as_group(group)
         self.order = self.group.order if self.group else 1
+        if self.group is None and algorithm != "auto":
+            raise ArgumentError(f"algorithm (={algorithm!r}) is for the kinds dense, g and gc, not for {kind}")
 
     def first(self, in_channels: int, out_channels: int, kernel: int, padding: int = 0, bias: bool = True) -> nn.Module:
         """Make the first convolution, which lifts the picture to the group."""
@@ -68,14 +71,23 @@ class Layers:
         )
 
 
-def convolve(convolution: Callable[[Tensor], Tensor], x: Tensor, order: int) -> Tensor:
-    """Apply a convolution to a folded map (or a lifting one to a picture) and fold the result."""
+def convolve(convolution: nn.Module, x: Tensor, order: int, norm: nn.Module | None = None) -> Tensor:
+    """Convolve a folded map (or lift a picture), or relu(norm(x)) of it if there is a norm."""
     if isinstance(convolution, LiftingConv2d):
         return fold(convolution(x))
-    return fold(convolution(unfold(x, order))) if isinstance(convolution, GroupConv2d) else convolution(x)
+    if isinstance(convolution, GroupConv2d):
+        return fold(convolution(unfold(x, order), norm))
+    return convolution(x if norm is None else F.relu(norm(x)))
 
 
 def check_choice(name: str, value: str, known: Sequence[str]) -> None:
     """Refuse a value that is not one of those known."""
     if value not in known:
         raise ArgumentError(f"{name} (={value!r}) must be one of {', '.join(known)}")
+
+
+def check_counts(**counts: int) -> None:
+    """Refuse what is no positive integer."""
+    for name, value in counts.items():
+        if not isinstance(value, int) or value < 1:
+            raise ArgumentError(f"{name} (={value!r}) must be a positive integer")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import ArgumentError
 from ..functional import unfold
 from ..groups import PointGroup
-from ._layers import Layers, check_choice, convolve
+from ._layers import Layers, check_choice, check_counts, convolve
 
 
 class ResNet(nn.Module):
@@ -54,12 +54,16 @@ class ResNet(nn.Module):
         algorithm: str = "auto",
     ) -> None:
         super().__init__()
+        self.layer1: nn.Sequential
+        self.layer2: nn.Sequential
+        self.layer3: nn.Sequential
         check_choice("head", head, ("published", "invariant"))
         check_choice("downsampling", downsampling, ("published", "exact"))
         if not isinstance(depth, int) or depth < 8 or (depth - 2) % 6:
             raise ArgumentError(f"depth (={depth!r}) must be 6n + 2 with n at least 1, such as 20, 32 or 44")
-        if len(widths) != 3:
-            raise ArgumentError(f"widths (={tuple(widths)}) must be three numbers of channels")
+        if not isinstance(widths, Sequence) or len(widths) != 3:
+            raise ArgumentError(f"widths (={widths!r}) must be three numbers of channels")
+        check_counts(in_channels=in_channels, classes=classes, **{f"widths[{i}]": w for i, w in enumerate(widths)})
         layers = Layers(kind, group, algorithm=algorithm)
         self.group, self.order, self.head = layers.group, layers.order, head
         self.conv1 = layers.first(in_channels, widths[0], 3, padding=1, bias=False)
@@ -98,9 +102,9 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map folded maps, (B·|H|, C, Y, X), to folded maps."""
-        y = convolve(self.conv1, F.relu(self.bn1(x)), self.order)
-        y = convolve(self.conv2, F.relu(self.bn2(y)), self.order)
+        y = convolve(self.conv1, x, self.order, self.bn1)
+        y = convolve(self.conv2, y, self.order, self.bn2)
         if self.downsample is not None:
             x = F.avg_pool2d(x, 2) if self.average else x
             x = self.downsample[1](convolve(self.downsample[0], x, self.order))
-        return y + x
+        return y.add_(x)

@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import ArgumentError
 from ..functional import unfold
 from ..groups import PointGroup
 from ..nn import GroupPool
-from ._layers import Layers, convolve
+from ._layers import Layers, check_counts, convolve
 
 KERNELS = (3, 3, 3, 3, 3, 3, 4)
 
@@ -32,7 +33,7 @@ class RotMNISTNet(nn.Module):
         (B, in_channels, 28, 28) to log-probabilities (B, classes).
 
     Raises:
-        ArgumentError: the kind is unknown.
+        ArgumentError: an argument is none of its values, or the picture is of another size.
     """
 
     def __init__(
@@ -45,6 +46,10 @@ class RotMNISTNet(nn.Module):
         algorithm: str = "auto",
     ) -> None:
         super().__init__()
+        self.bn2: nn.Module
+        self.bn7: nn.Module
+        check_counts(width=width, in_channels=in_channels, classes=classes)
+        self.in_channels = in_channels
         layers = Layers(kind, group, ("plain", "c"), algorithm)
         self.group, self.order = layers.group, layers.order
         for index, kernel in enumerate(KERNELS, start=1):
@@ -58,9 +63,13 @@ class RotMNISTNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return log-probabilities, (B, classes)."""
+        if x.shape[1:] != (self.in_channels, 28, 28):
+            raise ArgumentError(f"x has shape {tuple(x.shape)}; this network reads (B, {self.in_channels}, 28, 28)")
         for index in range(1, len(KERNELS) + 1):
-            x = convolve(getattr(self, f"conv{index}"), x, self.order)
-            x = F.relu(getattr(self, f"bn{index}")(x))
+            # The norm and ReLU of the layer before go with the convolution, but for those that the pooling follows.
+            norm = getattr(self, f"bn{index - 1}") if index not in (1, 3) else None
+            x = convolve(getattr(self, f"conv{index}"), x, self.order, norm)
             if index == 2:
-                x = F.max_pool2d(x, 2)
+                x = F.max_pool2d(F.relu(self.bn2(x)), 2)
+        x = F.relu(self.bn7(x))
         return F.log_softmax(self.fc(torch.flatten(self.pool(unfold(x, self.order)), 1)), dim=1)

@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
 from ..functional._geometry import Geometry, Pair
-from ..functional._plan import Filters, Plan
+from ..functional._plan import Filters, Plan, is_ordinary
 from ..groups import PointGroup, as_group
+from ._norm import is_plain, norm_relu, read_norm
+
+
+@dataclass
+class _Kept:
+    """Filters kept from one evaluation to the next, with what the parameters were when they were made."""
+
+    algorithm: str
+    filters: Filters
+    parameters: list[tuple[nn.Parameter, int, Tensor]]
+
+    def current(self, parameters: Iterable[nn.Parameter]) -> bool:
+        """Whether they are still right.
+
+        On a CPU values are compared too, since an edit through ``.data`` leaves no other trace; elsewhere that would
+        wait for the device.
+        """
+        return all(
+            new is old and new._version == version and (new.device.type != "cpu" or torch.equal(new, copy))
+            for new, (old, version, copy) in zip(parameters, self.parameters, strict=True)
+        )
 
 
 class _GroupConvolution(nn.Module):
@@ -36,6 +59,8 @@ class _GroupConvolution(nn.Module):
             "bias", nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
         )
         self._filter_names = tuple(shapes)
+        self._tables: dict[str, Tensor] = {}
+        self._kept: _Kept | None = None
         self._lay_tables()
         self.reset_parameters()
 
@@ -55,27 +80,32 @@ class _GroupConvolution(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve x to a map on the group, (B, out_channels, |H|, Y', X')."""
-        self.plan.check_input(x, self.in_channels)
-        return self.plan.apply(x, self._filters(), self.bias)
-
-    def _filters(self) -> Filters:
+    def _filters(self, plan: Plan) -> Filters:
+        """Return the filters, those of an earlier call if no gradient is wanted and the parameters have not changed."""
         parameters = {name: getattr(self, name) for name in self._filter_names}
-        return self.plan.filters(parameters, {name: getattr(self, f"_{name}_table") for name in self._table_names})
+        if torch.is_grad_enabled() or not all(type(p) is nn.Parameter and is_ordinary(p) for p in parameters.values()):
+            return plan.filters(parameters, self._tables)
+        kept = self._kept
+        if kept is None or kept.algorithm != plan.algorithm or not kept.current(parameters.values()):
+            copies = [(p, p._version, p.detach().clone()) for p in parameters.values()]
+            self._kept = kept = _Kept(plan.algorithm, plan.filters(parameters, self._tables), copies)
+        return kept.filters
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": None}
 
     def _lay_tables(self) -> None:
-        tables = self.plan.tables()
-        self._table_names = tuple(tables)
-        device = getattr(self, self._filter_names[0]).device
-        for name, table in tables.items():
-            # Never on the meta device, where a table would lose its values for good.
-            self.register_buffer(
-                f"_{name}_table", table if device.type == "meta" else table.to(device), persistent=False
-            )
+        # Constants, exact from the group: cast anew for each dtype, since .half().double() would have rounded them, and
+        # never on the meta device, where .to_empty() would leave rubbish.
+        self._kept = None
+        weight = getattr(self, self._filter_names[0])
+        device = "cpu" if weight.is_meta else weight.device
+        self._tables = {
+            name: table.to(device, weight.dtype if table.is_floating_point() else None)
+            for name, table in self.plan.tables().items()
+        }
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        # Constants are made anew rather than converted: .half() would round them and .to_empty() leave rubbish.
         super()._apply(fn, recurse)
         self._lay_tables()
         return self
@@ -167,6 +197,12 @@ class LiftingConv2d(_GroupConvolution):
             dtype,
         )
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Lift x, (B, in_channels, Y, X), to a map on the group, (B, out_channels, |H|, Y', X')."""
+        self.plan.check_input(x, self.in_channels)
+        plan = self.plan.settle(x)
+        return plan.apply(x, self._filters(plan), self.bias)
+
 
 class GroupConv2d(_GroupConvolution):
     """Convolve over the group: ``y[o, g] = Σ_i Σ_h (g·w[o,i])[h] ⋆ x[i, h] + b[o]``.
@@ -196,7 +232,8 @@ class GroupConv2d(_GroupConvolution):
         kind: "dense", "g" or "gc", see above.
         algorithm: how the result, the same to rounding, is computed. "auto" is the fastest known; "dense" convolves
             with the expanded matrices as they stand, a separable layer in two steps; "full" multiplies the factors
-            out and convolves once.
+            out and convolves once; "fourier" takes the pointwise step of a gc layer, or a 1×1 dense layer, to the
+            group's Fourier domain.
         device: where to make the parameters.
         dtype: their type.
 
@@ -241,6 +278,22 @@ class GroupConv2d(_GroupConvolution):
             depthwise = (out_channels, inner, *kernel) if kind == "g" else (out_channels, 1, 1, *kernel)
             shapes = {"depthwise_weight": depthwise, "pointwise_weight": pointwise}
         super().__init__(in_channels, out_channels, plan, shapes, bias, device, dtype)
+
+    def forward(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
+        """Convolve x to a map on the group, (B, out_channels, |H|, Y', X').
+
+        Args:
+            x: map on the group, (B, in_channels, |H|, Y, X).
+            norm: a planar batch norm; if given, ``relu(norm(x))`` is convolved, its group axis folded into the batch.
+                The same as applying it before, but on a CPU without the passes and the memory of the map between.
+        """
+        self.plan.check_input(x, self.in_channels)
+        plan = self.plan.settle(x)
+        if norm is None:
+            return plan.apply(x, self._filters(plan), self.bias)
+        if isinstance(norm, nn.BatchNorm2d) and is_plain(norm) and plan.fuses(x):
+            return plan.apply(x, self._filters(plan), self.bias, read_norm(norm, x))
+        return plan.apply(norm_relu(norm, x), self._filters(plan), self.bias)
 
 
 def _check_channels(in_channels: int, out_channels: int, groups: int) -> int:

@@ -1,0 +1,98 @@
+"""The straightforward way that every benchmark compares with: the published code's, on today's PyTorch.
+
+Maps lie in memory as their shape says, (B, C, |H|, Y, X); filters are expanded in every forward pass by plain indexing;
+a gc layer is a 1×1 convolution with its expanded matrix, then a depthwise one; norm is ``BatchNorm3d``, ReLU a pass of
+its own. A g layer multiplies its filter out, as the published experiments did (``separable=False``).
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sepgroupy.groups import action_table
+from sepgroupy.models import ResNet, RotMNISTNet
+from sepgroupy.nn import GroupConv2d, LiftingConv2d
+
+
+class BaselineConv(nn.Module):
+    """A lifting or group convolution the straightforward way, with the parameters of a sepgroupy layer."""
+
+    def __init__(self, layer: LiftingConv2d | GroupConv2d) -> None:
+        super().__init__()
+        self.group, self.geometry, self.kind = layer.plan.group, layer.plan.geometry, layer.plan.kind
+        self.bias: nn.Parameter | None
+        self.weight: nn.Parameter
+        self.depthwise_weight: nn.Parameter
+        self.pointwise_weight: nn.Parameter
+        for name in ("weight", "depthwise_weight", "pointwise_weight", "bias"):
+            self.register_parameter(name, copy.deepcopy(getattr(layer, name, None)))
+
+    def forward(self, x: Tensor, bank: Tensor | None = None) -> Tensor:
+        """Convolve (B, I, |H|, Y, X), or (B, I, Y, X) to lift it; with a ready bank if one is given."""
+        order, maps = self.group.order, x.flatten(1, -3)
+        bias = None if self.bias is None else self.bias.repeat_interleave(order)
+        if self.kind == "gc":
+            maps = F.conv2d(maps, self.expand(self.pointwise_weight))
+            bank = self.expand(self.depthwise_weight) if bank is None else bank
+            y = self._convolve(maps, bank, bias, bank.shape[0])
+        else:
+            y = self._convolve(maps, self.bank() if bank is None else bank, bias, 1)
+        return y.unflatten(1, (-1, order))
+
+    def bank(self) -> Tensor:
+        """Return the bank of all transformed filters, (O·|H|, I·|H|, k, k)."""
+        if self.kind == "g":
+            return self.expand(self.pointwise_weight * self.depthwise_weight.unsqueeze(2))
+        return self.expand(self.weight)
+
+    def expand(self, weight: Tensor) -> Tensor:
+        """Return all transformed copies of (O, I, |H| or 1, k, k)."""
+        table = torch.tensor(action_table(self.group, tuple(weight.shape[-2:]), weight.shape[2] > 1))
+        copies = weight.flatten(2)[:, :, table].transpose(1, 2)  # (O, |H|, I, F·k²)
+        return copies.reshape(weight.shape[0] * len(table), -1, *weight.shape[-2:])
+
+    def _convolve(self, x: Tensor, bank: Tensor, bias: Tensor | None, groups: int) -> Tensor:
+        padding = self.geometry.padding[::2]
+        return F.conv2d(x, bank, bias, self.geometry.stride, padding, self.geometry.dilation, groups)
+
+
+def baseline(model: nn.Module) -> nn.Module:
+    """Return a copy of one of the paper's networks that computes the same the straightforward way."""
+    model = copy.deepcopy(model)
+    if getattr(model, "group", None) is None:
+        return model
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, LiftingConv2d | GroupConv2d):
+                setattr(parent, name, BaselineConv(child))
+            elif isinstance(child, nn.BatchNorm2d):
+                norm = nn.BatchNorm3d(child.num_features)
+                norm.load_state_dict(child.state_dict())
+                setattr(parent, name, norm)
+    return _Baseline(model).train(model.training)
+
+
+class _Baseline(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        model = self.model
+        if isinstance(model, RotMNISTNet):
+            for index in range(1, 8):
+                x = F.relu(getattr(model, f"bn{index}")(getattr(model, f"conv{index}")(x)))
+                if index == 2:
+                    x = F.max_pool3d(x, (1, 2, 2))
+            return F.log_softmax(model.fc(x.amax(2).flatten(1)), dim=1)
+        assert isinstance(model, ResNet)
+        x = model.conv1(x)
+        for block in (*model.layer1, *model.layer2, *model.layer3):
+            y = block.conv1(F.relu(block.bn1(x)))
+            y = block.conv2(F.relu(block.bn2(y)))
+            x = y + (x if block.downsample is None else block.downsample(x))
+        return model.fc(F.relu(model.bn1(x)).mean((-2, -1)).flatten(1))

@@ -1,0 +1,35 @@
+"""What networks cost and what trained ones are like: numbers first, pictures from numbers."""
+
+from __future__ import annotations
+
+from ._complexity import Complexity as Complexity
+from ._complexity import complexity as complexity
+from ._figures import plot_error_against_angle as plot_error_against_angle
+from ._import import import_network as import_network
+from ._memory import peak_memory as peak_memory
+from ._paper import PAPER as PAPER
+from ._paper import Published as Published
+from ._tables import CostRow as CostRow
+from ._tables import cost_table as cost_table
+from ._tables import paper_models as paper_models
+from ._tables import to_csv as to_csv
+from ._tables import to_markdown as to_markdown
+from ._timing import RelativeTime as RelativeTime
+from ._timing import relative_times as relative_times
+
+__all__ = [
+    "PAPER",
+    "Complexity",
+    "CostRow",
+    "Published",
+    "RelativeTime",
+    "complexity",
+    "cost_table",
+    "import_network",
+    "paper_models",
+    "peak_memory",
+    "plot_error_against_angle",
+    "relative_times",
+    "to_csv",
+    "to_markdown",
+]

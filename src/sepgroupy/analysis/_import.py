@@ -1,0 +1,41 @@
+"""A user's network by its import path."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from torch import nn
+
+from ..errors import ArgumentError
+
+
+def import_network(path: str) -> nn.Module:
+    """Make the network that an import path names, such as ``"package.module:factory"``.
+
+    The current folder is searched first, as ``python -m`` does. Importing runs the code of that module.
+
+    Args:
+        path: a Python module, a colon, and a name in it: an ``nn.Module``, or what returns one when it is called
+            without arguments.
+
+    Raises:
+        ArgumentError: there is no such module or name, calling it fails, or what it gives is no ``nn.Module``.
+
+    >>> import_network("torch.nn:ReLU")
+    ReLU()
+    """
+    package, _, name = path.partition(":")
+    if not package or not name:
+        raise ArgumentError(f"module (={path!r}) must be an import path such as package.module:factory")
+    sys.path.insert(0, "")
+    try:
+        found = getattr(importlib.import_module(package), name)
+        network = found if isinstance(found, nn.Module) else found()
+    except Exception as error:  # the user's code can raise anything
+        raise ArgumentError(f"module (={path!r}) cannot be made: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove("")
+    if not isinstance(network, nn.Module):
+        raise ArgumentError(f"module (={path!r}) gives a {type(network).__name__}: it must be a torch.nn.Module")
+    return network

@@ -1,0 +1,85 @@
+"""Time of networks relative to each other, fair on a machine whose speed drifts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ArgumentError
+from ._complexity import pictures
+from ._memory import forward_backward
+
+
+@dataclass(frozen=True)
+class RelativeTime:
+    """How long a network takes, in units of the reference's time; from :func:`relative_times`.
+
+    Args:
+        training: a training step: forward, backward and a step of SGD.
+        evaluation: a forward pass in evaluation mode.
+    """
+
+    training: float
+    evaluation: float
+
+
+def relative_times(
+    modules: Sequence[nn.Module], shape: Sequence[int], batch_size: int = 8, rounds: int = 5
+) -> list[RelativeTime]:
+    """Time networks against the first of them.
+
+    Every round times each network once, one after the other; what is returned are medians, over the rounds, of the
+    ratio to the first network of the same round. First come all rounds of training, then those of evaluation, each
+    after one that does not count. The modules stay as they are: copies are timed.
+
+    Args:
+        modules: from pictures (B, \\*shape) to one tensor, all on one device.
+        shape: of one picture, (channels, rows, columns).
+        batch_size: pictures a step.
+        rounds: how many rounds count.
+
+    Raises:
+        ArgumentError: batch_size or rounds is less than 1.
+    """
+    for name, value in (("batch_size", batch_size), ("rounds", rounds)):
+        if value < 1:
+            raise ArgumentError(f"{name} (={value}) must be at least 1")
+    copies = [deepcopy(module).train() for module in modules]
+    batches = [pictures(module, batch_size, shape) for module in copies]
+
+    def ratios(action: Callable[[nn.Module, Tensor], None]) -> list[float]:
+        seconds = [[_seconds(action, *pair) for pair in zip(copies, batches, strict=True)] for _ in range(rounds + 1)]
+        return [median(row[i] / row[0] for row in seconds[1:]) for i in range(len(copies))]
+
+    training = ratios(_step)
+    for module in copies:
+        module.eval()
+    return [RelativeTime(*pair) for pair in zip(training, ratios(_evaluate), strict=True)]
+
+
+def _step(module: nn.Module, x: Tensor) -> None:
+    forward_backward(module, x)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.grad is not None:
+                parameter.sub_(parameter.grad, alpha=1e-9)
+    module.zero_grad()
+
+
+@torch.no_grad()
+def _evaluate(module: nn.Module, x: Tensor) -> None:
+    module(x)
+
+
+def _seconds(action: Callable[[nn.Module, Tensor], None], module: nn.Module, x: Tensor) -> float:
+    start = time.perf_counter()
+    action(module, x)
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+    return time.perf_counter() - start

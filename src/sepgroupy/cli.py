@@ -1,0 +1,218 @@
+"""The ``sepgroupy`` command: it parses arguments, calls the library and prints what comes back."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from . import __version__
+from .errors import ArgumentError, SepgroupyError
+
+if TYPE_CHECKING:
+    from .training import RunConfig
+
+__all__ = ["app", "exit_code", "main", "run"]
+
+app = typer.Typer(
+    help="Separable group-equivariant convolutions: train, evaluate, show.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class Task(str, Enum):
+    """What can be trained."""
+
+    rotmnist = "rotmnist"
+    cifar10 = "cifar10"
+
+
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"sepgroupy {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the stack trace of an error.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def train(
+    task: Annotated[Task, typer.Argument(help="The data set, and with it the paper's values of all options.")],
+    model: Annotated[str | None, typer.Option(help="E.g. z2cnn, gc-p4cnn; resnet44, gc-p4m-resnet44.")] = None,
+    width: Annotated[int | None, typer.Option(help="Channels of the first layers.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="rotmnist: digits (bundled), amat or idx; cifar10: cifar10 or synthetic.")
+    ] = None,
+    data_path: Annotated[Path | None, typer.Option(help="The folder of the files that --data names.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Train on the first so many pictures only.")] = None,
+    augment: Annotated[bool, typer.Option("--augment", help="Random crops and mirrorings.")] = False,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training pictures.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Pictures a training step.")] = None,
+    test_batch_size: Annotated[int | None, typer.Option(help="Pictures a step of the evaluation.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate of the first epoch.")] = None,
+    momentum: Annotated[float | None, typer.Option(help="Momentum of SGD.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Weight decay.")] = None,
+    milestone: Annotated[
+        list[int] | None, typer.Option(help="Epoch after which the learning rate drops to a tenth; repeatable.")
+    ] = None,
+    log_every: Annotated[int | None, typer.Option(help="Epochs between evaluations on the test set.")] = None,
+    precision: Annotated[str | None, typer.Option(help="32-true, 16-mixed or bf16-mixed.")] = None,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="Of the run's random numbers.")] = 1,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where the run is kept.", show_default="runs/<task>-<model>-<digest>")
+    ] = None,
+) -> None:
+    """Train a network; given again, the command goes on with a run that was interrupted."""
+    from .training import RunConfig
+
+    config = RunConfig.for_task(
+        task.value,
+        model=model,
+        width=width,
+        data=data,
+        data_path=_text(data_path),
+        samples=samples,
+        crop=augment,
+        hflip=augment,
+        epochs=epochs,
+        batch_size=batch_size,
+        test_batch_size=test_batch_size,
+        lr=lr,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        milestones=tuple(milestone) if milestone else None,
+        log_every=log_every,
+        precision=precision,
+        device=device,
+        seed=seed,
+        folder=_text(folder),
+    )
+    run(config)
+
+
+@app.command()
+def evaluate(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")], device: Device = "auto"
+) -> None:
+    """Test the network that a run has left."""
+    from .training import evaluate
+
+    score = evaluate(folder, device)
+    print(f"{folder}: test error {score.error:.2f} %, test loss {score.loss:.4f}")
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the two runs are kept.")] = Path("runs/demo"),
+    figure: Annotated[Path | None, typer.Option(help="Where to save the picture instead of in the folder.")] = None,
+) -> None:
+    """Train Z2CNN and gc-P4CNN on the bundled digits and compare them: a table and a picture, in minutes."""
+    from .demo import demo
+
+    rows, picture = demo(folder, figure, progress=sys.stdout.isatty())
+    table = Table("model", title="Rotated digits: 4,000 to train on, 1,000 to test on")
+    for heading in ("parameters", "test error", "largest change of a class probability under a quarter turn"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(row.model, f"{row.parameters:,}", f"{row.test_error:.1f} %", f"{row.change:.1e}")
+    Console().print(table)
+    print(f"test error against the angle: {picture}")
+
+
+@app.command()
+def table(
+    models: Annotated[
+        list[str] | None, typer.Argument(help="Models of the paper's tables; all, unless --module is given.")
+    ] = None,
+    module: Annotated[
+        list[str] | None, typer.Option(help="A network of yours, package.module:factory; repeatable.")
+    ] = None,
+    shape: Annotated[str, typer.Option(help="Channels, rows and columns that --module reads.")] = "3,32,32",
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="Also time training and evaluation, against the first of each shape."),
+    ] = False,
+    batch_size: Annotated[int, typer.Option(help="Pictures a step that --measure times.")] = 8,
+    csv: Annotated[bool, typer.Option("--csv", help="CSV instead of Markdown.")] = False,
+) -> None:
+    """Print what models cost, with the paper's figures beside; measured on the GPU if there is one."""
+    import torch
+
+    from .analysis import PAPER, cost_table, import_network, paper_models, to_csv, to_markdown
+
+    subjects = paper_models(models or ([] if module else list(PAPER)))
+    subjects |= {path: (import_network(path), _shape(shape)) for path in module or ()}
+    if torch.cuda.is_available():
+        for network, _ in subjects.values():
+            network.cuda()
+    rows = cost_table(subjects, measure, batch_size)
+    print((to_csv if csv else to_markdown)(rows), end="")
+
+
+def run(config: RunConfig) -> None:
+    """Train as the configuration says and print what came out."""
+    from .training import train
+
+    print(f"{config.model} on {config.data}: the run is kept in {config.run_folder}")
+    result = train(config, progress=sys.stdout.isatty())
+    print(
+        f"test error {result.test_error:.2f} %, test loss {result.test_loss:.4f}, "
+        f"{result.parameters:,} parameters, {result.seconds:.0f} s"
+    )
+
+
+def exit_code(action: Callable[[], object], debug: bool = False) -> int:
+    """Call the action and return the exit code of the process: 0, 2 for misuse, 1 for failure, 130 for interruption.
+
+    An error of sepgroupy or of the operating system becomes one line on stderr, unless ``debug``.
+    """
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("sepgroupy").setLevel(logging.INFO)
+    try:
+        action()
+    except KeyboardInterrupt:
+        return 130
+    except (SepgroupyError, OSError) as error:
+        if debug:
+            raise
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2 if isinstance(error, ArgumentError) else 1
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the ``sepgroupy`` command with the arguments of the process, or those given, and exit."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    sys.exit(exit_code(lambda: app(arguments), debug="--debug" in arguments))
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError:
+        raise ArgumentError(f"shape (={text!r}) must be whole numbers and commas, such as 3,32,32") from None

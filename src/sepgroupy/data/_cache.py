@@ -1,0 +1,55 @@
+"""Arrays that take long to make, kept in a file until what they were made from changes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._files import atomic
+
+Arrays = dict[str, NDArray]
+
+
+def cached(places: Iterable[Path], key: str, make: Callable[[], Arrays]) -> Arrays:
+    """Return ``make()``, or the arrays that an earlier call kept under the same key.
+
+    A cache is only ever a saving of time: a file that is missing, broken or of another key is made
+    again, and where no place can be written to the arrays are not kept.
+
+    Args:
+        places: ``.npz`` files to look in, then to write to: the first one that can be written.
+        key: says everything that the arrays depend on.
+        make: computes the arrays, by name; no name may be ``"key"``.
+    """
+    places = list(places)
+    for place in places:
+        try:
+            return _read(place, key)
+        except Exception:  # however a cache is broken, it is made again
+            continue
+    arrays = make()
+    for place in places:
+        try:
+            with atomic(place) as temporary:
+                np.savez(temporary, key=np.array(key), **arrays)  # type: ignore[arg-type]
+            break
+        except OSError:
+            continue
+    return arrays
+
+
+def cache_folder() -> Path:
+    """Return the folder for caches that have no place beside their source."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sepgroupy"
+
+
+def _read(place: Path, key: str) -> Arrays:
+    with place.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    if arrays.pop("key").item() != key:
+        raise KeyError(key)
+    return arrays

@@ -1,0 +1,143 @@
+"""Checkpoints of the published code: recognised by their keys and shapes, never trusted."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Mapping
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import DataError, SepgroupyError
+from ._resnet import ResNet
+from ._rotmnist import RotMNISTNet
+
+_GROUPS = {4: "p4", 8: "p4m"}  # by the length of a filter's group axis
+
+
+def load_published(path: str | PathLike[str]) -> nn.Module:
+    """Load a checkpoint of the published code's experiments and build the network that it fits.
+
+    The file holds a state dict of one of the networks for rotated MNIST (``conv1`` … ``conv7``) or for CIFAR-10
+    (``conv1``, ``layer1`` … ``layer3``), itself or under the key ``"state_dict"`` or ``"model"``, with or without the
+    prefix ``module.`` of a parallel wrapper. Kind, group (p4 or p4m), widths, depth, number of classes and of input
+    channels follow from keys and shapes. No code that a file may hold is run.
+
+    Args:
+        path: the file.
+
+    Returns:
+        A :class:`RotMNISTNet` or :class:`ResNet` in float32 on the CPU, in evaluation mode.
+
+    Raises:
+        DataError: the file is missing or broken, holds something else, or fits none of the networks.
+    """
+    name = fspath(path)
+    state = _find_state(name, _read(name))
+    try:
+        network, options = _recognise(state)
+        with torch.device("meta"):  # nothing is allocated before all shapes are known to be right
+            model = network(**options)
+    except SepgroupyError as error:
+        raise DataError(f"{name} is no checkpoint of a published network: {error}") from None
+    if differences := _differences(state, model.state_dict()):
+        call = f"{network.__name__}({', '.join(f'{key}={value!r}' for key, value in options.items())})"
+        more = f", and so on, {len(differences)} in all" if len(differences) > 4 else ""
+        raise DataError(f"{name} looks like {call}, but {', '.join(differences[:4])}{more}")
+    model = model.to_empty(device="cpu")
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def _read(name: str) -> Any:
+    try:
+        content = Path(name).read_bytes()
+    except OSError as error:
+        raise DataError(f"{name} cannot be read: {error.strerror}") from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice is to trust the file
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception:  # which one depends on where the file is broken
+        raise DataError(f"{name} is broken, or holds more than tensors and plain values") from None
+
+
+def _find_state(name: str, found: Any) -> dict[str, Tensor]:
+    if isinstance(found, Mapping):
+        found = next((found[key] for key in ("state_dict", "model") if isinstance(found.get(key), Mapping)), found)
+    if not isinstance(found, Mapping):
+        raise DataError(f"{name} holds no state dict but a {type(found).__name__}")
+    for key, value in found.items():
+        if not isinstance(key, str) or not _is_plain(value):
+            raise DataError(
+                f"{name} holds no state dict: {key!r} is a {type(value).__name__}, not a dense tensor held whole"
+            )
+    whole = all(key.startswith("module.") for key in found)
+    return {key.removeprefix("module.") if whole else key: value for key, value in found.items()}
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is a dense tensor with a number in the file for each of its elements."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.device.type != "cpu":
+        return False
+    return value.untyped_storage().nbytes() >= value.numel() * value.element_size()
+
+
+def _recognise(state: Mapping[str, Tensor]) -> tuple[type[nn.Module], dict[str, Any]]:
+    """Return the class of a network and the arguments that a state dict speaks of."""
+    blocks = {match[0] for match in map(re.compile(r"layer1\.\d+\.").match, state) if match}
+    width, in_channels = _shape(state, "conv1.weight", 4, 5)[:2]
+    options: dict[str, Any] = {"in_channels": in_channels, "classes": _shape(state, "fc.weight", 2)[0]}
+    options |= _kind(state, "layer1.0.conv2" if blocks else "conv2")
+    if not blocks:
+        return RotMNISTNet, options | {"width": width}
+    widths = tuple(_shape(state, f"layer{stage}.0.bn2.weight", 1)[0] for stage in (1, 2, 3))
+    return ResNet, options | {"widths": widths, "depth": 6 * len(blocks) + 2}
+
+
+def _kind(state: Mapping[str, Tensor], layer: str) -> dict[str, str]:
+    """Return the kind of a hidden layer and, on a group, the group."""
+    if f"{layer}.0.weight" in state:
+        return {"kind": "c"}
+    if f"{layer}.depthwise_weight" in state:
+        kind = "g" if len(_shape(state, f"{layer}.depthwise_weight", 4, 5)) == 4 else "gc"
+        fiber = _shape(state, f"{layer}.pointwise_weight", 5)[2]
+    elif len(shape := _shape(state, f"{layer}.weight", 4, 5)) == 4:
+        return {"kind": "plain"}
+    else:
+        kind, fiber = "dense", shape[2]
+    if fiber not in _GROUPS:
+        raise DataError(f"the filters of {layer} are on a group of order {fiber}, not 4 (p4) or 8 (p4m)")
+    return {"kind": kind, "group": _GROUPS[fiber]}
+
+
+def _shape(state: Mapping[str, Tensor], key: str, *axes: int) -> tuple[int, ...]:
+    """Return the shape of a weight that must be there, with one of these numbers of axes and none of them empty."""
+    if key not in state:
+        raise DataError(f"it has no {key}; its {len(state)} keys begin with {', '.join(list(state)[:5])}")
+    shape = tuple(state[key].shape)
+    if len(shape) not in axes or 0 in shape:
+        raise DataError(f"{key} has shape {shape}; it must have {' or '.join(map(str, axes))} axes, none of them empty")
+    return shape
+
+
+def _differences(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """Say, for each key, what would have to be different."""
+    missing = [f"{key} is missing" for key in wanted if key not in found]
+    unknown = [f"{key} is unknown" for key in found if key not in wanted]
+    wrong = [
+        f"{key} has {_describe(found[key])}, not {_describe(value)}"
+        for key, value in wanted.items()
+        if key in found
+        and (found[key].shape, found[key].is_floating_point()) != (value.shape, value.is_floating_point())
+    ]
+    return missing + unknown + wrong
+
+
+def _describe(value: Tensor) -> str:
+    return f"shape {tuple(value.shape)} in {value.dtype}"

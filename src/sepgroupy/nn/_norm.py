@@ -1,0 +1,37 @@
+"""Batch norm and ReLU ahead of a group convolution, fused with it where that saves passes and memory."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..functional import fold, unfold
+from ..functional._plan import AffineNorm
+from ..functional._tiled import Norm
+
+
+def norm_relu(norm: nn.Module, x: Tensor) -> Tensor:
+    """Return relu(norm(x)) of a map on the group, the planar norm applied with the group axis folded."""
+    return unfold(F.relu(norm(fold(x))), x.shape[2])
+
+
+def is_plain(norm: nn.Module) -> bool:
+    """Whether the module is a batch norm that nobody watches by hooks, so that its call may be fused."""
+    watched = norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks
+    return type(norm) is nn.BatchNorm2d and not watched
+
+
+def read_norm(norm: nn.BatchNorm2d, x: Tensor) -> AffineNorm:
+    """Return what the norm would use on x, (B, C, |H|, Y, X), and update its running statistics as its call would."""
+    if not norm.training and norm.running_mean is not None and norm.running_var is not None:
+        return Norm(norm.running_mean, norm.running_var, norm.eps, batch=False), norm.weight, norm.bias
+    momentum = norm.momentum
+    running_mean, running_var = (norm.running_mean, norm.running_var) if norm.training else (None, None)
+    if running_mean is not None and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if momentum is None:
+            momentum = 1.0 / float(norm.num_batches_tracked)
+    with torch.no_grad():
+        mean, var = torch.batch_norm_update_stats(fold(x), running_mean, running_var, momentum or 0.0)
+    return Norm(mean, var, norm.eps, batch=True), norm.weight, norm.bias

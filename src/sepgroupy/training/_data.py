@@ -1,0 +1,34 @@
+"""From a configuration to its pictures."""
+
+from __future__ import annotations
+
+from ..data import ImageData, load_cifar10, load_rotmnist, load_synthetic_cifar10
+from ..errors import ArgumentError
+from ._config import RunConfig
+
+DOWNLOADS = "data"  # CIFAR-10 is looked for, and if need be fetched, here if a run names no path
+
+
+def load_data(config: RunConfig) -> ImageData:
+    """Read the data of a run, ``samples`` of them to train on.
+
+    Raises:
+        ArgumentError: the task has no such source, a path is missing or not wanted, or ``samples`` is too many.
+        DataError: a file is missing or broken.
+    """
+    data = load_rotmnist(config.data, config.data_path) if config.task == "rotmnist" else _load_cifar(config)
+    if config.samples is None:
+        return data
+    if config.samples > len(data.train):
+        raise ArgumentError(f"samples (={config.samples}) exceeds the {len(data.train)} training images of {data.name}")
+    return ImageData(data.name, data.train.first(config.samples), data.test, data.classes)
+
+
+def _load_cifar(config: RunConfig) -> ImageData:
+    if config.data == "cifar10":
+        return load_cifar10(config.data_path or DOWNLOADS, download=config.data_path is None)
+    if config.data != "synthetic":
+        raise ArgumentError(f"data (={config.data!r}) must be cifar10 or synthetic")
+    if config.data_path is not None:
+        raise ArgumentError(f"data_path (={config.data_path!r}) is not wanted: synthetic data have no files")
+    return load_synthetic_cifar10()

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sepgroupy import __version__, cli, demo
+from sepgroupy.data import ImageData, load_digits
+from sepgroupy.errors import DataError
+from sepgroupy.training import _data as data_module
+from sepgroupy.training._learner import Learner
+
+Run = Callable[..., tuple[int, str, str]]
+TRAIN = ("train", "rotmnist", "--model", "z2cnn", "--width", "3", "--epochs", "1", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def digits() -> dict[bool, ImageData]:
+    """Few digits, turned and upright."""
+    every = {turned: load_digits(turned) for turned in (True, False)}
+    return {
+        turned: ImageData("a few digits", data.train.first(40), data.test.first(20), 10)
+        for turned, data in every.items()
+    }
+
+
+@pytest.fixture
+def run(
+    digits: dict[bool, ImageData],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Run:
+    """Call the command in a folder of its own, on few digits; gives exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data_module, "load_rotmnist", lambda source, path: digits[True])
+    monkeypatch.setattr(demo, "load_digits", lambda turned=True: digits[turned])
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            cli.main(arguments)
+        return int(stop.value.code or 0), *capsys.readouterr()
+
+    return call
+
+
+def test_version(run: Run) -> None:
+    assert run("--version") == (0, f"sepgroupy {__version__}\n", "")
+
+
+@pytest.mark.parametrize("arguments", [(), ("train",), ("evaluate",), ("demo",)])
+def test_help(arguments: tuple[str, ...], run: Run) -> None:
+    code, out, _ = run(*arguments, "--help")
+    assert code == 0
+    assert "Usage" in out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("tarin",), ("train",), ("train", "mnist"), ("train", "rotmnist", "--epochs", "two"), ("evaluate", "--speed")],
+)
+def test_misuse_exits_2(arguments: tuple[str, ...], run: Run) -> None:
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert "Traceback" not in err
+
+
+def test_a_wrong_value_exits_2_with_one_line(run: Run) -> None:
+    assert run(*TRAIN, "--lr", "-1") == (2, "", "error: lr (=-1.0) must be a positive number\n")
+
+
+def test_failure_exits_1_with_one_line(run: Run) -> None:
+    code, out, err = run("evaluate", "nowhere")
+    assert (code, out) == (1, "")
+    assert err.startswith("error: ")
+    assert "nowhere" in err
+    assert err.count("\n") == 1
+
+
+def test_an_unwritable_folder_exits_1(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    code, _, err = run(*TRAIN, "--folder", "file/run")
+    assert code == 1
+    assert "file" in err
+    assert err.count("\n") == 1
+
+
+def test_debug_shows_the_stack(run: Run) -> None:
+    with pytest.raises(DataError, match="nowhere"):
+        cli.main(["--debug", "evaluate", "nowhere"])
+
+
+def test_interruption_exits_130_and_the_same_command_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "training_step", interrupted)
+        assert run(*TRAIN)[0] == 130
+    code, out, _ = run(*TRAIN)
+    assert code == 0
+    assert "test error" in out
+
+
+def test_train_then_evaluate(run: Run, tmp_path: Path) -> None:
+    code, trained, _ = run(*TRAIN, "--milestone", "2", "--milestone", "4", "--folder", "run")
+    assert code == 0
+    code, evaluated, _ = run("evaluate", "run", "--device", "cpu")
+    assert code == 0
+    assert "test error" in evaluated
+    assert evaluated.removeprefix("run: ").strip() in trained
+    code, again, _ = run(*TRAIN, "--milestone", "2", "--milestone", "4", "--folder", "run")
+    assert (code, again) == (0, trained)
+    assert run(*TRAIN, "--folder", "run")[0] == 2  # other milestones
+
+
+def test_demo(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "SCHEDULE", {"epochs": 1, "batch_size": 10})
+    code, out, _ = run("demo", "--figure", "picture.png")
+    assert code == 0
+    assert "25,210" in out
+    assert "24,640" in out
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+    with (tmp_path / "runs/demo/error-against-angle.csv").open(newline="") as file:
+        angles, plain, group = zip(*[map(float, row) for row in list(csv.reader(file))[1:]], strict=True)
+    assert angles == tuple(range(0, 361, 15))
+    assert group[:6] == group[6:12] == group[12:18] == group[18:24]
+    rows = {row.model: row for row in demo.demo()[0]}  # the runs are finished: nothing is trained
+    assert rows["Z2CNN"].errors == plain
+    assert rows["gc-P4CNN"].errors == group
+    assert rows["gc-P4CNN"].change < 1e-5 < 1e-3 < rows["Z2CNN"].change

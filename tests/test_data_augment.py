@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from sepgroupy.data._augment import RandomCropFlip
+from sepgroupy.errors import ArgumentError
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def slow(images, padding, hflip, generator):
+    """One image after the other, with numpy, the random numbers in the documented order."""
+    tops, lefts = torch.randint(2 * padding + 1, (2, len(images)), generator=generator).tolist()
+    flips = (torch.rand(len(images), generator=generator) < 0.5).tolist()
+    results = []
+    for image, top, left, flip in zip(images.numpy(), tops, lefts, flips, strict=True):
+        _, height, width = image.shape
+        padded = np.pad(image, [(0, 0), (padding, padding), (padding, padding)])
+        cropped = padded[:, top : top + height, left : left + width]
+        results.append(cropped[:, :, ::-1] if flip and hflip else cropped)
+    return torch.from_numpy(np.stack(results))
+
+
+@pytest.mark.parametrize("padding", [0, 1, 4])
+@pytest.mark.parametrize("hflip", [False, True])
+@pytest.mark.parametrize("shape", [(50, 3, 32, 32), (1, 1, 5, 8)])
+def test_it_is_the_slow_definition(padding, hflip, shape):
+    images = torch.randn(shape, generator=seeded(0))
+    before = images.clone()
+    result = RandomCropFlip(padding, hflip)(images, seeded(1))
+    assert torch.equal(result, slow(images, padding, hflip, seeded(1)))
+    assert torch.equal(images, before)
+    assert result.is_contiguous()
+
+
+def test_all_crops_and_flips_are_as_frequent():
+    # One bright pixel in the middle tells where each image went; its left neighbour tells whether it is flipped.
+    image = torch.zeros(1, 1, 32, 32)
+    image[..., 16, 16], image[..., 16, 15] = 2, 1
+    count = 81 * 100
+    moved = RandomCropFlip()(image.expand(count, 1, 32, 32), seeded(0))
+    position = (moved == 2).flatten(1).int().argmax(1)
+    flipped = (moved == 1).flatten(1).int().argmax(1) > position
+    column = torch.where(flipped, 31 - position % 32, position % 32)
+    offset = (20 - position // 32) * 9 + 20 - column
+    frequencies = torch.bincount(offset, minlength=81)
+    assert len(frequencies) == 81
+    assert ((frequencies - 100) ** 2 / 100).sum() < 130  # chi-square of 80 degrees of freedom: 1 in 3,000
+    assert abs(flipped.float().mean() - 0.5) < 4 * 0.5 / count**0.5
+
+
+def test_no_crop_and_no_flip_change_nothing():
+    images = torch.randn(9, 3, 32, 32, generator=seeded(0))
+    assert torch.equal(RandomCropFlip(padding=0, hflip=False)(images), images)
+
+
+def test_the_generator_decides():
+    images = torch.randn(20, 3, 32, 32, generator=seeded(0))
+    augment = RandomCropFlip()
+    assert torch.equal(augment(images, seeded(3)), augment(images, seeded(3)))
+    assert not torch.equal(augment(images, seeded(3)), augment(images, seeded(4)))
+    torch.manual_seed(3)
+    assert torch.equal(augment(images), augment(images, seeded(3)))
+
+
+def test_any_layout_and_type():
+    images = torch.randn(20, 3, 32, 32, generator=seeded(0)).half()
+    last = images.to(memory_format=torch.channels_last)
+    assert torch.equal(RandomCropFlip()(images, seeded(1)), RandomCropFlip()(last, seeded(1)))
+
+
+def test_it_stays_on_the_device_of_the_images():
+    images = torch.empty(20, 3, 32, 32, device="meta")  # refuses to be mixed with any other
+    assert RandomCropFlip()(images, seeded(1)).device.type == "meta"
+
+
+def test_bad_arguments_are_named():
+    with pytest.raises(ArgumentError, match=r"padding \(=-1\)"):
+        RandomCropFlip(padding=-1)
+    with pytest.raises(ArgumentError, match=r"\(3, 32, 32\)"):
+        RandomCropFlip()(torch.zeros(3, 32, 32))

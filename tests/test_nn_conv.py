@@ -1,0 +1,238 @@
+"""Every layer, computed in every way, against the definition."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+import oracle
+from conftest import PLANE_GROUPS, Build, Layer, build_layer, pairs, random_input, ways_of
+from sepgroupy import functional
+from sepgroupy.errors import ArgumentError
+from sepgroupy.groups import D1, D4, PointGroup
+from sepgroupy.nn import GroupConv2d, LiftingConv2d
+
+CASES: dict[str, dict[str, Any]] = {
+    **{f"kernel-{k}": {"kernel_size": k} for k in (1, 2, 3, 4, 5)},
+    **{f"kernel-{k}-padded": {"kernel_size": k, "padding": k // 2} for k in (2, 3, 4, 5)},
+    "kernel-pair": {"kernel_size": (2, 3)},
+    "kernel-row": {"kernel_size": (1, 4), "padding": (0, 2)},
+    "stride": {"kernel_size": 3, "stride": 2},
+    "stride-over-kernel": {"kernel_size": 1, "stride": 3},
+    "stride-pair": {"kernel_size": 2, "stride": (2, 1)},
+    "padding-over-kernel": {"kernel_size": 1, "padding": 2},
+    "padding-pair": {"kernel_size": 3, "padding": (1, 0)},
+    "padding-even-pair": {"kernel_size": 3, "padding": (1, 1)},
+    "valid": {"kernel_size": 3, "padding": "valid"},
+    "same-3": {"kernel_size": 3, "padding": "same"},
+    "same-5-dilated": {"kernel_size": 5, "padding": "same", "dilation": 2},
+    "same-2-dilated": {"kernel_size": 2, "padding": "same", "dilation": 2},
+    "same-2": {"kernel_size": 2, "padding": "same"},
+    "same-columns-4": {"kernel_size": (3, 4), "padding": "same"},
+    "dilation": {"kernel_size": 3, "dilation": 2},
+    "dilation-pair": {"kernel_size": 2, "dilation": (1, 3)},
+    "groups": {"kernel_size": 3, "groups": 2},
+    "no-bias": {"kernel_size": 3, "bias": False},
+    **{
+        f"{mode}": {"kernel_size": 3, "padding": 2, "padding_mode": mode}
+        for mode in ("reflect", "replicate", "circular")
+    },
+    "circular-same-2": {"kernel_size": 2, "padding": "same", "padding_mode": "circular"},
+    "everything": {
+        "kernel_size": 4,
+        "stride": 2,
+        "padding": 3,
+        "dilation": 2,
+        "groups": 2,
+        "bias": False,
+        "padding_mode": "reflect",
+    },
+}
+GEOMETRY = ("stride", "padding", "dilation", "groups", "padding_mode")
+
+
+@pytest.mark.parametrize(("way", "case"), pairs(CASES))
+def test_fixed_cases(plane_group: PointGroup, way: tuple[str, str], case: dict[str, Any]) -> None:
+    if not keeps_symmetry(plane_group, case):
+        with pytest.raises(
+            ArgumentError, match=rf"must be the same on both axes: {re.escape(repr(plane_group))}|'same'"
+        ):
+            build_layer(way, 4, 2, group=plane_group, **case)
+        return
+    layer = build_layer(way, 4, 2, group=plane_group, dtype=torch.float64, **case)
+    assert_as_defined(layer, random_input(layer, 9, 8), case)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[tuple[str, str], PointGroup, dict[str, Any], tuple[int, int]]:
+    """Draw a way, a group, arguments that keep its symmetry, and a size that they fit."""
+    small = st.integers(1, 3)
+    group = draw(st.sampled_from(PLANE_GROUPS))
+    groups = draw(st.integers(1, 2))
+    case: dict[str, Any] = {
+        "in_channels": groups * draw(st.integers(1, 2)),
+        "out_channels": groups * draw(st.integers(1, 2)),
+        "kernel_size": draw(st.integers(1, 5) | st.tuples(st.integers(1, 5), st.integers(1, 5))),
+        "dilation": draw(small | st.tuples(small, small)),
+        "groups": groups,
+        "bias": draw(st.booleans()),
+        "padding_mode": draw(st.sampled_from(sorted(oracle.PAD_MODES))),
+    }
+    case["padding"] = draw(
+        st.integers(0, 3) | st.tuples(st.integers(0, 3), st.integers(0, 3)) | st.sampled_from(["same", "valid"])
+    )
+    if case["padding"] != "same":
+        case["stride"] = draw(small | st.tuples(small, small))
+    assume(keeps_symmetry(group, case))
+    known = {name: case[name] for name in ("kernel_size", "groups")}
+    kernel, gaps = oracle.by_axis(case["kernel_size"], 2), oracle.by_axis(case["dilation"], 2)
+    pads = oracle.pads(case["padding"], kernel, gaps)
+    size = []
+    for k, gap, (before, after) in zip(kernel, gaps, pads, strict=True):
+        fits = gap * (k - 1) + 1 - before - after  # the kernel into the padded picture
+        wraps = max(before, after) + 1  # reflection and wrapping see each pixel once at most
+        size.append(draw(st.integers(max(fits, wraps, 1), max(fits, wraps, 1) + 4)))
+    return draw(st.sampled_from(ways_of(**known))), group, case, (size[0], size[1])
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.filter_too_much])
+@given(cases(), st.integers(0, 3))
+def test_any_arguments(
+    arguments: tuple[tuple[str, str], PointGroup, dict[str, Any], tuple[int, int]], batch: int
+) -> None:
+    way, group, case, size = arguments
+    layer = build_layer(way, group=group, dtype=torch.float64, **case)
+    assert_as_defined(layer, random_input(layer, *size, batch=batch), case)
+
+
+SEPARABLE = {"one-block": {"kernel_size": 4}, "blocks": {"kernel_size": 4, "groups": 2}}
+
+
+@pytest.mark.parametrize(("way", "case"), [pair for pair in pairs(SEPARABLE) if pair.values[0][0] in ("g", "gc")])
+def test_a_separable_layer_equals_the_dense_one_with_its_full_filter(
+    plane_group: PointGroup, way: tuple[str, str], case: dict[str, Any]
+) -> None:
+    options: dict[str, Any] = {"padding": 1, "group": plane_group, "dtype": torch.float64, **case}
+    layer, dense = build_layer(way, 4, 6, **options), build_layer(("dense", "dense"), 4, 6, **options)
+    with torch.no_grad():
+        dense.weight.copy_(functional.full_filter(layer.depthwise_weight, layer.pointwise_weight))
+        dense.bias.copy_(layer.bias)
+    x = random_input(layer, 7, 7)
+    torch.testing.assert_close(layer(x), dense(x), atol=1e-10, rtol=0)
+
+
+FUNCTIONAL = {"3x3": {"kernel_size": 3}, "3x3-groups": {"kernel_size": 3, "groups": 2}, "1x1": {"kernel_size": 1}}
+
+
+@pytest.mark.parametrize(("way", "case"), pairs(FUNCTIONAL))
+def test_functional_calls_compute_the_same(plane_group: PointGroup, way: tuple[str, str], case: dict[str, Any]) -> None:
+    geometry = {"stride": 2, "padding": 1, "groups": case.get("groups", 1)}
+    layer = build_layer(way, 4, 2, case["kernel_size"], group=plane_group, dtype=torch.float64, **geometry)
+    x = random_input(layer, 7, 7)
+    calls: dict[str, Any] = {
+        "lifting": lambda x, algorithm, **options: functional.lifting_conv2d(x, **options),
+        "dense": functional.group_conv2d,
+        "g": functional.separable_group_conv2d,
+        "gc": functional.separable_group_conv2d,
+    }
+    y = calls[way[0]](x, **dict(layer.named_parameters()), **geometry, group=plane_group, algorithm=way[1])
+    np.testing.assert_allclose(y.detach().numpy(), as_defined(layer, x, **geometry), atol=1e-10, rtol=0)
+
+
+def test_float32_stays_close_to_the_definition(build: Build) -> None:
+    layer = build(8, 8, 3, padding=1, group=D4)
+    x = random_input(layer, 9, 9, dtype=torch.float32)
+    y = layer(x)
+    assert y.dtype == torch.float32
+    np.testing.assert_allclose(y.detach().numpy(), as_defined(layer, x.double(), 1, 1), atol=2e-5)
+
+
+def test_the_trivial_group_gives_an_ordinary_convolution() -> None:
+    plain = torch.nn.Conv2d(4, 6, (2, 3), (1, 2), (1, 0), (2, 1), 2, padding_mode="reflect")
+    layer = LiftingConv2d(4, 6, (2, 3), (1, 2), (1, 0), (2, 1), 2, padding_mode="reflect", group="p1")
+    layer.load_state_dict({"weight": plain.weight.unsqueeze(2), "bias": plain.bias})
+    x = torch.randn(2, 4, 8, 9)
+    torch.testing.assert_close(layer(x).squeeze(2), plain(x))
+
+
+def test_positional_arguments_are_in_the_order_of_torch() -> None:
+    arguments: Any = (4, 6, 3, 2, 1, 1, 2, False, "circular")
+    plain, lifting, group = (
+        torch.nn.Conv2d(*arguments),
+        LiftingConv2d(*arguments, group="p4"),
+        GroupConv2d(*arguments, group="p4"),
+    )
+    assert lifting.weight.shape == (6, 2, 1, 3, 3)
+    assert group.weight.shape == (6, 2, 4, 3, 3)
+    assert lifting.bias is group.bias is plain.bias is None
+    x = torch.randn(1, 4, 7, 7)
+    assert lifting(x).shape[-2:] == plain(x).shape[-2:]
+
+
+def test_empty_batch(build: Build) -> None:
+    layer = build(3, 2, 3, padding=1, group=D4)
+    x = random_input(layer, 5, 5, batch=0, dtype=torch.float32).requires_grad_()
+    y = layer(x)
+    assert y.shape == (0, 2, 8, 5, 5)
+    y.sum().backward()
+    assert all((parameter.grad == 0).all() for parameter in layer.parameters())
+
+
+def test_inputs_that_are_not_contiguous(build: Build) -> None:
+    layer = build(3, 2, 3, group=D4, dtype=torch.float64)
+    x = random_input(layer, 6, 5)
+    strided = x.transpose(-2, -1).contiguous().transpose(-2, -1)
+    assert not strided.is_contiguous()
+    torch.testing.assert_close(layer(strided), layer(x), atol=1e-12, rtol=0)
+
+
+def test_the_input_is_left_as_it_is(build: Build) -> None:
+    layer = build(2, 2, 3, padding=1, group=D1, padding_mode="circular")
+    x = random_input(layer, 5, 5)
+    before = x.clone()
+    layer.double()(x)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("padding_mode", ["zeros", "circular"])
+def test_the_group_axis_lies_outermost_so_that_folding_is_free(build: Build, padding_mode: str) -> None:
+    layer = build(2, 3, 3, padding=1, group=D4, padding_mode=padding_mode)
+    for y in (layer(random_input(layer, 5, 6, dtype=torch.float32)),):
+        assert y.shape == (2, 3, 8, 5, 6)
+        assert y.transpose(1, 2).is_contiguous()
+        assert functional.fold(y).data_ptr() == y.data_ptr()
+
+
+def assert_as_defined(layer: Layer, x: torch.Tensor, case: dict[str, Any]) -> None:
+    expected = as_defined(layer, x, **{name: case[name] for name in GEOMETRY if name in case})
+    for mode in (True, False):
+        with torch.no_grad():
+            y = layer.train(mode)(x)
+        assert y.shape == expected.shape
+        np.testing.assert_allclose(y.numpy(), expected, atol=1e-10, rtol=0)
+
+
+def as_defined(layer: Layer, x: torch.Tensor, *args: Any, **geometry: Any) -> oracle.Array:
+    parameters = {name: value.detach().double().numpy() for name, value in layer.named_parameters()}
+    return oracle.layer(x.numpy(), parameters, layer.plan.group, *args, **geometry)
+
+
+def keeps_symmetry(group: PointGroup, case: dict[str, Any]) -> bool:
+    """Whether every element maps kernel, strides, dilations and the padding on both sides to themselves."""
+    pairs = [case.get(name, 1) for name in ("kernel_size", "stride", "dilation", "padding")]
+    exchanges = (group.arrays[:, 0, 1] != 0).any()
+    if exchanges and any(isinstance(pair, tuple) and pair[0] != pair[1] for pair in pairs):
+        return False
+    if case.get("padding") != "same":
+        return True
+    pads = oracle.pads("same", oracle.by_axis(case["kernel_size"], 2), oracle.by_axis(case.get("dilation", 1), 2))
+    reversed_axes = [bool((group.arrays[:, axis] < 0).any()) for axis in range(2)]
+    return not any(
+        before != after and backwards for (before, after), backwards in zip(pads, reversed_axes, strict=True)
+    )

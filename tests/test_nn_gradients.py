@@ -1,0 +1,113 @@
+"""First and second derivatives of every kind of layer, computed in every way, against finite differences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from conftest import DIAGONAL, build_layer, pairs, random_input
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+from sepgroupy.functional import transform
+from sepgroupy.groups import C4, D4, PointGroup
+
+CASES: dict[str, dict[str, Any]] = {
+    "1x1-stride": {"kernel_size": 1, "stride": 2},
+    "2x2-padding": {"kernel_size": 2, "padding": 1},
+    "3x3-stride": {"kernel_size": 3, "stride": 2, "padding": 1},
+    "groups": {"kernel_size": 2, "groups": 2},
+    "circular": {"kernel_size": 2, "padding": 1, "padding_mode": "circular"},
+}
+
+
+def as_function(layer: Any, x: Tensor) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
+    """Return the layer as a function of input and parameters, and where to evaluate it."""
+    names = [name for name, _ in layer.named_parameters()]
+
+    def call(x: Tensor, *parameters: Tensor) -> Tensor:
+        return torch.func.functional_call(layer, dict(zip(names, parameters, strict=True)), (x,))
+
+    return call, (x.requires_grad_(), *layer.parameters())
+
+
+@pytest.mark.parametrize("group", [C4, D4, DIAGONAL], ids=["p4", "p4m", "diagonal"])
+@pytest.mark.parametrize(("way", "case"), pairs(CASES))
+def test_first_and_second_derivatives(way: tuple[str, str], case: dict[str, Any], group: PointGroup) -> None:
+    channels = case.get("groups", 1)
+    layer = build_layer(way, channels, 2, group=group, dtype=torch.float64, **case)
+    with torch.no_grad():
+        layer.bias.normal_()
+    call, inputs = as_function(layer, random_input(layer, 3, 3, batch=2))
+    assert gradcheck(call, inputs, fast_mode=True)
+    assert gradgradcheck(call, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize(("way", "case"), pairs({"1x1": {"kernel_size": 1}, "2x2": {"kernel_size": 2}}))
+def test_every_single_derivative(way: tuple[str, str], case: dict[str, Any]) -> None:
+    layer = build_layer(way, 1, 2, group=C4, dtype=torch.float64, **case)
+    call, inputs = as_function(layer, random_input(layer, 2, 2, batch=1))
+    assert gradcheck(call, inputs)
+    assert gradgradcheck(call, inputs)
+
+
+@pytest.mark.parametrize(("way", "case"), pairs({"1x1": {"kernel_size": 1}, "3x3": {"kernel_size": 3, "padding": 1}}))
+def test_gradients_of_the_parameters_do_not_see_how_the_picture_is_turned(
+    way: tuple[str, str], case: dict[str, Any]
+) -> None:
+    layer = build_layer(way, 2, 3, group=D4, dtype=torch.float64, **case)
+    x = random_input(layer, 5, 5)
+    gradients = [
+        torch.autograd.grad(layer(transform(x, D4, t, fiber=x.ndim == 5)).square().sum(), tuple(layer.parameters()))
+        for t in range(8)
+    ]
+    for turned in gradients[1:]:
+        torch.testing.assert_close(turned, gradients[0], atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize(("way", "case"), pairs({"1x1": {"kernel_size": 1}, "3x3": {"kernel_size": 3, "padding": 1}}))
+@pytest.mark.parametrize("frozen", ["x", "weight", "depthwise_weight", "pointwise_weight", "bias"])
+def test_what_wants_no_gradient_gets_none(way: tuple[str, str], case: dict[str, Any], frozen: str) -> None:
+    layer = build_layer(way, 2, 2, group=C4, dtype=torch.float64, **case)
+    x = random_input(layer, 3, 3).requires_grad_()
+    leaves = {"x": x, **dict(layer.named_parameters())}
+    if frozen not in leaves:
+        frozen = "x"
+    layer(x).square().sum().backward()
+    expected = {name: leaf.grad for name, leaf in leaves.items() if name != frozen}
+    for leaf in leaves.values():
+        leaf.grad = None
+    leaves[frozen].requires_grad_(False)
+    layer(x).square().sum().backward()
+    assert leaves.pop(frozen).grad is None
+    for name, leaf in leaves.items():
+        torch.testing.assert_close(leaf.grad, expected[name], atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(("way", "case"), pairs({"1x1": {"kernel_size": 1}, "3x3": {"kernel_size": 3, "padding": 1}}))
+def test_the_output_may_be_changed_in_place(way: tuple[str, str], case: dict[str, Any]) -> None:
+    layer = build_layer(way, 2, 2, group=C4, dtype=torch.float64, **case)
+    x = random_input(layer, 3, 3).requires_grad_()
+    (apart,) = torch.autograd.grad((layer(x) + 1).relu().square().sum(), x)
+    y = layer(x)
+    y += 1
+    (in_place,) = torch.autograd.grad(y.relu_().square().sum(), x)
+    torch.testing.assert_close(in_place, apart)
+
+
+@pytest.mark.parametrize(("way", "case"), pairs({"1x1": {"kernel_size": 1}, "3x3": {"kernel_size": 3, "padding": 1}}))
+def test_an_ensemble_by_vmap(way: tuple[str, str], case: dict[str, Any]) -> None:
+    layers = [build_layer(way, 2, 2, group=C4, **case) for _ in range(3)]
+    parameters, buffers = torch.func.stack_module_state(layers)
+    x = random_input(layers[0], 4, 4, dtype=torch.float32)
+
+    def loss(parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(layers[0], (parameters, buffers), (x,)).square().sum()
+
+    together = torch.func.vmap(torch.func.grad(loss))(parameters, buffers)
+    for index, layer in enumerate(layers):
+        layer(x).square().sum().backward()
+        for name, parameter in layer.named_parameters():
+            torch.testing.assert_close(together[name][index], parameter.grad, rtol=1e-4, atol=1e-4)

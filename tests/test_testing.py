@@ -1,0 +1,195 @@
+"""The public equivariance checker: it measures what it says, and catches what it must."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import oracle
+from sepgroupy.errors import ArgumentError
+from sepgroupy.groups import C4, D4, PointGroup
+from sepgroupy.nn import GroupConv2d, GroupPool, LiftingConv2d
+from sepgroupy.testing import TOLERANCES, assert_equivariant, equivariance_error
+
+
+def planar_to_group(group: PointGroup) -> nn.Module:
+    return LiftingConv2d(2, 3, 3, group=group)
+
+
+def group_to_group(group: PointGroup) -> nn.Module:
+    return GroupConv2d(2, 3, 3, group=group, kind="gc")
+
+
+def planar_to_planar(group: PointGroup) -> nn.Module:
+    return nn.Sequential(LiftingConv2d(2, 3, 3, group=group), GroupPool())
+
+
+def group_to_planar(group: PointGroup) -> nn.Module:
+    return nn.Sequential(GroupConv2d(2, 3, 3, group=group), GroupPool("mean"))
+
+
+def planar_to_invariant(group: PointGroup) -> nn.Module:
+    return nn.Sequential(planar_to_planar(group), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5))
+
+
+MAKERS = [planar_to_group, group_to_group, planar_to_planar, group_to_planar, planar_to_invariant]
+
+
+def picture(make: Any, group: PointGroup, size: int = 7) -> torch.Tensor:
+    fiber = (group.order,) if make in (group_to_group, group_to_planar) else ()
+    return torch.randn(2, 2, *fiber, size, size)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equivariant_nets_pass(plane_group: PointGroup, make: Any, dtype: torch.dtype) -> None:
+    x = picture(make, plane_group).to(dtype)
+    net = make(plane_group).to(dtype)
+    errors = equivariance_error(net, plane_group, x)
+    assert errors.shape == (plane_group.order,)
+    assert errors.dtype == torch.float64
+    assert errors.max() < {torch.float32: 1e-5, torch.float64: 1e-13}[dtype]
+    assert errors[0] == 0
+    assert_equivariant(net, plane_group, x)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_the_numbers_are_those_of_the_definition(make: Any) -> None:
+    # Nets of p4 held against p4m: the four turns hold, the mirrors do not; the numbers are checked for one and all.
+    x = picture(make, D4).double()
+    net = make(D4).double()
+    weight = torch.randn(7, 7, dtype=torch.float64)
+
+    def broken(x: torch.Tensor) -> torch.Tensor:
+        return net(x * weight)
+
+    errors = equivariance_error(broken, "p4m", x)
+    with torch.no_grad():
+        y = broken(x).numpy()
+        for t in range(8):
+            target = act(y, t) if y.ndim > 3 else y
+            difference = np.abs(broken(torch.from_numpy(act(x.numpy(), t))).numpy() - target).max()
+            assert errors[t] == pytest.approx(difference / np.abs(y).max(), abs=1e-12)
+    assert errors[1:].min() > 0.01
+
+
+def act(a: oracle.Array, element: int) -> oracle.Array:
+    return oracle.move_fiber(a, D4, element) if a.ndim == 5 else oracle.move(a, D4.arrays[element])
+
+
+def test_an_ordinary_convolution_is_caught() -> None:
+    x = torch.randn(1, 2, 7, 7)
+    errors = equivariance_error(nn.Conv2d(2, 2, 3), "p4", x)
+    assert errors[0] == 0
+    assert errors[1:].min() > 0.1
+    with pytest.raises(AssertionError):
+        assert_equivariant(nn.Conv2d(2, 2, 3), "p4", x)
+
+
+def test_a_group_convolution_with_its_group_axis_in_another_order_is_caught() -> None:
+    layer = LiftingConv2d(2, 3, 3, group="p4")
+    assert equivariance_error(lambda x: layer(x).flip(2), "p4", torch.randn(1, 2, 7, 7))[1] > 0.1
+
+
+def test_a_net_of_a_smaller_group_fails_for_the_rest_alone() -> None:
+    net = planar_to_planar(C4)
+    x = torch.randn(1, 2, 7, 7)
+    errors = equivariance_error(net, D4, x)
+    assert errors[:4].max() < 1e-5
+    assert errors[4:].min() > 0.01
+    assert_equivariant(net, C4, x)
+    worst = int(errors.argmax())
+    with pytest.raises(AssertionError) as caught:
+        assert_equivariant(net, D4, x)
+    for part in ("p4m", f"element {worst}", str(D4.elements[worst]), f"{errors[worst]:.1e}"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_nan_and_infinity_never_pass(value: float) -> None:
+    def broken(x: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(x, value)
+
+    x = torch.randn(1, 1, 5, 5)
+    assert (equivariance_error(broken, "p4", x) == torch.inf).all()
+    with pytest.raises(AssertionError):
+        assert_equivariant(broken, "p4", x, tolerance=1e9)
+
+
+def test_nan_for_one_element_is_found() -> None:
+    x = torch.randn(1, 1, 5, 5)
+
+    def sometimes(y: torch.Tensor) -> torch.Tensor:
+        return y if torch.equal(y, x) else y * torch.nan
+
+    assert equivariance_error(sometimes, "p2", x).tolist() == [0, torch.inf]
+
+
+def test_a_shape_that_changes_with_the_turn_is_infinite() -> None:
+    pool = nn.MaxPool2d((1, 2))
+    x = torch.randn(1, 1, 6, 6)
+    assert equivariance_error(lambda y: pool(y)[..., :4, :], "p4", x)[1:].tolist()[::2] == [torch.inf, torch.inf]
+    with pytest.raises(AssertionError, match="inf"):
+        assert_equivariant(lambda y: pool(y)[..., :4, :], "p4", x)
+
+
+def test_a_net_that_answers_zero_is_equivariant() -> None:
+    assert (equivariance_error(torch.zeros_like, "p4m", torch.randn(1, 1, 5, 5)) == 0).all()
+
+
+def test_tolerance_follows_the_dtype_or_the_caller() -> None:
+    x = torch.randn(1, 1, 5, 5)
+    scale = x.abs().max()
+
+    def nearly(y: torch.Tensor) -> torch.Tensor:
+        return y if torch.equal(y, x.to(y.dtype)) else y + 1e-6 * scale
+
+    assert_equivariant(nearly, "p4", x)
+    with pytest.raises(AssertionError, match=r"1\.0e-10"):
+        assert_equivariant(nearly, "p4", x.double())
+    assert_equivariant(nearly, "p4", x.double(), tolerance=1e-5)
+    with pytest.raises(AssertionError):
+        assert_equivariant(nearly, "p4", x, tolerance=1e-7)
+    with pytest.raises(AssertionError):
+        assert_equivariant(nearly, "p4", x, tolerance=0)
+
+
+def test_tolerances_of_all_floating_types() -> None:
+    assert TOLERANCES[torch.float64] <= 1e-10
+    assert (
+        TOLERANCES[torch.float64] < TOLERANCES[torch.float32] < TOLERANCES[torch.float16] < TOLERANCES[torch.bfloat16]
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    assert_equivariant(planar_to_planar(D4).to(dtype), D4, torch.randn(1, 2, 7, 7).to(dtype))
+
+
+def test_nothing_is_left_behind() -> None:
+    net, x = planar_to_group(D4), torch.randn(1, 2, 7, 7, requires_grad=True)
+    before = x.detach().clone()
+    errors = equivariance_error(net, D4, x)
+    assert not errors.requires_grad
+    assert torch.equal(x, before)
+    assert net.training
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (1, 5, 5), (1, 1, 4, 5, 5, 5)])
+def test_an_input_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ArgumentError, match=r"x has shape \("):
+        equivariance_error(lambda x: x, "p4", torch.zeros(shape))
+
+
+def test_a_fiber_of_another_order_is_refused() -> None:
+    with pytest.raises(ArgumentError, match=r"\(1, 1, 3, 5, 5\).*4.*p4"):
+        equivariance_error(lambda x: x, "p4", torch.zeros(1, 1, 3, 5, 5))
+
+
+def test_an_unknown_group_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="p5"):
+        assert_equivariant(lambda x: x, "p5", torch.zeros(1, 1, 3, 3))

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sepgroupy.errors import ArgumentError
+from sepgroupy.training import RunConfig
+
+PAPER = {  # SPEC: sections 3 and 4
+    "rotmnist": ("adam", 0.01, 0.0, 1e-5, (40,), 50, 256),
+    "cifar10": ("sgd", 0.05, 0.9, 1e-5, (50, 100, 150), 300, 128),
+}
+
+
+@pytest.mark.parametrize("task", PAPER)
+def test_defaults_are_the_papers(task: str) -> None:
+    c = RunConfig.for_task(task)
+    assert (c.optimizer, c.lr, c.momentum, c.weight_decay, c.milestones, c.epochs, c.batch_size) == PAPER[task]
+    assert (c.width, c.samples, c.crop, c.hflip, c.seed) == (None, None, False, False, 1)
+
+
+@pytest.mark.parametrize("task", PAPER)
+def test_json_round_trip(task: str) -> None:
+    config = RunConfig.for_task(task, lr=0.1, width=5, milestones=(2, 3), folder="here", samples=7, seed=0)
+    assert RunConfig.from_json(config.to_json()) == config
+
+
+def test_an_override_of_none_leaves_the_papers_value() -> None:
+    assert RunConfig.for_task("rotmnist", lr=None, epochs=3) == RunConfig.for_task("rotmnist", epochs=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("task", "mnist"), ("task", ["rotmnist"]), ("model", "gc-p5cnn"), ("model", "resnet44"), ("model", None),
+        ("width", 0), ("width", 2.0), ("data", 3), ("data_path", ""), ("samples", -1), ("crop", 1), ("hflip", "yes"),
+        ("epochs", 0), ("epochs", True), ("batch_size", 0), ("test_batch_size", "1"), ("optimizer", "adamw"),
+        ("lr", 0.0), ("lr", float("nan")), ("lr", "0.1"), ("momentum", 1.0), ("weight_decay", -1e-5),
+        ("milestones", (3, 3)), ("milestones", (0,)), ("milestones", 40), ("log_every", 0), ("precision", "16"),
+        ("device", "tpu"), ("seed", -1), ("seed", 2**32), ("folder", ""),
+    ],
+)  # fmt: skip
+def test_refusals_name_the_setting_and_its_value(name: str, value: Any) -> None:
+    config = RunConfig.for_task("rotmnist")
+    with pytest.raises(ArgumentError) as error:
+        replace(config, **{name: value})
+    assert str(error.value).startswith(f"{name} (={value!r}) must be ")
+    values = asdict(config) | {name: value}
+    with pytest.raises(ArgumentError, match=name):
+        RunConfig.from_json(json.dumps(values))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "[" * 100_000, '{"task": "rotmnist"}', '{"tusk": 1}'])
+def test_broken_json_is_refused(text: str) -> None:
+    with pytest.raises(ArgumentError):
+        RunConfig.from_json(text)
+
+
+def test_an_unknown_setting_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="'learning_rate'"):
+        RunConfig.for_task("rotmnist", learning_rate=0.1)
+    with pytest.raises(ArgumentError, match=r"task \(='mnist'\)"):
+        RunConfig.for_task("mnist")
+
+
+def test_the_folder_follows_from_the_configuration() -> None:
+    config = RunConfig.for_task("rotmnist", seed=3)
+    assert config.run_folder == RunConfig.for_task("rotmnist", seed=3).run_folder
+    assert config.run_folder != replace(config, seed=4).run_folder
+    assert config.run_folder.parent == Path("runs")
+    assert config.run_folder.name.startswith("rotmnist-gc-p4cnn-")
+    assert replace(config, folder="a/b").run_folder == Path("a/b")

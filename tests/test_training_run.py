@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+import csv
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sepgroupy.data import ImageData, Split, load_digits
+from sepgroupy.errors import ArgumentError, DataError
+from sepgroupy.models import build_model, model_names
+from sepgroupy.training import Result, RunConfig, Score, evaluate, load_model, predict, score, train
+from sepgroupy.training import _data as data_module
+from sepgroupy.training._learner import EpochBatches, Learner
+
+ROTMNIST = [name for name in model_names() if "resnet" not in name]
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageData:
+    data = load_digits()
+    return ImageData("a few digits", data.train.first(48), data.test.first(30), 10)
+
+
+@pytest.fixture
+def few(digits: ImageData, monkeypatch: pytest.MonkeyPatch) -> ImageData:
+    """Let every run of a test read these few digits."""
+    monkeypatch.setattr(data_module, "load_rotmnist", lambda source, path: digits)
+    return digits
+
+
+def config_in(folder: Path, **overrides: Any) -> RunConfig:
+    settings = {"model": "z2cnn", "width": 3, "epochs": 2, "batch_size": 20, "device": "cpu", "folder": str(folder)}
+    return RunConfig.for_task("rotmnist", **(settings | overrides))
+
+
+def parameters(folder: Path) -> dict[str, Tensor]:
+    return load_model(folder).state_dict()
+
+
+def history(folder: Path) -> list[dict[str, str]]:
+    """Read the table of a run, without what the clock decides."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+
+
+def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+@pytest.mark.parametrize("model", ROTMNIST)
+def test_every_model_trains(model: str, few: ImageData, tmp_path: Path) -> None:
+    result = train(config_in(tmp_path, model=model, samples=32))
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "config.json", "last.ckpt", "metrics.csv", "result.json", "tensorboard"
+    }  # fmt: skip
+    assert list((tmp_path / "tensorboard").glob("events*"))
+    rows = history(tmp_path)
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert rows[0]["test_error"] == ""
+    assert float(rows[1]["test_error"]) == result.test_error
+    assert result.parameters == sum(p.numel() for p in build_model(model, width=3).parameters())
+    torch.manual_seed(1)
+    start, end = build_model(model, width=3), load_model(tmp_path)
+    assert all(not torch.equal(a, b) for a, b in zip(start.parameters(), end.parameters(), strict=True))
+    assert evaluate(tmp_path, "cpu") == Score(result.test_loss, result.test_error)
+
+
+def test_a_run_is_the_plain_loop(few: ImageData, tmp_path: Path) -> None:
+    config = config_in(tmp_path, epochs=3, milestones=(1, 2), weight_decay=0.1, seed=5)
+    train(config)
+    torch.manual_seed(5)
+    model = build_model("z2cnn", width=3)
+    batches = EpochBatches(48, 20, seed=5)
+    optimizer = torch.optim.Adam(model.parameters(), weight_decay=0.1)
+    for epoch, lr in enumerate((0.01, 0.001, 0.0001)):
+        batches.set_epoch(epoch)
+        optimizer.param_groups[0]["lr"] = lr
+        for indices in batches:
+            optimizer.zero_grad()
+            nn.functional.nll_loss(model(few.train.images[indices]), few.train.labels[indices]).backward()
+            optimizer.step()
+    for name, value in parameters(tmp_path).items():
+        torch.testing.assert_close(value, model.state_dict()[name], rtol=1e-4, atol=1e-5)
+    assert [float(row["lr"]) for row in history(tmp_path)] == pytest.approx([0.01, 0.001, 0.0001])
+
+
+def test_a_run_learns(few: ImageData, tmp_path: Path) -> None:
+    result = train(config_in(tmp_path, width=8, epochs=25, batch_size=12))
+    assert result.train_error < 10 < result.test_error < 80
+
+
+def test_batches_are_a_new_permutation_every_epoch() -> None:
+    batches = EpochBatches(10, 4, seed=1)
+    first, again = list(batches), list(batches)
+    batches.set_epoch(1)
+    second = list(batches)
+    assert [len(indices) for indices in first] == [4, 4, 2]
+    assert len(batches) == 3
+    assert torch.equal(torch.cat(first), torch.cat(again))
+    assert not torch.equal(torch.cat(first), torch.cat(second))
+    assert not torch.equal(torch.cat(first), torch.cat(list(EpochBatches(10, 4, seed=2))))
+    assert sorted(torch.cat(second).tolist()) == list(range(10))
+
+
+def test_same_seed_same_run(few: ImageData, tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        torch.manual_seed(len(name) + seed + os.getpid())  # whatever was drawn before
+        train(config_in(tmp_path / name, seed=seed, crop=True, hflip=True))
+    assert_same(parameters(tmp_path / "a"), parameters(tmp_path / "b"))
+    assert history(tmp_path / "a") == history(tmp_path / "b") != history(tmp_path / "c")
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("step", [1, 3, 5, 8])  # before any checkpoint, and in each of three later epochs
+def test_interrupted_and_resumed_is_never_interrupted(
+    step: int, optimizer: str, few: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {
+        "epochs": 3, "milestones": (1, 2), "log_every": 2, "crop": True, "hflip": True, "optimizer": optimizer,
+        "momentum": 0.9 if optimizer == "sgd" else 0.0,
+    }  # fmt: skip
+    whole = train(config_in(tmp_path / "whole", **settings))
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "training_step", interrupted_at(step))
+        with pytest.raises(KeyboardInterrupt):
+            train(config_in(tmp_path / "parts", **settings))
+    assert not (tmp_path / "parts" / "result.json").exists()
+    resumed = train(config_in(tmp_path / "parts", **settings))
+    assert_same(parameters(tmp_path / "whole"), parameters(tmp_path / "parts"))
+    assert history(tmp_path / "whole") == history(tmp_path / "parts")
+    assert replace(resumed, seconds=whole.seconds) == whole
+
+
+def interrupted_at(step: int) -> Any:
+    original = Learner.training_step
+
+    def training_step(self: Learner, batch: Any, batch_idx: int) -> Tensor:
+        if self.global_step == step:
+            raise KeyboardInterrupt
+        return original(self, batch, batch_idx)
+
+    return training_step
+
+
+def test_a_run_that_lacks_only_its_result_is_finished(few: ImageData, tmp_path: Path) -> None:
+    result = train(config_in(tmp_path))
+    (tmp_path / "result.json").unlink()
+    assert train(config_in(tmp_path)) == result
+
+
+def test_a_finished_run_is_not_run_again(few: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = train(config_in(tmp_path))
+    before = snapshot(tmp_path)
+    monkeypatch.setattr(data_module, "load_rotmnist", None)
+    assert train(config_in(tmp_path)) == result
+    assert snapshot(tmp_path) == before
+
+
+def test_another_run_is_never_overwritten(few: ImageData, tmp_path: Path) -> None:
+    train(config_in(tmp_path))
+    before = snapshot(tmp_path)
+    with pytest.raises(ArgumentError, match=r"lr 0\.01 there, 0\.5 here.*choose another folder") as error:
+        train(config_in(tmp_path, lr=0.5))
+    assert str(tmp_path) in str(error.value)
+    assert snapshot(tmp_path) == before
+
+
+def test_a_folder_in_other_use_is_left_alone(few: ImageData, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("all of it")
+    for folder in (tmp_path, tmp_path / "thesis.tex"):
+        with pytest.raises(ArgumentError, match="choose another folder"):
+            train(config_in(folder))
+    assert snapshot(tmp_path) == {"thesis.tex": b"all of it"}
+
+
+def test_nothing_is_written_before_the_data_are_read(few: ImageData, tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"samples \(=49\)"):
+        train(config_in(tmp_path / "run", samples=49))
+    assert not (tmp_path / "run").exists()
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_other_data_are_noticed(few: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(config_in(tmp_path))
+    other = ImageData(few.name, few.train, Split(few.test.images.flip(0), few.test.labels), 10)
+    monkeypatch.setattr(data_module, "load_rotmnist", lambda source, path: other)
+    with pytest.raises(DataError, match="no longer those"):
+        evaluate(tmp_path, "cpu")
+    (tmp_path / "result.json").unlink()
+    with pytest.raises(DataError, match="no longer those"):
+        train(config_in(tmp_path))
+
+
+class Payload:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.target),)
+
+
+def test_a_checkpoint_runs_no_code(few: ImageData, tmp_path: Path) -> None:
+    config = config_in(tmp_path / "run")
+    train(config)
+    (tmp_path / "run" / "result.json").unlink()
+    torch.save({"state_dict": Payload(tmp_path / "made")}, tmp_path / "run" / "last.ckpt")
+    for use in (lambda: evaluate(tmp_path / "run", "cpu"), lambda: train(config)):
+        with pytest.raises(DataError, match=r"last\.ckpt is broken, or holds more"):
+            use()
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80\x02.", "tensor", "other", "model"])
+def test_broken_checkpoints_are_named(content: bytes | str, few: ImageData, tmp_path: Path) -> None:
+    config = config_in(tmp_path)
+    train(config)
+    path = tmp_path / "last.ckpt"
+    whole = torch.load(path, weights_only=True)
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        wrong = {"tensor": torch.zeros(3), "other": {"state_dict": whole["state_dict"]}, "model": whole}
+        whole["state_dict"] = {"conv1.weight": torch.zeros(2)} if content == "model" else whole["state_dict"]
+        torch.save(wrong[content], path)
+    with pytest.raises(DataError, match=r"last\.ckpt"):
+        evaluate(tmp_path, "cpu")
+
+
+@pytest.mark.parametrize("name", ["config.json", "result.json"])
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b'{"seconds": 1}', b"[" * 100_000])
+def test_broken_json_files_are_named(content: bytes, name: str, few: ImageData, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(config_in(tmp_path).to_json())
+    (tmp_path / "result.json").write_text("{}")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=name):
+        train(config_in(tmp_path))
+
+
+def test_the_result_says_where_it_comes_from(few: ImageData, tmp_path: Path) -> None:
+    result = train(config_in(tmp_path))
+    assert isinstance(result, Result)
+    assert (result.data, result.fingerprint) == (few.name, few.fingerprint)
+    assert result.versions.keys() == {"sepgroupy", "torch", "lightning", "python"}
+    assert result.command
+    assert result.seconds > 0
+
+
+def test_score_counts() -> None:
+    logits = torch.tensor([[9.0, 0.0], [9.0, 0.0], [0.0, 9.0], [0.0, 9.0], [0.0, 9.0]])
+    split = Split(logits.view(5, 1, 1, 2), torch.tensor([0, 1, 1, 0, 0]))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False), nn.Dropout(0.5))
+    nn.init.eye_(model[1].weight)
+    model.train()
+    expected = nn.functional.cross_entropy(logits, split.labels)
+    for batch_size in (1, 2, 5, 9):
+        assert score(model, split, batch_size) == Score(pytest.approx(float(expected)), 60.0)
+    assert model[2].training
+    torch.testing.assert_close(predict(model, split.images, 2).exp().sum(1), torch.ones(5))
+
+
+def test_a_missing_device_is_refused(few: ImageData, tmp_path: Path) -> None:
+    missing = "mps" if torch.cuda.is_available() else "cuda"
+    with pytest.raises(ArgumentError, match=f"device \\(='{missing}'\\) is not on this machine"):
+        train(config_in(tmp_path / "run", device=missing))
+    assert not (tmp_path / "run").exists()
