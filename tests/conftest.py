@@ -12,6 +12,7 @@ import torch
 from hypothesis import settings
 
 from sepgroupy.errors import ArgumentError
+from sepgroupy.functional import _plan, _tiled
 from sepgroupy.functional._plan import ALGORITHMS
 from sepgroupy.groups import C1, C2, C4, D1, D2, D4, PointGroup
 from sepgroupy.nn import GroupConv2d, LiftingConv2d
@@ -36,7 +37,8 @@ OTHER_GROUPS = (
     PointGroup.generate([_TIMES_I, _TIMES_J], "quaternions"),
 )
 
-WAYS = [(kind, algorithm) for kind, algorithms in ALGORITHMS.items() for algorithm in algorithms]
+WAYS = [(kind, algorithm) for kind, algorithms in ALGORITHMS.items() for algorithm in ("auto", *algorithms)]
+WAYS.remove(("lifting", "auto"))  # which has one algorithm and no argument
 """Every kind of layer, "lifting" among them, with every algorithm that computes it."""
 
 Layer = LiftingConv2d | GroupConv2d
@@ -52,8 +54,8 @@ def build_layer(way: tuple[str, str], *args: Any, **options: Any) -> Any:
 
 
 def ways_of(**case: Any) -> list[tuple[str, str]]:
-    """List the ways that know these arguments: "dense" and "full" know all, another algorithm may know some alone."""
-    return [way for way in WAYS if way[1] in ("dense", "full") or _knows(way, **case)]
+    """List the ways that know these arguments: another algorithm than these three may know some alone."""
+    return [way for way in WAYS if way[1] in ("auto", "dense", "full") or _knows(way, **case)]
 
 
 def _knows(way: tuple[str, str], **case: Any) -> bool:
@@ -75,6 +77,13 @@ def pairs(cases: Mapping[str, dict[str, Any]]) -> list[Any]:
 def _seeds() -> None:
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002
+
+
+@pytest.fixture
+def as_if_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let small maps take the ways that "auto" has for large ones: the Fourier domain, and one tile an image."""
+    monkeypatch.setattr(_plan, "SMALL", 0)
+    monkeypatch.setattr(_tiled, "TILE_BYTES", 1)
 
 
 @pytest.fixture(params=PLANE_GROUPS + OTHER_GROUPS, ids=lambda group: group.name.replace(" ", "-"))

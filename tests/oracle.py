@@ -106,7 +106,9 @@ def correlate(
     sizes = [(x.shape[3 + a] - gaps[a] * (spatial[a] - 1) - 1) // steps[a] + 1 for a in axes]
     y = np.zeros((len(x), *sizes))
     for tap in np.ndindex(spatial):
-        window: Any = [slice(gaps[a] * tap[a], gaps[a] * tap[a] + steps[a] * (sizes[a] - 1) + 1, steps[a]) for a in axes]
+        window: Any = [
+            slice(gaps[a] * tap[a], gaps[a] * tap[a] + steps[a] * (sizes[a] - 1) + 1, steps[a]) for a in axes
+        ]
         y += np.tensordot(x[(..., *window)], kernel[(..., *tap)], axes=([1, 2], [0, 1]))
     return y
 

@@ -18,6 +18,8 @@ from sepgroupy.errors import ArgumentError
 from sepgroupy.groups import D1, D4, PointGroup
 from sepgroupy.nn import GroupConv2d, LiftingConv2d
 
+pytestmark = pytest.mark.usefixtures("as_if_large")
+
 CASES: dict[str, dict[str, Any]] = {
     **{f"kernel-{k}": {"kernel_size": k} for k in (1, 2, 3, 4, 5)},
     **{f"kernel-{k}-padded": {"kernel_size": k, "padding": k // 2} for k in (2, 3, 4, 5)},
@@ -101,7 +103,7 @@ def cases(draw: st.DrawFn) -> tuple[tuple[str, str], PointGroup, dict[str, Any],
     return draw(st.sampled_from(ways_of(**known))), group, case, (size[0], size[1])
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.function_scoped_fixture])
 @given(cases(), st.integers(0, 3))
 def test_any_arguments(
     arguments: tuple[tuple[str, str], PointGroup, dict[str, Any], tuple[int, int]], batch: int

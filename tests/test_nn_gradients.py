@@ -14,6 +14,8 @@ from torch.autograd import gradcheck, gradgradcheck
 from sepgroupy.functional import transform
 from sepgroupy.groups import C4, D4, PointGroup
 
+pytestmark = pytest.mark.usefixtures("as_if_large")
+
 CASES: dict[str, dict[str, Any]] = {
     "1x1-stride": {"kernel_size": 1, "stride": 2},
     "2x2-padding": {"kernel_size": 2, "padding": 1},
@@ -98,6 +100,7 @@ def test_the_output_may_be_changed_in_place(way: tuple[str, str], case: dict[str
 
 
 @pytest.mark.parametrize(("way", "case"), pairs({"1x1": {"kernel_size": 1}, "3x3": {"kernel_size": 3, "padding": 1}}))
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_an_ensemble_by_vmap(way: tuple[str, str], case: dict[str, Any]) -> None:
     layers = [build_layer(way, 2, 2, group=C4, **case) for _ in range(3)]
     parameters, buffers = torch.func.stack_module_state(layers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from enum import Enum
@@ -187,6 +188,8 @@ def exit_code(action: Callable[[], object], debug: bool = False) -> int:
 
     An error of sepgroupy or of the operating system becomes one line on stderr, unless ``debug``.
     """
+    # Large maps in large pages, before torch allocates any: the paper's networks train up to twice as fast on a CPU.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     logging.basicConfig(format="%(message)s")
     logging.getLogger("sepgroupy").setLevel(logging.INFO)
     try:

@@ -98,11 +98,31 @@ def _run(
     group = as_group(group)
     channelwise = parameters.get("pointwise_weight", next(iter(parameters.values())))  # it has all the channels
     spatial = parameters.get("depthwise_weight", channelwise)
-    fiber = 1 if kind == "lifting" else group.order
-    if channelwise.ndim != 5 or channelwise.shape[2] != fiber:
-        raise ArgumentError(f"weight has shape {tuple(channelwise.shape)}; here it must be (O, I, {fiber}, k, k)")
     parsed = Geometry.parse(group, tuple(spatial.shape[-2:]), *geometry)
     plan = Plan.make(group, kind, algorithm, parsed).settle(x)
+    _check_shapes(channelwise, spatial, bias, plan)
     plan.check_input(x, channelwise.shape[1] * parsed.groups)
     tables = {name: table.to(x.device) for name, table in plan.tables().items()}
     return plan.apply(x, plan.filters(parameters, tables), bias)
+
+
+def _check_shapes(weight: Tensor, depthwise: Tensor, bias: Tensor | None, plan: Plan) -> None:
+    fiber = 1 if plan.kind == "lifting" else plan.group.order
+    kernel = plan.geometry.kernel_size if depthwise is weight else (1, 1)
+    if weight.ndim != 5 or tuple(weight.shape[2:]) != (fiber, *kernel):
+        name = "weight" if depthwise is weight else "pointwise_weight"
+        axes = ", ".join(map(str, (fiber, *kernel)))
+        raise ArgumentError(f"{name} has shape {tuple(weight.shape)}; here it must be (O, I, {axes})")
+    out_channels, in_channels = weight.shape[:2]
+    if out_channels % plan.geometry.groups:
+        raise ArgumentError(
+            f"weight has {out_channels} output channels, not divisible by groups (={plan.geometry.groups})"
+        )
+    wanted = {"g": (out_channels, in_channels), "gc": (out_channels, 1, 1)}.get(plan.kind)
+    if wanted and tuple(depthwise.shape[:-2]) != wanted:
+        raise ArgumentError(
+            f"depthwise_weight has shape {tuple(depthwise.shape)}; for pointwise_weight {tuple(weight.shape)} it must be "
+            f"({', '.join(map(str, wanted))}, k, k)"
+        )
+    if bias is not None and tuple(bias.shape) != (out_channels,):
+        raise ArgumentError(f"bias has shape {tuple(bias.shape)}; here it must be ({out_channels},)")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
 
 from ..errors import ArgumentError
 from ..groups import PointGroup
@@ -48,12 +50,32 @@ class Geometry:
         kernel = _pair("kernel_size", kernel_size, 1, group)
         strides = _pair("stride", stride, 1, group)
         dilations = _pair("dilation", dilation, 1, group)
-        if not isinstance(groups, int) or groups < 1:
+        if not isinstance(groups, Integral) or int(groups) < 1:
             raise ArgumentError(f"groups (={groups!r}) must be a positive integer")
         if padding_mode not in PADDING_MODES:
             raise ArgumentError(f"padding_mode (={padding_mode!r}) must be one of {', '.join(PADDING_MODES)}")
         pads = _padding(padding, kernel, strides, dilations, group)
-        return cls(kernel, strides, pads, dilations, groups, padding_mode)
+        return cls(kernel, strides, pads, dilations, int(groups), padding_mode)
+
+    def check_size(self, rows: int, columns: int) -> None:
+        """Refuse a picture that the kernel or the padding does not fit.
+
+        Raises:
+            ArgumentError: it is smaller than the kernel's extent, or than what its padding repeats or mirrors.
+        """
+        least = {"reflect": lambda pad: pad + 1, "circular": lambda pad: pad}.get(self.padding_mode, lambda pad: 0)
+        sides = (self.padding[:2], self.padding[2:])
+        for size, pads, kernel, dilation in zip((rows, columns), sides, self.kernel_size, self.dilation, strict=True):
+            if size < least(max(pads)):
+                raise ArgumentError(
+                    f"x is {rows}×{columns} pixels, too small for padding (={self.padding}) with "
+                    f"padding_mode (={self.padding_mode!r})"
+                )
+            if size + sum(pads) < dilation * (kernel - 1) + 1:
+                raise ArgumentError(
+                    f"x is {rows}×{columns} pixels, with padding (={self.padding}) smaller than the extent of "
+                    f"kernel_size (={self.kernel_size}), dilation (={self.dilation})"
+                )
 
     @property
     def pointwise(self) -> bool:
@@ -62,10 +84,14 @@ class Geometry:
 
 
 def _pair(name: str, value: Pair, least: int, group: PointGroup) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else value
-    if not isinstance(pair, Sequence) or len(pair) != 2 or not all(isinstance(v, int) and v >= least for v in pair):
+    pair: Any = (value, value) if isinstance(value, Integral) else value
+    if (
+        not isinstance(pair, Sequence)
+        or len(pair) != 2
+        or not all(isinstance(v, Integral) and int(v) >= least for v in pair)
+    ):
         raise ArgumentError(f"{name} (={value!r}) must be an integer of at least {least} or a pair of them")
-    row, column = pair
+    row, column = int(pair[0]), int(pair[1])
     if row != column and _exchanges_axes(group):
         raise ArgumentError(
             f"{name} (={value!r}) must be the same on both axes: {group} exchanges rows and columns. Use an even pair, "

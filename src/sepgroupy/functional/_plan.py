@@ -84,7 +84,8 @@ class Plan:
             raise ArgumentError(f"algorithm (={algorithm!r}) must be one of {known} for a layer of kind {kind}")
         plan = cls(group, kind, algorithm, geometry)
         if algorithm == "fourier" and not plan._has_fourier:
-            raise ArgumentError("algorithm (='fourier') needs groups=1, and kernel_size=1 in a layer of kind dense")
+            needs = "groups=1, and kernel_size=1 in a layer of kind dense"
+            raise ArgumentError(f"algorithm (='fourier') needs {needs}; groups (={geometry.groups})")
         return plan
 
     def settle(self, x: Tensor) -> Plan:
@@ -190,11 +191,7 @@ class Plan:
                 f"x has shape {tuple(x.shape)}; this layer reads (B, {axes}, Y, X)"
                 + ("" if planar else f", a map on the group {self.group.name} with in_channels (={in_channels})")
             )
-        rows = x.shape[-2] + sum(self.geometry.padding[:2])
-        columns = x.shape[-1] + sum(self.geometry.padding[2:])
-        extent = [d * (k - 1) + 1 for d, k in zip(self.geometry.dilation, self.geometry.kernel_size, strict=True)]
-        if rows < extent[0] or columns < extent[1]:
-            raise ArgumentError(f"x is {rows}×{columns} pixels with its padding, smaller than the kernel's {extent}")
+        self.geometry.check_size(*x.shape[-2:])
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, groups: int | None = None) -> Tensor:

@@ -101,7 +101,7 @@ class FourierBody:
         for (rows, matrices), band in zip(bands, inputs, strict=True):
             du = to_band(grad, rows, matrices.shape[0])
             gradients += [None, (du @ band.transpose(-1, -2)).sum(0)]
-            dx = from_band(matrices.transpose(-1, -2) @ du, rows, dx)
+            dx = from_band(matrices.transpose(-1, -2).contiguous() @ du, rows, dx)
         assert dx is not None
         return dx.view_as(x), (*gradients, *last)
 

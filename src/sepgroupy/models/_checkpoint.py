@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import re
-import warnings
 from collections.abc import Mapping
 from os import PathLike, fspath
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._files import load_tensors
 from ..errors import DataError, SepgroupyError
 from ._resnet import ResNet
 from ._rotmnist import RotMNISTNet
@@ -38,7 +37,7 @@ def load_published(path: str | PathLike[str]) -> nn.Module:
         DataError: the file is missing or broken, holds something else, or fits none of the networks.
     """
     name = fspath(path)
-    state = _find_state(name, _read(name))
+    state = _find_state(name, load_tensors(Path(name)))
     try:
         network, options = _recognise(state)
         with torch.device("meta"):  # nothing is allocated before all shapes are known to be right
@@ -52,19 +51,6 @@ def load_published(path: str | PathLike[str]) -> nn.Module:
     model = model.to_empty(device="cpu")
     model.load_state_dict(state)
     return model.eval()
-
-
-def _read(name: str) -> Any:
-    try:
-        content = Path(name).read_bytes()
-    except OSError as error:
-        raise DataError(f"{name} cannot be read: {error.strerror}") from None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's advice is to trust the file
-            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception:  # which one depends on where the file is broken
-        raise DataError(f"{name} is broken, or holds more than tensors and plain values") from None
 
 
 def _find_state(name: str, found: Any) -> dict[str, Tensor]:

@@ -2,138 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
 from ..functional._geometry import Geometry, Pair
-from ..functional._plan import Filters, Plan, is_ordinary
+from ..functional._plan import Plan
 from ..groups import PointGroup, as_group
+from ._base import GroupConvolution, check_channels
 from ._norm import is_plain, norm_relu, read_norm
 
 
-@dataclass
-class _Kept:
-    """Filters kept from one evaluation to the next, with what the parameters were when they were made."""
-
-    algorithm: str
-    filters: Filters
-    parameters: list[tuple[nn.Parameter, int, Tensor]]
-
-    def current(self, parameters: Iterable[nn.Parameter]) -> bool:
-        """Whether they are still right.
-
-        On a CPU values are compared too, since an edit through ``.data`` leaves no other trace; elsewhere that would
-        wait for the device.
-        """
-        return all(
-            new is old and new._version == version and (new.device.type != "cpu" or torch.equal(new, copy))
-            for new, (old, version, copy) in zip(parameters, self.parameters, strict=True)
-        )
-
-
-class _GroupConvolution(nn.Module):
-    """What lifting and group convolutions share; abstract: a subclass names its kind and its parameters."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        plan: Plan,
-        shapes: dict[str, tuple[int, ...]],
-        bias: bool,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
-    ) -> None:
-        super().__init__()
-        self.in_channels, self.out_channels, self.plan = in_channels, out_channels, plan
-        self.bias: nn.Parameter | None
-        for name, shape in shapes.items():
-            setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
-        self.register_parameter(
-            "bias", nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
-        )
-        self._filter_names = tuple(shapes)
-        self._tables: dict[str, Tensor] = {}
-        self._kept: _Kept | None = None
-        self._lay_tables()
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw the parameters anew so that a layer followed by ReLU keeps the mean square of its maps.
-
-        A dense filter needs variance ``2/(I·|H|·k²)`` an entry (He et al., 2015), ``I·|H|·k²`` the number of terms
-        in its sum. The product of independent factors has the product of their variances, so a separable layer
-        draws its depthwise factor with ``2/k²`` and its pointwise factor with ``1/(I·|H|)``. Biases are zero.
-        """
-        gain = 2.0
-        for name in self._filter_names:
-            weight = getattr(self, name)
-            terms = weight[0].numel() if name != "depthwise_weight" else math.prod(self.plan.geometry.kernel_size)
-            bound = math.sqrt(3.0 * (1.0 if name == "pointwise_weight" else gain) / terms)
-            nn.init.uniform_(weight, -bound, bound)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
-
-    def _filters(self, plan: Plan) -> Filters:
-        """Return the filters, those of an earlier call if no gradient is wanted and the parameters have not changed."""
-        parameters = {name: getattr(self, name) for name in self._filter_names}
-        if torch.is_grad_enabled() or not all(type(p) is nn.Parameter and is_ordinary(p) for p in parameters.values()):
-            return plan.filters(parameters, self._tables)
-        kept = self._kept
-        if kept is None or kept.algorithm != plan.algorithm or not kept.current(parameters.values()):
-            copies = [(p, p._version, p.detach().clone()) for p in parameters.values()]
-            self._kept = kept = _Kept(plan.algorithm, plan.filters(parameters, self._tables), copies)
-        return kept.filters
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": None}
-
-    def _lay_tables(self) -> None:
-        # Constants, exact from the group: cast anew for each dtype, since .half().double() would have rounded them, and
-        # never on the meta device, where .to_empty() would leave rubbish.
-        self._kept = None
-        weight = getattr(self, self._filter_names[0])
-        device = "cpu" if weight.is_meta else weight.device
-        self._tables = {
-            name: table.to(device, weight.dtype if table.is_floating_point() else None)
-            for name, table in self.plan.tables().items()
-        }
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        super()._apply(fn, recurse)
-        self._lay_tables()
-        return self
-
-    def extra_repr(self) -> str:
-        """Describe the layer as ``torch.nn.Conv2d`` does, with its group and kind."""
-        geometry, plan = self.plan.geometry, self.plan
-        parts = [
-            f"{self.in_channels}, {self.out_channels}, kernel_size={geometry.kernel_size}, stride={geometry.stride}"
-        ]
-        top, bottom, left, right = geometry.padding
-        if any(geometry.padding):
-            parts.append(f"padding={(top, left) if (top, left) == (bottom, right) else geometry.padding}")
-        if geometry.dilation != (1, 1):
-            parts.append(f"dilation={geometry.dilation}")
-        if geometry.groups != 1:
-            parts.append(f"groups={geometry.groups}")
-        if geometry.padding_mode != "zeros":
-            parts.append(f"padding_mode={geometry.padding_mode}")
-        if self.bias is None:
-            parts.append("bias=False")
-        parts.append(f"group={plan.group.name or plan.group.order}")
-        if plan.kind != "lifting":
-            parts.append(f"kind={plan.kind}, algorithm={plan.algorithm}")
-        return ", ".join(parts)
-
-
-class LiftingConv2d(_GroupConvolution):
+class LiftingConv2d(GroupConvolution):
     """Lift a planar map to the group: ``y[o, g] = Σ_i (g·w[o,i]) ⋆ x[i] + b[o]``.
 
     Equivariance: ``layer(t·x) = t·layer(x)`` for every t of the group, where ``(t·f)[g] = t·(f[t⁻¹g])``; exact to
@@ -185,7 +65,7 @@ class LiftingConv2d(_GroupConvolution):
     ) -> None:
         group = as_group(group)
         geometry = Geometry.parse(group, kernel_size, stride, padding, dilation, groups, padding_mode)
-        inner = _check_channels(in_channels, out_channels, groups)
+        inner = check_channels(in_channels, out_channels, groups)
         shapes: dict[str, tuple[int, ...]] = {"weight": (out_channels, inner, 1, *geometry.kernel_size)}
         super().__init__(
             in_channels,
@@ -204,7 +84,7 @@ class LiftingConv2d(_GroupConvolution):
         return plan.apply(x, self._filters(plan), self.bias)
 
 
-class GroupConv2d(_GroupConvolution):
+class GroupConv2d(GroupConvolution):
     """Convolve over the group: ``y[o, g] = Σ_i Σ_h (g·w[o,i])[h] ⋆ x[i, h] + b[o]``.
 
     ``kind`` says what the parameters are:
@@ -268,8 +148,10 @@ class GroupConv2d(_GroupConvolution):
     ) -> None:
         group = as_group(group)
         geometry = Geometry.parse(group, kernel_size, stride, padding, dilation, groups, padding_mode)
+        inner = check_channels(in_channels, out_channels, geometry.groups)
+        if kind not in ("dense", "g", "gc"):
+            raise ArgumentError(f"kind (={kind!r}) must be one of dense, g, gc")
         plan = Plan.make(group, kind, algorithm, geometry)
-        inner = _check_channels(in_channels, out_channels, groups)
         pointwise, kernel = (out_channels, inner, group.order, 1, 1), geometry.kernel_size
         shapes: dict[str, tuple[int, ...]]
         if kind == "dense":
@@ -294,12 +176,3 @@ class GroupConv2d(_GroupConvolution):
         if isinstance(norm, nn.BatchNorm2d) and is_plain(norm) and plan.fuses(x):
             return plan.apply(x, self._filters(plan), self.bias, read_norm(norm, x))
         return plan.apply(norm_relu(norm, x), self._filters(plan), self.bias)
-
-
-def _check_channels(in_channels: int, out_channels: int, groups: int) -> int:
-    for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
-        if not isinstance(channels, int) or channels < 1:
-            raise ArgumentError(f"{name} (={channels!r}) must be a positive integer")
-        if channels % groups:
-            raise ArgumentError(f"{name} (={channels}) must be divisible by groups (={groups})")
-    return in_channels // groups

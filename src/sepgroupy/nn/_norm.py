@@ -25,7 +25,8 @@ def is_plain(norm: nn.Module) -> bool:
 def read_norm(norm: nn.BatchNorm2d, x: Tensor) -> AffineNorm:
     """Return what the norm would use on x, (B, C, |H|, Y, X), and update its running statistics as its call would."""
     if not norm.training and norm.running_mean is not None and norm.running_var is not None:
-        return Norm(norm.running_mean, norm.running_var, norm.eps, batch=False), norm.weight, norm.bias
+        mean, var = norm.running_mean.clone(), norm.running_var.clone()  # they may move before the backward pass
+        return Norm(mean, var, norm.eps, batch=False), norm.weight, norm.bias
     momentum = norm.momentum
     running_mean, running_var = (norm.running_mean, norm.running_var) if norm.training else (None, None)
     if running_mean is not None and norm.num_batches_tracked is not None:

@@ -1,0 +1,185 @@
+"""Bad arguments and inputs are refused by name and value, when the layer is made or called."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import DIAGONAL, Build, build_layer
+
+from sepgroupy.errors import ArgumentError, SepgroupyError
+from sepgroupy.functional import group_conv2d, lifting_conv2d, separable_group_conv2d
+from sepgroupy.groups import C4, D1, D2, PointGroup
+from sepgroupy.nn import Folded, GroupConv2d, GroupPool
+
+GOOD: dict[str, Any] = {"in_channels": 4, "out_channels": 6, "kernel_size": 3, "group": "p4m"}
+
+BAD: list[tuple[str, dict[str, Any]]] = [
+    ("in_channels (=0)", {"in_channels": 0}),
+    ("in_channels (=-1)", {"in_channels": -1}),
+    ("in_channels (=2.0)", {"in_channels": 2.0}),
+    ("in_channels (='4')", {"in_channels": "4"}),
+    ("in_channels (=4) must be divisible by groups (=3)", {"groups": 3}),
+    ("out_channels (=0)", {"out_channels": 0}),
+    ("out_channels (=6) must be divisible by groups (=4)", {"groups": 4}),
+    ("out_channels (=None)", {"out_channels": None}),
+    ("kernel_size (=0)", {"kernel_size": 0}),
+    ("kernel_size (=-3)", {"kernel_size": -3}),
+    ("kernel_size (=2.5)", {"kernel_size": 2.5}),
+    ("kernel_size (=(3,))", {"kernel_size": (3,)}),
+    ("kernel_size (=(3, 3, 3))", {"kernel_size": (3, 3, 3)}),
+    ("kernel_size (=(3, 0))", {"kernel_size": (3, 0)}),
+    ("kernel_size (='3')", {"kernel_size": "3"}),
+    ("kernel_size (=None)", {"kernel_size": None}),
+    ("kernel_size (=(3, 5)) must be the same on both axes", {"kernel_size": (3, 5)}),
+    ("kernel_size (=(3, 5)) must be the same on both axes", {"kernel_size": (3, 5), "group": "p4"}),
+    ("kernel_size (=(3, 5)) must be the same on both axes", {"kernel_size": (3, 5), "group": DIAGONAL}),
+    ("stride (=0)", {"stride": 0}),
+    ("stride (=(1, 2, 3))", {"stride": (1, 2, 3)}),
+    ("stride (=(1, 2)) must be the same on both axes", {"stride": (1, 2)}),
+    ("padding (=-1)", {"padding": -1}),
+    ("padding (=1.5)", {"padding": 1.5}),
+    ("padding (=(1, 0)) must be the same on both axes", {"padding": (1, 0)}),
+    ("padding (='full')", {"padding": "full"}),
+    ("padding='same'", {"padding": "same", "stride": 2}),
+    ("padding='same'", {"padding": "same", "kernel_size": 2}),
+    ("padding='same'", {"padding": "same", "kernel_size": (3, 2), "group": "p2mm"}),
+    ("padding='same'", {"padding": "same", "kernel_size": (2, 3), "group": "pm"}),
+    ("padding='same'", {"padding": "same", "kernel_size": 4, "dilation": 3, "group": "p2"}),
+    ("dilation (=0)", {"dilation": 0}),
+    ("dilation (=(1, 2)) must be the same on both axes", {"dilation": (1, 2)}),
+    ("groups (=0)", {"groups": 0}),
+    ("groups (=-2)", {"groups": -2}),
+    ("groups (=1.0)", {"groups": 1.0}),
+    ("padding_mode (='mirror')", {"padding_mode": "mirror"}),
+    ("padding_mode (=None)", {"padding_mode": None}),
+    ("group 'p6'", {"group": "p6"}),
+    ("generator", {"group": [[[1, 1], [0, 1]]]}),
+    ("must act on 2 axes", {"group": [[[-1]]]}),
+    ("must act on 2 axes", {"group": PointGroup.generate([np.eye(3, dtype=int).tolist()])}),
+]
+
+
+@pytest.mark.parametrize(("message", "bad"), BAD, ids=lambda value: str(value))
+def test_a_bad_argument_is_refused(build: Build, message: str, bad: dict[str, Any]) -> None:
+    with pytest.raises(ArgumentError, match=re.escape(message)):
+        build(**(GOOD | bad))
+
+
+@pytest.mark.parametrize(
+    ("message", "bad"),
+    [
+        ("kind (='gcc') must be one of dense, g, gc", {"kind": "gcc"}),
+        ("kind (='lifting') must be one of dense, g, gc", {"kind": "lifting"}),
+        ("kind (=None)", {"kind": None}),
+        ("algorithm (='fast')", {"algorithm": "fast"}),
+        ("algorithm (=None)", {"algorithm": None}),
+        ("algorithm (='full') must be one of auto, dense", {"algorithm": "full"}),
+        ("algorithm (='fourier')", {"algorithm": "fourier"}),
+        ("algorithm (='fourier')", {"algorithm": "fourier", "kind": "gc", "groups": 2}),
+    ],
+    ids=str,
+)
+def test_a_bad_kind_or_algorithm_is_refused(message: str, bad: dict[str, Any]) -> None:
+    with pytest.raises(ArgumentError, match=re.escape(message)):
+        GroupConv2d(**(GOOD | bad))
+
+
+def test_the_errors_can_be_caught_as_ours_or_as_value_errors() -> None:
+    for error in (SepgroupyError, ValueError):
+        with pytest.raises(error):
+            GroupConv2d(0, 1, 3, group="p4")
+
+
+@pytest.mark.parametrize("pair", [(2, 3), [2, 3], torch.Size([2, 3])], ids=["tuple", "list", "size"])
+def test_pairs_may_be_any_sequence(build: Build, pair: Any) -> None:
+    layer = build(1, 1, pair, group=D2)
+    assert next(p for p in layer.parameters() if p.shape[-1] == 3).shape[-2:] == (2, 3)
+
+
+def test_a_group_without_turns_takes_uneven_pairs(build: Build) -> None:
+    build(1, 1, (1, 2), (1, 2), (0, 1), (1, 2), group=D1)
+
+
+@pytest.mark.parametrize(
+    "shape", [(), (4,), (4, 8, 5, 5), (2, 4, 5, 5), (2, 4, 4, 5, 5), (2, 3, 8, 5, 5), (2, 8, 4, 5, 5)]
+)
+def test_an_input_of_another_shape_is_refused_by_a_group_layer(build: Build, shape: tuple[int, ...]) -> None:
+    layer = build(4, 6, 3, group="p4m")
+    if shape == (2, 4, 5, 5) and layer.plan.kind == "lifting":
+        return
+    wanted = "(B, 4, Y, X)" if layer.plan.kind == "lifting" else "(B, 4, 8, Y, X)"
+    with pytest.raises(ArgumentError, match=re.escape(f"x has shape {shape}; this layer reads {wanted}")):
+        layer(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("size", [(2, 5), (5, 2), (1, 1), (0, 5), (0, 0)])
+def test_a_picture_smaller_than_the_kernel_is_refused(build: Build, size: tuple[int, int]) -> None:
+    layer = build(1, 1, 2, dilation=2, group=C4)
+    fiber = () if layer.plan.kind == "lifting" else (4,)
+    with pytest.raises(ArgumentError, match=f"x is {size[0]}×{size[1]} pixels"):
+        layer(torch.zeros(1, 1, *fiber, *size))
+
+
+@pytest.mark.parametrize(
+    ("padding_mode", "padding", "size"), [("reflect", 3, 3), ("reflect", 1, 1), ("circular", 4, 3)], ids=str
+)
+def test_padding_that_the_picture_is_too_small_to_fill_is_refused(
+    build: Build, padding_mode: str, padding: int, size: int
+) -> None:
+    layer = build(1, 1, 3, padding=padding, padding_mode=padding_mode, group=C4)
+    fiber = () if layer.plan.kind == "lifting" else (4,)
+    with pytest.raises(ArgumentError, match=f"padding.*{padding}.*{padding_mode}|{padding_mode}.*padding.*{padding}"):
+        layer(torch.zeros(1, 1, *fiber, size, size))
+
+
+X4 = torch.zeros(1, 2, 4, 5, 5)
+DENSE, POINTWISE = torch.zeros(3, 2, 4, 3, 3), torch.zeros(3, 2, 4, 1, 1)
+OF_G, OF_GC = torch.zeros(3, 2, 3, 3), torch.zeros(3, 1, 1, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("message", "call"),
+    [
+        ("(3, 2, 3, 3)", lambda: lifting_conv2d(X4[:, :, 0], OF_G, group="p4")),
+        ("(3, 2, 4, 3, 3)", lambda: lifting_conv2d(X4[:, :, 0], DENSE, group="p4")),
+        ("(3, 2, 3, 3)", lambda: group_conv2d(X4, OF_G, group="p4")),
+        ("(3, 2, 4, 3, 3)", lambda: group_conv2d(X4, DENSE, group="p4m")),
+        ("(1, 2, 5, 5)", lambda: group_conv2d(X4[:, :, 0], DENSE, group="p4")),
+        ("(1, 1, 4, 5, 5)", lambda: group_conv2d(X4[:, :1], DENSE, group="p4")),
+        ("(2, 2, 4, 1, 1)", lambda: separable_group_conv2d(X4, OF_GC, POINTWISE[:2], group="p4")),
+        ("(2, 2, 4, 1, 1)", lambda: separable_group_conv2d(X4, OF_G, POINTWISE[:2], group="p4")),
+        ("(1, 1, 1, 3, 3)", lambda: separable_group_conv2d(X4, OF_GC[:1], POINTWISE, group="p4", algorithm="full")),
+        ("(3, 1, 3, 3)", lambda: separable_group_conv2d(X4, OF_G[:, :1], POINTWISE, group="p4", algorithm="full")),
+        ("(3, 2, 4, 3, 3)", lambda: separable_group_conv2d(X4, OF_GC, DENSE, group="p4", algorithm="full")),
+        ("(3, 3, 3)", lambda: separable_group_conv2d(X4, OF_GC[:, 0, 0], POINTWISE, group="p4")),
+        ("bias", lambda: group_conv2d(X4, DENSE, torch.zeros(2), group="p4")),
+        ("bias", lambda: group_conv2d(X4, DENSE, torch.zeros(12), group="p4")),
+        ("groups (=2)", lambda: group_conv2d(X4, DENSE[:, :1], groups=2, group="p4")),
+        ("algorithm (='full')", lambda: group_conv2d(X4, DENSE, group="p4", algorithm="full")),
+        ("stride (=0)", lambda: group_conv2d(X4, DENSE, stride=0, group="p4")),
+    ],
+    ids=str,
+)
+def test_functional_calls_refuse_what_does_not_fit(message: str, call: Any) -> None:
+    with pytest.raises(ArgumentError, match=re.escape(message)):
+        call()
+
+
+def test_pools_refuse_what_does_not_fit() -> None:
+    with pytest.raises(ArgumentError, match=r"mode \(='sum'\).*max.*mean"):
+        GroupPool("sum")
+    with pytest.raises(ArgumentError, match=r"x has shape \(1, 2, 5, 5\)"):
+        GroupPool()(torch.zeros(1, 2, 5, 5))
+    with pytest.raises(ArgumentError, match=r"x has shape \(1, 2, 5, 5\)"):
+        Folded(torch.nn.Identity())(torch.zeros(1, 2, 5, 5))
+
+
+def test_numpy_integers_are_integers() -> None:
+    three: Any = np.int64(3)
+    assert (
+        build_layer(("gc", "auto"), three, three, three, padding=np.int64(1), group="p4").pointwise_weight.shape[0] == 3
+    )
