@@ -70,7 +70,7 @@ def baseline(model: nn.Module) -> nn.Module:
             if isinstance(child, LiftingConv2d | GroupConv2d):
                 setattr(parent, name, BaselineConv(child))
             elif isinstance(child, nn.BatchNorm2d):
-                norm = nn.BatchNorm3d(child.num_features)
+                norm = nn.BatchNorm3d(child.num_features).to(child.weight)
                 norm.load_state_dict(child.state_dict())
                 setattr(parent, name, norm)
     return _Baseline(model).train(model.training)

@@ -22,6 +22,7 @@ from .models import load_published as load_published
 from .models import model_names as model_names
 from .nn import Folded as Folded
 from .nn import GroupConv2d as GroupConv2d
+from .nn import GroupConvTranspose2d as GroupConvTranspose2d
 from .nn import GroupPool as GroupPool
 from .nn import LiftingConv2d as LiftingConv2d
 from .testing import assert_equivariant as assert_equivariant
@@ -34,6 +35,7 @@ __all__ = [
     "DataError",
     "Folded",
     "GroupConv2d",
+    "GroupConvTranspose2d",
     "GroupPool",
     "LiftingConv2d",
     "PointGroup",

@@ -121,8 +121,8 @@ def _check_shapes(weight: Tensor, depthwise: Tensor, bias: Tensor | None, plan: 
     wanted = {"g": (out_channels, in_channels), "gc": (out_channels, 1, 1)}.get(plan.kind)
     if wanted and tuple(depthwise.shape[:-2]) != wanted:
         raise ArgumentError(
-            f"depthwise_weight has shape {tuple(depthwise.shape)}; for pointwise_weight {tuple(weight.shape)} it must be "
-            f"({', '.join(map(str, wanted))}, k, k)"
+            f"depthwise_weight has shape {tuple(depthwise.shape)}; for pointwise_weight {tuple(weight.shape)} it must "
+            f"be ({', '.join(map(str, wanted))}, k, k)"
         )
     if bias is not None and tuple(bias.shape) != (out_channels,):
         raise ArgumentError(f"bias has shape {tuple(bias.shape)}; here it must be ({out_channels},)")

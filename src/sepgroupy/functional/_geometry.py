@@ -83,6 +83,27 @@ class Geometry:
         return self.kernel_size == (1, 1)
 
 
+def parse_output_padding(group: PointGroup, value: Pair, geometry: Geometry) -> tuple[int, int]:
+    """Parse what a transposed convolution adds to the last side of each axis, and refuse it where that side moves.
+
+    Raises:
+        ArgumentError: it is out of range, or the group turns the last side of a padded axis to another side.
+    """
+    added = _pair("output_padding", value, 0, group)
+    if any(pad >= max(steps) for pad, *steps in zip(added, geometry.stride, geometry.dilation, strict=True)):
+        raise ArgumentError(
+            f"output_padding (={value!r}) must be smaller than stride (={geometry.stride}) or dilation "
+            f"(={geometry.dilation})"
+        )
+    for axis, pad in enumerate(added):
+        if pad and (group.arrays[:, axis] < 0).any():
+            raise ArgumentError(
+                f"output_padding (={value!r}) lengthens one side of an axis that {group} reverses: use 0, and a "
+                "kernel_size that makes the wanted size, (n - 1)·stride - 2·padding + dilation·(kernel_size - 1) + 1"
+            )
+    return added
+
+
 def _pair(name: str, value: Pair, least: int, group: PointGroup) -> tuple[int, int]:
     pair: Any = (value, value) if isinstance(value, Integral) else value
     if (

@@ -12,8 +12,8 @@ fourier    gc, dense 1×1       the pointwise step in the group's Fourier domain
 ``auto`` takes, as ``benchmarks/layers.py`` measures,
 
 * for g the multiplied-out filter: its two steps would keep I·O·|H| maps between them;
-* for gc and dense 1×1 the Fourier domain, unless it saves nothing (groups of order 1 and 2 have irreps of size 1, but
-  their transforms cost as much as they save) or the map is ``SMALL``;
+* for gc and dense 1×1 the Fourier domain, unless it saves too little (groups of order 1 and 2, whose transforms cost as
+  much) or the map is ``SMALL``;
 * for all else the dense way,
 
 and alone of all it also takes a batch norm and ReLU before the convolution along, and works tile by tile on a CPU.
@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ArgumentError
-from ..groups import PointGroup
+from ..groups import PointGroup, fourier_basis
 from ._filters import full_filter, gather_bank, index_table, lift_depthwise
 from ._geometry import Geometry
 from ._layout import merge_fiber, split_fiber
@@ -44,8 +44,11 @@ ALGORITHMS = {
 }
 """The algorithms of each kind; not every one serves every geometry."""
 
-SMALL = 3000
-"""Channels times pixels of a map below which the Fourier domain does not pay, in calls and in small products."""
+SMALL = 6000
+"""Channels × pixels of a map × share of multiplications saved, below which calls cost more than the saving."""
+
+FUSED = 2**18
+"""Values of a map from which on a norm is fused: smaller ones stay in the cache without it."""
 
 
 AffineNorm = tuple[Norm, Tensor | None, Tensor | None]  # statistics, gamma, beta
@@ -93,8 +96,10 @@ class Plan:
         if self.algorithm != "auto":
             return self
         algorithm = "full" if self.kind == "g" else "dense"
-        if self._has_fourier and self.group.order > 2 and x.shape[1] * x.shape[-1] * x.shape[-2] >= SMALL:
-            algorithm = "fourier"
+        if self._has_fourier:
+            saving = self.group.order**2 / fourier_basis(self.group).multiplications
+            if saving > 2 and x.shape[1] * x.shape[-1] * x.shape[-2] * saving >= SMALL:
+                algorithm = "fourier"
         return replace(self, algorithm=algorithm, automatic=True)
 
     @property
@@ -165,7 +170,7 @@ class Plan:
         """Whether ``apply`` can take a norm along for this input."""
         single = self.algorithm == "full" or (self.kind == "dense" and self.algorithm == "dense")
         depthwise = self.kind == "gc" and self.algorithm == "fourier"
-        return (single or depthwise) and self._tiles(x)
+        return (single or depthwise) and x.numel() >= FUSED and self._tiles(x)
 
     def _tiles(self, x: Tensor) -> bool:
         """Whether the input is an ordinary tensor on the CPU, and the geometry one that tiles know."""
@@ -202,9 +207,10 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, g
 
 
 def is_ordinary(x: Tensor) -> bool:
-    """Whether x is a plain tensor, seen by no compiler, tracer, autocast or function transform."""
+    """Whether x is a plain tensor with values, seen by no compiler, tracer, autocast or function transform."""
     return (
         type(x) in (Tensor, torch.nn.Parameter)
+        and not x.is_meta
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and not torch.is_autocast_enabled(x.device.type)

@@ -1,4 +1,4 @@
-"""One literal table of the published networks."""
+"""Two literal tables: the published networks, and others."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch import nn
 from ..errors import ArgumentError
 from ._resnet import ResNet
 from ._rotmnist import RotMNISTNet
+from ._unet import UNet
 
-_MODELS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
+_PUBLISHED: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "z2cnn": (RotMNISTNet, {"kind": "plain", "width": 20}),
     "c-z2cnn": (RotMNISTNet, {"kind": "c", "width": 57}),
     "p4cnn": (RotMNISTNet, {"kind": "dense", "width": 10}),
@@ -24,19 +25,20 @@ _MODELS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "g-p4m-resnet44": (ResNet, {"kind": "g", "widths": (19, 38, 76)}),
     "gc-p4m-resnet44": (ResNet, {"kind": "gc", "widths": (28, 56, 112)}),
 }
+_MODELS = _PUBLISHED | {"p4m-unet": (UNet, {"kind": "gc"})}
 
 
 def model_names() -> tuple[str, ...]:
-    """Return the names that :func:`build_model` knows, in the paper's order."""
-    return tuple(_MODELS)
+    """Return the names of the published networks, in the paper's order."""
+    return tuple(_PUBLISHED)
 
 
 def build_model(name: str, **options: Any) -> nn.Module:
-    """Build a published network.
+    """Build a network by name.
 
     Args:
-        name: one of :func:`model_names`, in any case.
-        **options: arguments of the network's class that replace the published ones, such as ``width``, ``group``
+        name: one of :func:`model_names`, or "p4m-unet" for a :class:`UNet`, in any case.
+        **options: arguments of the network's class that replace those of the name, such as ``width``, ``group``
             or ``algorithm``.
 
     Raises:
@@ -47,8 +49,8 @@ def build_model(name: str, **options: Any) -> nn.Module:
     """
     if name.lower() not in _MODELS:
         raise ArgumentError(f"model (={name!r}) is unknown: use one of {', '.join(_MODELS)}")
-    network, published = _MODELS[name.lower()]
+    network, settings = _MODELS[name.lower()]
     known = inspect.signature(network).parameters
     if unknown := options.keys() - known.keys():
         raise ArgumentError(f"option {', '.join(sorted(unknown))} is unknown to {name}: it takes {', '.join(known)}")
-    return network(**(published | options))
+    return network(**(settings | options))

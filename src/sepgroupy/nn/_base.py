@@ -47,9 +47,11 @@ class GroupConvolution(nn.Module):
         bias: bool,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
+        spread: int = 1,
     ) -> None:
         super().__init__()
         self.in_channels, self.out_channels, self.plan = int(in_channels), int(out_channels), plan
+        self._spread = spread  # output pixels that share the taps of a kernel, of a transposed convolution
         self.bias: nn.Parameter | None
         for name, shape in shapes.items():
             setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
@@ -69,12 +71,13 @@ class GroupConvolution(nn.Module):
         in its sum. The product of independent factors has the product of their variances, so a separable layer
         draws its depthwise factor with ``2/k²`` and its pointwise factor with ``1/(I·|H|)``. Biases are zero.
         """
-        gain = 2.0
+        gain, geometry, plan = 2.0, self.plan.geometry, self.plan
+        taps = math.prod(geometry.kernel_size) / self._spread
+        inputs = self.in_channels // geometry.groups * (1 if plan.kind == "lifting" else plan.group.order)
+        terms = {"weight": inputs * taps, "depthwise_weight": taps, "pointwise_weight": inputs}
         for name in self._filter_names:
-            weight = getattr(self, name)
-            terms = weight[0].numel() if name != "depthwise_weight" else math.prod(self.plan.geometry.kernel_size)
-            bound = math.sqrt(3.0 * (1.0 if name == "pointwise_weight" else gain) / terms)
-            nn.init.uniform_(weight, -bound, bound)
+            bound = math.sqrt(3.0 * (1.0 if name == "pointwise_weight" else gain) / terms[name])
+            nn.init.uniform_(getattr(self, name), -bound, bound)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
@@ -131,6 +134,18 @@ class GroupConvolution(nn.Module):
         if plan.kind != "lifting":
             parts.append(f"kind={plan.kind}, algorithm={plan.algorithm}")
         return ", ".join(parts)
+
+
+def filter_shapes(
+    kind: str, rows: int, columns: int, order: int, kernel: tuple[int, int]
+) -> dict[str, tuple[int, ...]]:
+    """Return the free parameters of a kind, by name: ``rows`` filters of ``columns`` channels on a group."""
+    if kind not in ("dense", "g", "gc"):
+        raise ArgumentError(f"kind (={kind!r}) must be one of dense, g, gc")
+    if kind == "dense":
+        return {"weight": (rows, columns, order, *kernel)}
+    depthwise = (rows, columns, *kernel) if kind == "g" else (rows, 1, 1, *kernel)
+    return {"depthwise_weight": depthwise, "pointwise_weight": (rows, columns, order, 1, 1)}
 
 
 def check_channels(in_channels: int, out_channels: int, groups: int) -> int:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..errors import ArgumentError
 from ..functional._geometry import Geometry, Pair
 from ..functional._plan import Plan
 from ..groups import PointGroup, as_group
-from ._base import GroupConvolution, check_channels
+from ._base import GroupConvolution, check_channels, filter_shapes
 from ._norm import is_plain, norm_relu, read_norm
 
 
@@ -149,16 +148,8 @@ class GroupConv2d(GroupConvolution):
         group = as_group(group)
         geometry = Geometry.parse(group, kernel_size, stride, padding, dilation, groups, padding_mode)
         inner = check_channels(in_channels, out_channels, geometry.groups)
-        if kind not in ("dense", "g", "gc"):
-            raise ArgumentError(f"kind (={kind!r}) must be one of dense, g, gc")
+        shapes = filter_shapes(kind, out_channels, inner, group.order, geometry.kernel_size)
         plan = Plan.make(group, kind, algorithm, geometry)
-        pointwise, kernel = (out_channels, inner, group.order, 1, 1), geometry.kernel_size
-        shapes: dict[str, tuple[int, ...]]
-        if kind == "dense":
-            shapes = {"weight": (out_channels, inner, group.order, *kernel)}
-        else:
-            depthwise = (out_channels, inner, *kernel) if kind == "g" else (out_channels, 1, 1, *kernel)
-            shapes = {"depthwise_weight": depthwise, "pointwise_weight": pointwise}
         super().__init__(in_channels, out_channels, plan, shapes, bias, device, dtype)
 
     def forward(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:

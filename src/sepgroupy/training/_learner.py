@@ -20,8 +20,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import Sampler
 
 from .._files import atomic
-from ..data import ImageData
-from ..data._augment import RandomCropFlip
+from ..data import ImageData, RandomCropFlip
 from ..errors import DataError
 from ._config import RunConfig
 from ._folder import CHECKPOINT, METRICS

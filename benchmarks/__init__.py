@@ -1,0 +1,1 @@
+"""Time and memory of the layers and networks, always against the straightforward way: ``python -m benchmarks``."""

@@ -1,0 +1,94 @@
+"""Pictures of the results, made from the CSV files alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, StrMethodFormatter
+
+from sepgroupy._files import atomic
+
+from .summary import Row, select
+
+# Colours that differ in lightness too, from Okabe and Ito's palette for every kind of colour vision.
+_COLOURS = {"evaluation": "#0072B2", "step": "#D55E00"}
+_LINES = {
+    "baseline": ("#000000", "o"),
+    "sepgroupy": ("#D55E00", "D"),
+    "dense": ("#56B4E9", "s"),
+    "fourier": ("#009E73", "^"),
+}
+
+
+def draw(results: Mapping[str, Sequence[Row]], folder: Path) -> None:
+    """Draw every suite that has rows to ``benchmark-<suite>.png``."""
+    for suite, rows in results.items():
+        figure = _scaling(select(rows)) if suite == "scaling" else _relative(select(rows), suite == "layers")
+        with atomic(folder / f"benchmark-{suite}.png") as temporary:
+            figure.savefig(temporary)
+
+
+def _relative(rows: Sequence[Row], layers: bool) -> Figure:
+    """Draw times as fractions of the baseline's: the library's as bars, a ready bank as rings, limits as diamonds."""
+    baselines = [row for row in rows if row["variant"] == "baseline"]
+    names = ("group", "kind", "kernel", "channels", "size", "batch") if layers else ("model", "batch")
+    figure = Figure(figsize=(8, 1.2 + 0.42 * len(baselines)), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    axes.axvline(1, color="0.6", linewidth=1, zorder=0)
+    for place, base in enumerate(baselines):
+        same = {name: base[name] for name in names}
+        for offset, (what, colour) in zip((-0.19, 0.19), _COLOURS.items(), strict=True):
+            column, y = f"{what}_ms", place + offset
+            if not base[column]:
+                continue
+            full = float(base[column])
+            for row in select(rows, variant="sepgroupy", **same):
+                axes.barh(y, float(row[column]) / full, 0.34, color=colour, label=f"sepgroupy, {what}")
+                if layers:
+                    bound = max(float(row[f"{what}_products_ms"]), float(row[f"{what}_moves_ms"]))
+                    axes.plot(bound / full, y, "kD", markersize=4, label="limit of its algorithm")
+            for row in select(rows, variant="ready bank", **same):
+                axes.plot(float(row[column]) / full, y, "ko", fillstyle="none", label="ready filter bank")
+    labels = [
+        f"{r['kind']} {r['group']} {r['kernel']}×{r['kernel']}, {r['channels']} ch., {r['size']}², batch {r['batch']}"
+        if layers
+        else f"{r['model']}, batch {r['batch']}"
+        for r in baselines
+    ]
+    axes.set_yticks(range(len(labels)), labels)
+    axes.invert_yaxis()
+    axes.set_xlim(left=0)
+    axes.set_xlabel("time, as a fraction of the baseline's")
+    axes.spines[["top", "right"]].set_visible(False)
+    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4, frameon=False, fontsize=8)
+    return figure
+
+
+def _scaling(rows: Sequence[Row]) -> Figure:
+    """Draw times against channels, pixels a side and batch, doubly logarithmic."""
+    sweeps = list(dict.fromkeys(row["sweep"] for row in rows))
+    figure = Figure(figsize=(3.4 * len(sweeps), 6), dpi=150, layout="constrained")
+    grid = figure.subplots(2, len(sweeps), sharex="col", squeeze=False)
+    for column, sweep in enumerate(sweeps):
+        for line, what in enumerate(_COLOURS):
+            axes = grid[line][column]
+            for variant, (colour, marker) in _LINES.items():
+                points = select(rows, sweep=sweep, variant=variant)
+                x, y = ([float(row[name]) for row in points] for name in (sweep, f"{what}_ms"))
+                # The library takes one of the two algorithms, so its line is broad and lies behind theirs.
+                width, behind = (4, 1) if variant == "sepgroupy" else (1.2, 2)
+                axes.loglog(x, y, marker=marker, markersize=4, color=colour, lw=width, label=variant, zorder=behind,
+                            alpha=0.5 if behind == 1 else 1)  # fmt: skip
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.minorticks_off()
+            axes.set_ylabel(f"{what}, ms" if column == 0 else "")
+            axes.spines[["top", "right"]].set_visible(False)
+        ticks = sorted({int(row[sweep]) for row in rows if row["sweep"] == sweep})
+        grid[1][column].set_xticks(ticks, ticks, fontsize=8)
+        grid[1][column].set_xlabel({"size": "pixels a side"}.get(sweep, sweep))
+    grid[0][0].legend(frameon=False, fontsize=8)
+    return figure

@@ -1,0 +1,167 @@
+"""Transposed group convolutions against their definition, the adjoint of the convolution, and their symmetry."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from conftest import DIAGONAL
+from sepgroupy.errors import ArgumentError
+from sepgroupy.groups import C4, D1, D4, PointGroup
+from sepgroupy.nn import Folded, GroupConv2d, GroupConvTranspose2d, GroupPool, LiftingConv2d
+from sepgroupy.testing import assert_equivariant
+
+KINDS = ("dense", "g", "gc")
+CASES: dict[str, dict[str, Any]] = {
+    "1x1": {"kernel_size": 1},
+    "1x1 with holes": {"kernel_size": 1, "stride": 2},
+    "2x2": {"kernel_size": 2, "stride": 2},
+    "3x3": {"kernel_size": 3, "padding": 1},
+    "3x3 upwards": {"kernel_size": 3, "stride": 2, "padding": 1},
+    "4x4": {"kernel_size": 4, "stride": 2, "padding": 1},
+    "5x5": {"kernel_size": 5, "stride": 3, "padding": 2},
+    "dilated": {"kernel_size": 3, "stride": 2, "dilation": 2, "padding": 1},
+    "in blocks": {"kernel_size": 3, "stride": 2, "groups": 2},
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_the_adjoint_of_the_group_convolution(plane_group: PointGroup, kind: str, case: dict[str, Any]) -> None:
+    options: dict[str, Any] = {"group": plane_group, "kind": kind, "bias": False, "dtype": torch.float64, **case}
+    layer, conv = GroupConvTranspose2d(4, 6, **options), GroupConv2d(6, 4, **options)
+    conv.load_state_dict(layer.state_dict(), strict=True)  # names and shapes are the convolution's
+    x = torch.randn(2, 4, plane_group.order, 3, 5, dtype=torch.float64)
+    up = layer(x)
+    y = torch.randn_like(up)
+    assert conv(y).shape == x.shape
+    torch.testing.assert_close((conv(y) * x).sum(), (y * up).sum(), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [1, 4, 5])
+def test_it_is_equivariant_at_every_size(plane_group: PointGroup, kind: str, case: dict[str, Any], size: int) -> None:
+    layer = GroupConvTranspose2d(4, 6, group=plane_group, kind=kind, dtype=torch.float64, **case)
+    if size == 1 and case.get("padding"):
+        size = 2
+    assert_equivariant(layer, plane_group, torch.randn(2, 4, plane_group.order, size, size, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_point_spreads_each_filter_as_it_is(kind: str) -> None:
+    """One lit value of element g leaves the filter turned by g: by hand, for a quarter turn."""
+    layer: Any = GroupConvTranspose2d(1, 1, 3, group=C4, kind=kind, bias=False)
+    if kind == "dense":
+        w = layer.weight[0, 0]
+    else:
+        w = (layer.pointwise_weight * layer.depthwise_weight.reshape(1, 1, 1, 3, 3))[0, 0]
+    for g in range(4):
+        x = torch.zeros(1, 1, 4, 1, 1)
+        x[0, 0, g] = 1
+        expected = torch.stack([torch.rot90(w[(h - g) % 4], g) for h in range(4)])
+        torch.testing.assert_close(layer(x)[0, 0], expected)
+
+
+def test_the_bias_is_added_to_every_value() -> None:
+    layer: Any = GroupConvTranspose2d(2, 6, 3, stride=2, groups=2, group=D4, kind="gc")
+    x = torch.randn(1, 2, 8, 3, 3)
+    without = layer(x)
+    with torch.no_grad():
+        layer.bias.copy_(torch.arange(6.0))
+    torch.testing.assert_close(layer(x), without + torch.arange(6.0).reshape(6, 1, 1, 1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_are_those_of_the_function(kind: str) -> None:
+    layer = GroupConvTranspose2d(2, 2, 3, 2, 1, group=C4, kind=kind, dtype=torch.float64)
+    parameters = tuple(layer.parameters())
+    x = torch.randn(1, 2, 4, 2, 2, dtype=torch.float64, requires_grad=True)
+    names = [name for name, _ in layer.named_parameters()]
+
+    def call(x: torch.Tensor, *values: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(layer, dict(zip(names, values, strict=True)), (x,))
+
+    assert torch.autograd.gradcheck(call, (x, *parameters))
+
+
+@pytest.mark.parametrize(("kind", "stride"), [(kind, stride) for kind in KINDS for stride in (1, 2)])
+def test_a_new_layer_keeps_the_mean_square(kind: str, stride: int) -> None:
+    layer = GroupConvTranspose2d(64, 64, 4, stride, group=C4, kind=kind)
+    with torch.no_grad():
+        y = layer(torch.randn(4, 64, 4, 24, 24))[..., 6:-6, 6:-6]
+    assert 1.4 < y.square().mean() < 2.7  # a ReLU then halves it
+
+
+def test_output_padding_is_for_sides_that_stay() -> None:
+    options: dict[str, Any] = {"kernel_size": 3, "stride": 2, "dtype": torch.float64}
+    for group, added in ((D1, (0, 1)), (DIAGONAL, 1)):  # rows mirrored; the diagonal maps last sides to last sides
+        layer = GroupConvTranspose2d(2, 3, output_padding=added, group=group, **options)
+        x = torch.randn(1, 2, 2, 4, 4, dtype=torch.float64)
+        assert layer(x).shape[-2:] == ((9, 10) if group is D1 else (10, 10))
+        assert_equivariant(layer, group, x)
+
+
+BAD: list[tuple[str, dict[str, Any]]] = [
+    ("in_channels (=0)", {"in_channels": 0}),
+    ("out_channels (=6) must be divisible by groups (=4)", {"groups": 4}),
+    ("kernel_size (=(3, 5)) must be the same on both axes", {"kernel_size": (3, 5)}),
+    ("stride (=0)", {"stride": 0}),
+    ("padding (='same')", {"padding": "same"}),
+    ("padding (=-1)", {"padding": -1}),
+    ("kind (='c') must be one of dense, g, gc", {"kind": "c"}),
+    ("group 'p6'", {"group": "p6"}),
+    ("output_padding (=1) must be smaller than stride", {"output_padding": 1}),
+    ("output_padding (=1) lengthens one side", {"output_padding": 1, "stride": 2}),
+    ("output_padding (=(1, 0)) lengthens", {"output_padding": (1, 0), "stride": 2, "group": "pm"}),
+    ("output_padding (=(0, 1)) must be the same", {"output_padding": (0, 1), "stride": 2, "group": DIAGONAL}),
+    ("output_padding (=-1)", {"output_padding": -1}),
+]
+
+
+@pytest.mark.parametrize(("message", "bad"), BAD, ids=lambda value: str(value))
+def test_a_bad_argument_is_refused(message: str, bad: dict[str, Any]) -> None:
+    good: dict[str, Any] = {"in_channels": 4, "out_channels": 6, "kernel_size": 3, "group": "p4m"}
+    with pytest.raises(ArgumentError, match=re.escape(message)):
+        GroupConvTranspose2d(**(good | bad))
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 5, 5), (2, 3, 8, 5, 5), (2, 4, 4, 5, 5)])
+def test_an_input_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ArgumentError, match=re.escape(f"x has shape {shape}; this layer reads (B, 4, 8, Y, X)")):
+        GroupConvTranspose2d(4, 6, 3, group="p4m")(torch.zeros(shape))
+
+
+def test_a_map_that_padding_would_use_up_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="x is 1×1 pixels"):
+        GroupConvTranspose2d(1, 1, 3, padding=2, group="p4")(torch.zeros(1, 1, 4, 1, 1))
+
+
+@pytest.mark.parametrize(
+    "upsample",
+    [
+        nn.Upsample(scale_factor=2, mode="nearest"),
+        nn.Upsample(scale_factor=2, mode="bilinear"),
+        nn.Upsample(size=11, mode="bilinear", align_corners=True),
+        nn.Upsample(scale_factor=3, mode="bicubic"),
+    ],
+    ids=str,
+)
+def test_concatenation_and_resizing_need_no_layer_of_their_own(plane_group: PointGroup, upsample: nn.Module) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lift = LiftingConv2d(2, 3, 3, padding=1, group=plane_group)
+            self.resize = Folded(upsample)
+            self.conv = GroupConv2d(6, 2, 3, group=plane_group, kind="gc")
+            self.pool = GroupPool("mean")
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.lift(x)
+            return self.pool(self.conv(self.resize(torch.cat([x, x.relu()], 1))))
+
+    assert_equivariant(Net().double(), plane_group, torch.randn(1, 2, 6, 6, dtype=torch.float64))
