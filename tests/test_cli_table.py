@@ -9,10 +9,10 @@ from sepgroupy.cli import main
 
 
 def output(capsys, *arguments):
-    with pytest.raises(SystemExit) as exit:
+    with pytest.raises(SystemExit) as stopped:
         main(["table", *arguments])
     out, err = capsys.readouterr()
-    return exit.value.code, out, err
+    return stopped.value.code, out, err
 
 
 def test_models_by_name(capsys):

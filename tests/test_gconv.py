@@ -38,11 +38,12 @@ def parameters(prefix: str, name: str, kernel: int) -> dict[str, tuple[int, ...]
     order = GROUPS[name].order
     if name.endswith("Z2"):
         return {"weight": (3, 2, 1, kernel, kernel), "bias": (3,)}
-    return {
+    every: dict[str, dict[str, tuple[int, ...]]] = {
         "": {"weight": (3, 2, order, kernel, kernel)},
         "g": {"depthwise_weight": (3, 2, kernel, kernel), "pointwise_weight": (3, 2, order, 1, 1)},
         "gc": {"depthwise_weight": (3, 1, 1, kernel, kernel), "pointwise_weight": (3, 2, order, 1, 1)},
-    }[prefix] | {"bias": (3,)}
+    }
+    return every[prefix] | {"bias": (3,)}
 
 
 @pytest.mark.parametrize(("prefix", "name"), CLASSES, ids=NAMES)
@@ -111,7 +112,7 @@ def test_bad_arguments_are_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize("arguments", [(2,), (2, 2), (3, 1), (3, 2, 1)], ids=str)
-def test_spatial_max_pool(arguments: tuple[int, ...]) -> None:
+def test_spatial_max_pool(arguments: Any) -> None:
     x = torch.randn(2, 3, 4, 6, 7)
     plain = nn.MaxPool2d(*arguments)
     expected = torch.stack([plain(x[:, :, g]) for g in range(4)], 2)

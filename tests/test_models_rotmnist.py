@@ -73,9 +73,7 @@ def test_parameters(name: str) -> None:
 def test_a_published_checkpoint_loads(name: str) -> None:
     kind, width, _ = MODELS[name]
     shapes = published_shapes(kind, width)
-    state = {
-        key: torch.tensor(7) if key.endswith("tracked") else torch.rand(shape) for key, shape in shapes.items()
-    }
+    state = {key: torch.tensor(7) if key.endswith("tracked") else torch.rand(shape) for key, shape in shapes.items()}
     net = build_model(name)
     net.load_state_dict(state, strict=True)
     for mode in (True, False):

@@ -8,12 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import DIAGONAL, Build, build_layer
 
+from conftest import DIAGONAL, Build, build_layer
 from sepgroupy.errors import ArgumentError, SepgroupyError
 from sepgroupy.functional import group_conv2d, lifting_conv2d, separable_group_conv2d
 from sepgroupy.groups import C4, D1, D2, PointGroup
 from sepgroupy.nn import Folded, GroupConv2d, GroupPool
+
+one_way_each = pytest.mark.parametrize(
+    "way", [("lifting", "dense"), ("dense", "auto"), ("g", "auto"), ("gc", "auto")], ids="-".join
+)
 
 GOOD: dict[str, Any] = {"in_channels": 4, "out_channels": 6, "kernel_size": 3, "group": "p4m"}
 
@@ -63,7 +67,8 @@ BAD: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("message", "bad"), BAD, ids=lambda value: str(value))
+@one_way_each
+@pytest.mark.parametrize(("message", "bad"), BAD, ids=str)
 def test_a_bad_argument_is_refused(build: Build, message: str, bad: dict[str, Any]) -> None:
     with pytest.raises(ArgumentError, match=re.escape(message)):
         build(**(GOOD | bad))
@@ -94,6 +99,7 @@ def test_the_errors_can_be_caught_as_ours_or_as_value_errors() -> None:
             GroupConv2d(0, 1, 3, group="p4")
 
 
+@one_way_each
 @pytest.mark.parametrize("pair", [(2, 3), [2, 3], torch.Size([2, 3])], ids=["tuple", "list", "size"])
 def test_pairs_may_be_any_sequence(build: Build, pair: Any) -> None:
     layer = build(1, 1, pair, group=D2)
@@ -104,6 +110,7 @@ def test_a_group_without_turns_takes_uneven_pairs(build: Build) -> None:
     build(1, 1, (1, 2), (1, 2), (0, 1), (1, 2), group=D1)
 
 
+@one_way_each
 @pytest.mark.parametrize(
     "shape", [(), (4,), (4, 8, 5, 5), (2, 4, 5, 5), (2, 4, 4, 5, 5), (2, 3, 8, 5, 5), (2, 8, 4, 5, 5)]
 )
@@ -116,6 +123,7 @@ def test_an_input_of_another_shape_is_refused_by_a_group_layer(build: Build, sha
         layer(torch.zeros(shape))
 
 
+@one_way_each
 @pytest.mark.parametrize("size", [(2, 5), (5, 2), (1, 1), (0, 5), (0, 0)])
 def test_a_picture_smaller_than_the_kernel_is_refused(build: Build, size: tuple[int, int]) -> None:
     layer = build(1, 1, 2, dilation=2, group=C4)
@@ -124,6 +132,7 @@ def test_a_picture_smaller_than_the_kernel_is_refused(build: Build, size: tuple[
         layer(torch.zeros(1, 1, *fiber, *size))
 
 
+@one_way_each
 @pytest.mark.parametrize(
     ("padding_mode", "padding", "size"), [("reflect", 3, 3), ("reflect", 1, 1), ("circular", 4, 3)], ids=str
 )
@@ -162,7 +171,7 @@ OF_G, OF_GC = torch.zeros(3, 2, 3, 3), torch.zeros(3, 1, 1, 3, 3)
         ("algorithm (='full')", lambda: group_conv2d(X4, DENSE, group="p4", algorithm="full")),
         ("stride (=0)", lambda: group_conv2d(X4, DENSE, stride=0, group="p4")),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_functional_calls_refuse_what_does_not_fit(message: str, call: Any) -> None:
     with pytest.raises(ArgumentError, match=re.escape(message)):

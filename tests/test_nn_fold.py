@@ -39,7 +39,9 @@ def test_batch_norm_has_the_gradients_of_batch_norm_3d() -> None:
     torch.testing.assert_close(*gradients, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("module", [nn.MaxPool2d(2), nn.AvgPool2d(3, 2, 1), nn.Upsample(scale_factor=2), nn.GELU()], ids=str)
+@pytest.mark.parametrize(
+    "module", [nn.MaxPool2d(2), nn.AvgPool2d(3, 2, 1), nn.Upsample(scale_factor=2), nn.GELU()], ids=str
+)
 def test_every_elements_map_goes_through_the_module(module: nn.Module) -> None:
     x = torch.randn(PUBLISHED)
     expected = torch.stack([module(x[:, :, g]) for g in range(8)], 2)

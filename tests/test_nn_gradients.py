@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DIAGONAL, build_layer, pairs, random_input
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
+from conftest import DIAGONAL, build_layer, pairs, random_input
 from sepgroupy.functional import transform
 from sepgroupy.groups import C4, D4, PointGroup
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import DIAGONAL
 from torch import nn
 
 import oracle
+from conftest import DIAGONAL
 from sepgroupy.groups import C4, D4, PointGroup
 from sepgroupy.nn import GroupConv2d, LiftingConv2d
 
@@ -34,7 +34,7 @@ def test_the_full_filter_has_the_variance_that_relu_needs(
 
 @pytest.mark.parametrize("kernel", [1, 3, 4])
 def test_a_lifting_filter_too(kernel: int) -> None:
-    layer = LiftingConv2d(16, 128, kernel, groups=2, group="p4m")
+    layer: Any = LiftingConv2d(16, 128, kernel, groups=2, group="p4m")
     wanted = 2 / (8 * kernel**2)
     assert layer.weight.var().item() == pytest.approx(wanted, rel=4 * 0.9 / np.sqrt(128 * 8 * kernel**2))
 

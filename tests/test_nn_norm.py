@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import build_layer, pairs
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 
+from conftest import build_layer, pairs
 from sepgroupy.functional import fold, unfold
 from sepgroupy.groups import C2, C4, D4, PointGroup
 

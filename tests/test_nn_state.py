@@ -5,16 +5,15 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import oracle
 import pytest
 import torch
-from conftest import WAYS, Build, build_layer, random_input, ways_of
 from torch import Tensor, nn
 
+import oracle
+from conftest import WAYS, Build, build_layer, random_input, ways_of
 from sepgroupy.groups import C4, D4, PointGroup
 from sepgroupy.nn import GroupConv2d, LiftingConv2d
 
@@ -23,12 +22,13 @@ pytestmark = pytest.mark.usefixtures("as_if_large")
 
 def shapes(kind: str, order: int, kernel: tuple[int, int], inner: int) -> dict[str, tuple[int, ...]]:
     """Give the published parameters of a layer with six output channels."""
-    return {
+    every: dict[str, dict[str, tuple[int, ...]]] = {
         "lifting": {"weight": (6, inner, 1, *kernel)},
         "dense": {"weight": (6, inner, order, *kernel)},
         "g": {"depthwise_weight": (6, inner, *kernel), "pointwise_weight": (6, inner, order, 1, 1)},
         "gc": {"depthwise_weight": (6, 1, 1, *kernel), "pointwise_weight": (6, inner, order, 1, 1)},
-    }[kind]
+    }
+    return every[kind]
 
 
 @pytest.mark.parametrize(("kernel", "groups"), [(3, 1), (4, 2), (1, 1)])
@@ -188,7 +188,7 @@ def change_in_place(layer: Any) -> None:
 
 def change_one_entry(layer: Any) -> None:
     with torch.no_grad():
-        list(layer.parameters())[0].view(-1)[0] += 1
+        next(layer.parameters()).view(-1)[0] += 1
 
 
 def change_through_numpy(layer: Any) -> None:

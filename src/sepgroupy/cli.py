@@ -124,6 +124,33 @@ def evaluate(
 
 
 @app.command()
+def audit(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    group: Annotated[
+        str | None, typer.Option(help="The group to hold it against.", show_default="the network's own, else p4")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Rows and columns of a picture.", show_default="those of the run")
+    ] = None,
+    figure: Annotated[Path | None, typer.Option(help="Where to save a picture of the errors.")] = None,
+) -> None:
+    """Say where a run's network loses its equivariance, why, and what would repair it; exits 0 whether exact or not."""
+    from .analysis import plot_audit
+    from .audit import audit
+    from .models import ResNet
+    from .training import load_model
+
+    model = load_model(folder)
+    own = getattr(model, "group", None) or "p4"
+    usual = 32 if isinstance(model, ResNet) else 28
+    report = audit(model, own if group is None else group, usual if size is None else size)
+    print(report)
+    if figure is not None:
+        plot_audit(figure, report)
+        print(f"error by layer: {figure}")
+
+
+@app.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="Where the two runs are kept.")] = Path("runs/demo"),
     figure: Annotated[Path | None, typer.Option(help="Where to save the picture instead of in the folder.")] = None,

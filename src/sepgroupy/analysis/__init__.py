@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ._complexity import Complexity as Complexity
 from ._complexity import complexity as complexity
+from ._figures import plot_audit as plot_audit
 from ._figures import plot_error_against_angle as plot_error_against_angle
 from ._import import import_network as import_network
 from ._memory import peak_memory as peak_memory
@@ -28,6 +29,7 @@ __all__ = [
     "import_network",
     "paper_models",
     "peak_memory",
+    "plot_audit",
     "plot_error_against_angle",
     "relative_times",
     "to_csv",

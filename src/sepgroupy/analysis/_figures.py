@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
 from .._files import atomic
+from ..audit import AuditReport
 
 # Colours that differ in lightness too, from Okabe and Ito's palette for every kind of colour vision.
 _COLOURS = ("#D55E00", "#0072B2", "#009E73", "#000000")
@@ -40,5 +41,43 @@ def plot_error_against_angle(
     axes.set_xticks(range(0, 361, 45))
     axes.set_ylim(bottom=0)
     axes.spines[["top", "right"]].set_visible(False)
+    with atomic(Path(path)) as temporary:
+        figure.savefig(temporary)
+
+
+def plot_audit(path: str | PathLike[str], report: AuditReport) -> None:
+    """Draw the error of every layer, by itself and end to end, and mark the first that breaks the symmetry.
+
+    Args:
+        path: the picture; its suffix says the format.
+        report: what :func:`sepgroupy.audit.audit` found.
+    """
+    rows, places = report.rows, range(len(report.rows))
+    figure = Figure(figsize=(7.2, 1.4 + 0.17 * len(rows)), dpi=200, layout="constrained")
+    axes = figure.add_subplot()
+    least = 1e-17  # where an error of 0 is drawn
+    axes.axvspan(least / 3, report.tolerance, color="0.93", linewidth=0, zorder=0, label="rounding")
+    totals = [max(least, *row.errors) for row in rows]
+    axes.plot(totals, places, color=_COLOURS[3], linewidth=1.2, label="end to end")
+    for breaks, colour, marker, label in (
+        (False, _COLOURS[1], "o", "introduced by the layer: rounding"),
+        (True, _COLOURS[0], "D", "introduced by the layer: it breaks the symmetry"),
+    ):
+        chosen = [place for place in places if rows[place].breaks == breaks]
+        values = [max(least, rows[place].worst) for place in chosen]
+        axes.plot(values, chosen, linestyle="", color=colour, marker=marker, markersize=4.5, label=label)
+    if report.first is not None:
+        place = rows.index(report.first)
+        axes.axhline(place, color=_COLOURS[0], linewidth=1, linestyle="--", zorder=1)
+        note = f"first: {report.first.name}"
+        axes.annotate(note, (report.tolerance, place), (6, -4), textcoords="offset points", color=_COLOURS[0], va="top")
+    axes.set_yticks(places, [row.name for row in rows], fontsize=7)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xscale("log")
+    axes.set_xlim(least / 3, 10)
+    group = f"the {report.group.order} elements of {report.group.name or 'the group'}"
+    axes.set_xlabel(f"largest error over {group} (0 stands at $10^{{-17}}$)")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper center", ncols=2, fontsize=8, frameon=False)
     with atomic(Path(path)) as temporary:
         figure.savefig(temporary)
