@@ -11,7 +11,6 @@ from torch import nn
 
 from ..errors import ArgumentError
 from ..groups import PointGroup, as_group
-from ..testing import TOLERANCES
 from ._causes import Cause, causes, geometry_of, uneven_grid
 from ._report import AuditReport, AuditRow
 from ._trace import OUTPUT, Step, Stop, Subject
@@ -69,7 +68,7 @@ def audit(
     exact = not any(total.broken for total in totals if total.name == OUTPUT)
     uneven = not exact and any(cause.resamples for why in reasons for cause in why)
     sizes = _exact_sizes(subject) if uneven else ()
-    return AuditReport(group, subject.shape, TOLERANCES[dtype], rows, exact, sizes)
+    return AuditReport(group, subject.shape, subject.tolerance, rows, exact, sizes)
 
 
 def exact_sizes(

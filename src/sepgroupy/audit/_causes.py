@@ -207,9 +207,10 @@ def _between(step: Step) -> Cause:
     sizes = f"takes {_pixels(before)} pixels to {_pixels(after)}"
     if after.pixels > before.pixels:
         return Cause(f"{where} {sizes}, not alike on all sides", "padding that is the same on all sides")
-    n, m = before.pixels[0], after.pixels[0]
-    why = f"{where} {sizes}: pooling or striding by {n // m} leaves {n % (n // m)} over on one side"
-    return Cause(why, f"a window of {n - (m - 1) * (n // m)} with stride {n // m}", resamples=True)
+    stride = before.pixels[0] // after.pixels[0]
+    window = before.pixels[0] - (after.pixels[0] - 1) * stride
+    why = f"{where} {sizes} by a pooling or a stride whose grid is not symmetric at this size"
+    return Cause(why, f"a window of {window} with stride {stride}, without padding", resamples=True)
 
 
 def _unknown(step: Step) -> Cause:

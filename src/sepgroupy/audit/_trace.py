@@ -90,6 +90,7 @@ class Subject:
             if not isinstance(tensor, Tensor) or watch.see(OUTPUT, None, tensor) is None:
                 found = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
                 raise ArgumentError(f"model returns {found}; it must be a tensor, or some, with the batch first")
+        self.tolerance = watch.tolerance
         return watch.steps
 
     def __call__(self, x: Tensor) -> Any:

@@ -47,7 +47,7 @@ def build_model(name: str, **options: Any) -> nn.Module:
     >>> sum(p.numel() for p in build_model("gc-p4cnn").parameters())
     24640
     """
-    if name.lower() not in _MODELS:
+    if not isinstance(name, str) or name.lower() not in _MODELS:
         raise ArgumentError(f"model (={name!r}) is unknown: use one of {', '.join(_MODELS)}")
     network, settings = _MODELS[name.lower()]
     known = inspect.signature(network).parameters

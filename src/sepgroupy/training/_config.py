@@ -44,6 +44,8 @@ PAPER: dict[str, dict[str, Any]] = {
     },
 }
 
+_NETWORKS = {"rotmnist": "cnn", "cifar10": "resnet"}  # what the names of a task's networks have in common
+
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 
@@ -154,7 +156,7 @@ class RunConfig:
             value = getattr(self, name)
             if not holds(value):
                 raise ArgumentError(f"{name} (={value!r}) must be {wanted}")
-        fitting = [name for name in model_names() if ("resnet" in name) == (self.task == "cifar10")]
+        fitting = [name for name in model_names() if _NETWORKS[self.task] in name]
         if self.model not in fitting:
             raise ArgumentError(f"model (={self.model!r}) must be one of {', '.join(fitting)} for {self.task}")
 
