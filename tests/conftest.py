@@ -19,6 +19,7 @@ from sepgroupy.nn import GroupConv2d, LiftingConv2d
 
 settings.register_profile("seeded", derandomize=True, deadline=None, database=None)
 settings.load_profile("seeded")
+torch.set_num_threads(1)  # the tensors are small: more threads would only wait for each other
 
 DIAGONAL = PointGroup.generate([[[0, 1], [1, 0]]], "diagonal mirror")
 PLANE_GROUPS = (C1, C2, C4, D1, D2, D4, DIAGONAL)
