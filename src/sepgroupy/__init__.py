@@ -12,6 +12,8 @@
 from . import functional as functional
 from . import groups as groups
 from . import nn as nn
+from .audit import audit as audit
+from .convert import convert as convert
 from .errors import ArgumentError as ArgumentError
 from .errors import DataError as DataError
 from .errors import SepgroupyError as SepgroupyError
@@ -42,7 +44,9 @@ __all__ = [
     "SepgroupyError",
     "as_group",
     "assert_equivariant",
+    "audit",
     "build_model",
+    "convert",
     "equivariance_error",
     "functional",
     "groups",
