@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+import oracle
 from sepgroupy.errors import ArgumentError
 from sepgroupy.functional import _plan, _tiled
 from sepgroupy.functional._plan import ALGORITHMS
@@ -47,11 +48,18 @@ Build = Callable[..., Any]  # a Layer, whose parameters a type checker does not 
 
 
 def build_layer(way: tuple[str, str], *args: Any, **options: Any) -> Any:
-    """Build a layer of that kind, computed by that algorithm, from the arguments that all layers share."""
+    """Build a layer of that kind, computed by that algorithm, from the arguments that all layers share.
+
+    Its bias is drawn at random, since that of a fresh layer is zero and nothing would tell if it were left out.
+    """
     kind, algorithm = way
     if kind == "lifting":
-        return LiftingConv2d(*args, **options)
-    return GroupConv2d(*args, kind=kind, algorithm=algorithm, **options)
+        layer: Any = LiftingConv2d(*args, **options)
+    else:
+        layer = GroupConv2d(*args, kind=kind, algorithm=algorithm, **options)
+    if layer.bias is not None:
+        torch.nn.init.normal_(layer.bias)
+    return layer
 
 
 def ways_of(**case: Any) -> list[tuple[str, str]]:
@@ -113,3 +121,34 @@ def random_input(layer: Layer, *size: int, batch: int = 2, dtype: Any = torch.fl
     """Draw an input of the shape that the layer reads."""
     fiber = () if isinstance(layer, LiftingConv2d) else (layer.plan.group.order,)
     return torch.randn(batch, layer.in_channels, *fiber, *size, dtype=dtype)
+
+
+def as_defined(layer: Layer, x: Any, **geometry: Any) -> oracle.Array:
+    """Compute what the definition says that the layer answers, given the geometry it was built with."""
+    names = ("weight", "depthwise_weight", "pointwise_weight", "bias")
+    found = {name: getattr(layer, name, None) for name in names}
+    parameters = {name: value.detach().double().numpy() for name, value in found.items() if value is not None}
+    return oracle.layer(x.numpy(), parameters, layer.plan.group, **geometry)
+
+
+def assert_as_defined(layer: Layer, x: Any, **geometry: Any) -> None:
+    """Hold a layer in float64 to the definition, with gradients and without."""
+    expected = as_defined(layer, x, **geometry)
+    for wants_gradients in (True, False):
+        with torch.set_grad_enabled(wants_gradients and not x.is_inference()):
+            y = layer(x)
+        assert y.shape == expected.shape
+        np.testing.assert_allclose(y.detach().numpy(), expected, atol=1e-10, rtol=0, err_msg=repr(layer))
+
+
+def use(layer: Any, x: Any, how: str) -> None:
+    """Call a layer before the test proper, so that it keeps whatever it keeps; not if ``how`` is "not"."""
+    if how == "grad":
+        layer(x).sum().backward()
+        layer.zero_grad()
+    elif how == "no_grad":
+        with torch.no_grad():
+            layer(x)
+    elif how == "inference_mode":
+        with torch.inference_mode():
+            layer(x)

@@ -10,7 +10,7 @@ from sepgroupy import __version__, cli, demo
 from sepgroupy.data import ImageData, load_digits
 from sepgroupy.errors import DataError
 from sepgroupy.training import _data as data_module
-from sepgroupy.training._learner import Learner
+from sepgroupy.training._loop import Loop
 
 Run = Callable[..., tuple[int, str, str]]
 TRAIN = ("train", "rotmnist", "--model", "z2cnn", "--width", "3", "--epochs", "1", "--device", "cpu")
@@ -97,7 +97,7 @@ def test_interruption_exits_130_and_the_same_command_goes_on(run: Run, monkeypat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Learner, "training_step", interrupted)
+        patch.setattr(Loop, "_do_step", interrupted)
         assert run(*TRAIN)[0] == 130
     code, out, _ = run(*TRAIN)
     assert code == 0

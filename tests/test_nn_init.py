@@ -42,12 +42,12 @@ def test_a_lifting_filter_too(kernel: int) -> None:
 # The mean over all draws is kept exactly. A single draw strays from it, and its logarithm sinks, the more so the deeper
 # and narrower the stack is; a gc layer has the fewest independent factors and is given the most channels.
 @pytest.mark.parametrize(("kind", "width"), [("dense", 64), ("g", 64), ("gc", 128)])
-@pytest.mark.parametrize(("group", "kernel"), [("p4", 1), ("p4", 3), ("p4m", 1)])
+@pytest.mark.parametrize(("group", "kernel"), [("p4", 3), ("p4m", 1)])
 def test_a_deep_stack_without_norm_keeps_its_mean_square(kind: str, width: int, group: str, kernel: int) -> None:
     options: dict[str, Any] = {"padding": kernel // 2, "padding_mode": "circular", "group": group}
     logarithms = []
-    for _ in range(6):
-        x = torch.randn(2, 3, 6, 6)
+    for _ in range(5):
+        x = torch.randn(1, 3, 6, 6)
         with torch.no_grad():
             y = LiftingConv2d(3, width, kernel, **options)(x).relu()
             for _ in range(20):
@@ -57,16 +57,16 @@ def test_a_deep_stack_without_norm_keeps_its_mean_square(kind: str, width: int, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("kernel", [1, 2, 3])
+@pytest.mark.parametrize("kernel", [1, 3])
 def test_one_layer_keeps_the_mean_square_of_any_map(kind: str, kernel: int) -> None:
     x = torch.randn(1, 4, 4, 4, 4, dtype=torch.float64).relu()
     x[:, 1] += 3  # channels of different means, of pixels that are alike
     options: dict[str, Any] = {"padding": "same", "padding_mode": "circular", "dilation": 2, "bias": False}
     with torch.no_grad():
-        layer = GroupConv2d(4, 20000, kernel, group=C4, kind=kind, dtype=torch.float64, **options)
+        layer = GroupConv2d(4, 5000, kernel, group=C4, kind=kind, dtype=torch.float64, **options)
         y = layer(x).relu()
     # Where all terms are alike, a channel of a gc layer is relu(s·z), whose square scatters by √17 of its mean.
-    assert y.square().mean().item() == pytest.approx(x.square().mean().item(), rel=4 * np.sqrt(17 / 20000))
+    assert y.square().mean().item() == pytest.approx(x.square().mean().item(), rel=4 * np.sqrt(17 / 5000))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -13,7 +13,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from conftest import build_layer, pairs
 from sepgroupy.functional import fold, unfold
-from sepgroupy.groups import C2, C4, D4, PointGroup
+from sepgroupy.groups import C4
 
 pytestmark = pytest.mark.usefixtures("as_if_large")
 
@@ -77,13 +77,10 @@ def test_the_same_as_a_norm_before(
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("group", [C2, D4], ids=["p2", "p4m"])
 @pytest.mark.parametrize(("way", "case"), WAYS)
-def test_first_and_second_derivatives(
-    way: tuple[str, str], case: dict[str, Any], group: PointGroup, training: bool
-) -> None:
+def test_first_and_second_derivatives(way: tuple[str, str], case: dict[str, Any], training: bool) -> None:
     norm = a_norm().train(training)
-    layer = build_layer(way, 4, 2, group=group, dtype=torch.float64, **case)
+    layer = build_layer(way, 4, 2, group=C4, dtype=torch.float64, **case)
     names = [name for name, _ in layer.named_parameters()]
 
     def call(x: Tensor, gamma: Tensor, beta: Tensor, *parameters: Tensor) -> Tensor:
@@ -92,7 +89,7 @@ def test_first_and_second_derivatives(
         copied.weight, copied.bias = gamma, beta
         return torch.func.functional_call(layer, dict(zip(names, parameters, strict=True)), (x, copied))
 
-    x = torch.randn(2, 4, group.order, 3, 3, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(2, 4, 4, 3, 3, dtype=torch.float64, requires_grad=True)
     inputs = (x, norm.weight, norm.bias, *layer.parameters())
     assert gradcheck(call, inputs, fast_mode=True)
     assert gradgradcheck(call, inputs, fast_mode=True)

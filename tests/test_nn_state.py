@@ -1,4 +1,4 @@
-"""What a layer keeps, and what it does not: state dict, copies, devices, dtypes, and filters kept between calls."""
+"""The state of a layer: its dict, files, copies, devices and dtypes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ import io
 import pickle
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-import oracle
-from conftest import WAYS, Build, build_layer, random_input, ways_of
+from conftest import WAYS, Build, assert_as_defined, build_layer, random_input, use, ways_of
 from sepgroupy.groups import C4, D4, PointGroup
 from sepgroupy.nn import GroupConv2d, LiftingConv2d
 
@@ -95,19 +93,6 @@ def test_copies_compute_the_same_and_stand_alone(build: Build, duplicate: Any, u
         assert_as_defined(other, x)
 
 
-def use(layer: Any, x: Tensor, used: str) -> None:
-    """Call a layer before the test proper, so that it may keep whatever it keeps."""
-    if used == "grad":
-        layer(x).sum().backward()
-        layer.zero_grad()
-    elif used == "no_grad":
-        with torch.no_grad():
-            layer(x)
-    elif used == "inference_mode":
-        with torch.inference_mode():
-            layer(x)
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_a_change_of_dtype_and_back_leaves_no_rounding_in_the_constants(build: Build, dtype: torch.dtype) -> None:
     layer = build(2, 3, 3, group=D4)
@@ -123,6 +108,19 @@ def test_half_precision_is_close(build: Build, dtype: torch.dtype) -> None:
     y = layer(x)
     assert y.dtype == dtype
     assert (y.double() - layer.double()(x.double())).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("wants_gradients", [True, False], ids=["grad", "no_grad"])
+def test_autocast_computes_in_its_type_and_leaves_nothing_behind(build: Build, wants_gradients: bool) -> None:
+    layer = build(2, 3, 3, group=C4)
+    x = random_input(layer, 5, 5, dtype=torch.float32)
+    before = layer(x)
+    with torch.set_grad_enabled(wants_gradients), torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    assert y.dtype == torch.bfloat16
+    assert (y.float() - before).abs().max() < 0.05
+    with torch.set_grad_enabled(wants_gradients):
+        torch.testing.assert_close(layer(x), before)
 
 
 def test_dtype_and_device_are_passed_down(build: Build) -> None:
@@ -158,142 +156,9 @@ def test_shapes_on_the_meta_device(build: Build) -> None:
     assert layer(random_input(layer, 5, 6, dtype=torch.float32).to("meta")).shape == (2, 3, 8, 5, 6)
 
 
-def step(layer: Any) -> None:
-    optimiser = torch.optim.SGD(layer.parameters(), 0.1)
-    with torch.enable_grad():
-        sum(p.sum() for p in layer.parameters()).backward()
-    optimiser.step()
-
-
-def replace(layer: Any) -> None:
-    for name, parameter in list(layer.named_parameters()):
-        setattr(layer, name, nn.Parameter(parameter.detach() * 2))
-
-
-def change_data(layer: Any) -> None:
-    for parameter in layer.parameters():
-        parameter.data.mul_(2)
-
-
-def set_data(layer: Any) -> None:
-    for parameter in layer.parameters():
-        parameter.data = parameter.data * 2
-
-
-def change_in_place(layer: Any) -> None:
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.mul_(2)
-
-
-def change_one_entry(layer: Any) -> None:
-    with torch.no_grad():
-        next(layer.parameters()).view(-1)[0] += 1
-
-
-def change_through_numpy(layer: Any) -> None:
-    for parameter in layer.parameters():
-        parameter.detach().numpy()[...] *= 2
-
-
-def load(layer: Any) -> None:
-    layer.load_state_dict({name: value * 2 for name, value in layer.state_dict().items()})
-
-
-def load_by_assignment(layer: Any) -> None:
-    layer.load_state_dict({name: value * 2 for name, value in layer.state_dict().items()}, assign=True)
-
-
-def reset(layer: Any) -> None:
-    layer.reset_parameters()
-
-
-CHANGES = [
-    step,
-    replace,
-    change_data,
-    set_data,
-    change_in_place,
-    change_one_entry,
-    change_through_numpy,
-    load,
-    load_by_assignment,
-    reset,
-]
-
-
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_the_output_follows_the_parameters_without_gradients(build: Build, change: Any, mode: Any) -> None:
-    layer = build(2, 3, 3, group=C4, dtype=torch.float64).eval()
-    x = random_input(layer, 5, 5)
-    for _ in range(2):
-        with mode():
-            before = layer(x)
-        change(layer)
-        with mode():
-            after = layer(x)
-        assert not torch.equal(before, after)
-        assert_as_defined(layer, x)
-
-
-@pytest.mark.parametrize("before", ["no_grad", "inference_mode"])
-def test_gradients_after_an_evaluation(build: Build, before: str) -> None:
-    layer = build(2, 3, 3, group=C4, dtype=torch.float64)
-    fresh = copy.deepcopy(layer)
-    x = random_input(layer, 5, 5)
-    use(layer, x, before)
-    for _ in range(2):  # twice, since what is kept must not belong to a graph that is gone
-        for module in (layer, fresh):
-            module.zero_grad()
-            module(x).square().sum().backward()
-    for parameter, other in zip(layer.parameters(), fresh.parameters(), strict=True):
-        torch.testing.assert_close(parameter.grad, other.grad)
-
-
-def test_another_input_size_without_gradients(build: Build) -> None:
-    layer = build(2, 3, 3, group=C4, dtype=torch.float64)
-    for size in (5, 8, 4, 5):
-        assert_as_defined(layer, random_input(layer, size, size + 1))
-
-
-def test_a_layer_made_in_inference_mode(build: Build) -> None:
-    with torch.inference_mode():
-        layer = build(2, 3, 3, group=C4, dtype=torch.float64)
-        x = random_input(layer, 5, 5)
-        for _ in range(2):
-            assert_as_defined(layer, x)
-
-
-def test_weight_norm_and_other_parametrizations(build: Build) -> None:
-    layer = build(2, 3, 3, group=C4, dtype=torch.float64)
-    x = random_input(layer, 5, 5)
-    name = next(name for name, _ in layer.named_parameters() if "weight" in name)
-    torch.nn.utils.parametrizations.weight_norm(layer, name)
-    original = dict(layer.named_parameters())[f"parametrizations.{name}.original0"]
-    for _ in range(2):
-        with torch.no_grad():
-            original.mul_(2)
-            parameters = {n: getattr(layer, n).numpy() for n in PUBLISHED if getattr(layer, n, None) is not None}
-            np.testing.assert_allclose(layer(x).numpy(), oracle.layer(x.numpy(), parameters, C4), atol=1e-10)
-    layer.double()
-    layer(x).sum().backward()
-    assert original.grad is not None
-
-
 def test_repr_says_what_the_layer_is() -> None:
     text = repr(GroupConv2d(4, 6, 3, 2, 1, 2, 2, False, "circular", group="p4m", kind="gc"))
     for part in ("GroupConv2d(4, 6", "(3, 3)", "stride=(2, 2)", "padding=(1, 1)", "dilation=(2, 2)", "groups=2"):
         assert part in text
     for part in ("circular", "bias=False", "p4m", "gc"):
         assert part in text
-
-
-PUBLISHED = ("weight", "depthwise_weight", "pointwise_weight", "bias")
-
-
-def assert_as_defined(layer: Any, x: Tensor) -> None:
-    parameters = {name: value.detach().numpy() for name, value in layer.named_parameters()}
-    with torch.no_grad():
-        y = layer(x).numpy()
-    np.testing.assert_allclose(y, oracle.layer(x.numpy(), parameters, layer.plan.group), atol=1e-10, rtol=0)

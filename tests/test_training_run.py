@@ -15,7 +15,7 @@ from sepgroupy.errors import ArgumentError, DataError
 from sepgroupy.models import build_model, model_names
 from sepgroupy.training import Result, RunConfig, Score, evaluate, load_model, predict, score, train
 from sepgroupy.training import _data as data_module
-from sepgroupy.training._learner import EpochBatches, Learner
+from sepgroupy.training._loop import Loop, order_of
 
 ROTMNIST = [name for name in model_names() if "resnet" not in name]
 
@@ -77,12 +77,10 @@ def test_a_run_is_the_plain_loop(few: ImageData, tmp_path: Path) -> None:
     train(config)
     torch.manual_seed(5)
     model = build_model("z2cnn", width=3)
-    batches = EpochBatches(48, 20, seed=5)
     optimizer = torch.optim.Adam(model.parameters(), weight_decay=0.1)
     for epoch, lr in enumerate((0.01, 0.001, 0.0001)):
-        batches.set_epoch(epoch)
         optimizer.param_groups[0]["lr"] = lr
-        for indices in batches:
+        for indices in order_of(48, 5, epoch).split(20):
             optimizer.zero_grad()
             nn.functional.nll_loss(model(few.train.images[indices]), few.train.labels[indices]).backward()
             optimizer.step()
@@ -96,17 +94,11 @@ def test_a_run_learns(few: ImageData, tmp_path: Path) -> None:
     assert result.train_error < 10 < result.test_error < 80
 
 
-def test_batches_are_a_new_permutation_every_epoch() -> None:
-    batches = EpochBatches(10, 4, seed=1)
-    first, again = list(batches), list(batches)
-    batches.set_epoch(1)
-    second = list(batches)
-    assert [len(indices) for indices in first] == [4, 4, 2]
-    assert len(batches) == 3
-    assert torch.equal(torch.cat(first), torch.cat(again))
-    assert not torch.equal(torch.cat(first), torch.cat(second))
-    assert not torch.equal(torch.cat(first), torch.cat(list(EpochBatches(10, 4, seed=2))))
-    assert sorted(torch.cat(second).tolist()) == list(range(10))
+def test_the_order_is_a_new_permutation_every_epoch() -> None:
+    orders = [order_of(10, *place) for place in ((1, 0), (1, 1), (2, 0))]
+    assert torch.equal(orders[0], order_of(10, 1, 0))
+    assert len({tuple(order.tolist()) for order in orders}) == 3
+    assert all(sorted(order.tolist()) == list(range(10)) for order in orders)
 
 
 def test_same_seed_same_run(few: ImageData, tmp_path: Path) -> None:
@@ -128,7 +120,7 @@ def test_interrupted_and_resumed_is_never_interrupted(
     }  # fmt: skip
     whole = train(config_in(tmp_path / "whole", **settings))
     with monkeypatch.context() as patch:
-        patch.setattr(Learner, "training_step", interrupted_at(step))
+        patch.setattr(Loop, "_do_step", interrupted_at(step))
         with pytest.raises(KeyboardInterrupt):
             train(config_in(tmp_path / "parts", **settings))
     assert not (tmp_path / "parts" / "result.json").exists()
@@ -139,14 +131,14 @@ def test_interrupted_and_resumed_is_never_interrupted(
 
 
 def interrupted_at(step: int) -> Any:
-    original = Learner.training_step
+    original = Loop._do_step
 
-    def training_step(self: Learner, batch: Any, batch_idx: int) -> Tensor:
-        if self.global_step == step:
+    def do_step(self: Loop, stop: Any) -> None:
+        if self.step == step:
             raise KeyboardInterrupt
-        return original(self, batch, batch_idx)
+        original(self, stop)
 
-    return training_step
+    return do_step
 
 
 def test_a_run_that_lacks_only_its_result_is_finished(few: ImageData, tmp_path: Path) -> None:

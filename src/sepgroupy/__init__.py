@@ -17,6 +17,7 @@ from .convert import convert as convert
 from .errors import ArgumentError as ArgumentError
 from .errors import DataError as DataError
 from .errors import SepgroupyError as SepgroupyError
+from .export import fold as fold
 from .groups import PointGroup as PointGroup
 from .groups import as_group as as_group
 from .models import build_model as build_model
@@ -48,6 +49,7 @@ __all__ = [
     "build_model",
     "convert",
     "equivariance_error",
+    "fold",
     "functional",
     "groups",
     "load_published",

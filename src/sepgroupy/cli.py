@@ -76,15 +76,29 @@ def train(
     milestone: Annotated[
         list[int] | None, typer.Option(help="Epoch after which the learning rate drops to a tenth; repeatable.")
     ] = None,
+    warmup: Annotated[int | None, typer.Option(help="Epochs over which the learning rate rises to --lr.")] = None,
+    clip: Annotated[float | None, typer.Option(help="The length that gradients are shortened to.")] = None,
     log_every: Annotated[int | None, typer.Option(help="Epochs between evaluations on the test set.")] = None,
     precision: Annotated[str | None, typer.Option(help="32-true, 16-mixed or bf16-mixed.")] = None,
     device: Device = "auto",
+    devices: Annotated[int, typer.Option(help="Processes a machine, which share every batch.")] = 1,
+    nodes: Annotated[int, typer.Option(help="Machines.")] = 1,
+    strategy: Annotated[str, typer.Option(help="auto or ddp.")] = "auto",
+    sync_batchnorm: Annotated[
+        bool, typer.Option("--sync-batchnorm", help="Batch norm over the processes' batch, not their parts.")
+    ] = False,
+    weights: Annotated[
+        Path | None, typer.Option(help="A run's folder, or a file of parameters, to start from.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the run's random numbers.")] = 1,
     folder: Annotated[
         Path | None, typer.Option(help="Where the run is kept.", show_default="runs/<task>-<model>-<digest>")
     ] = None,
 ) -> None:
-    """Train a network; given again, the command goes on with a run that was interrupted."""
+    """Train a network; given again, the command goes on with a run that was interrupted.
+
+    With --devices or --nodes it starts its processes itself, or is started by torchrun or Slurm's srun.
+    """
     from .training import RunConfig
 
     config = RunConfig.for_task(
@@ -103,9 +117,16 @@ def train(
         momentum=momentum,
         weight_decay=weight_decay,
         milestones=tuple(milestone) if milestone else None,
+        warmup=warmup,
+        clip=clip,
         log_every=log_every,
         precision=precision,
         device=device,
+        devices=devices,
+        nodes=nodes,
+        strategy=strategy,
+        sync_batchnorm=sync_batchnorm,
+        weights=_text(weights),
         seed=seed,
         folder=_text(folder),
     )
@@ -198,10 +219,27 @@ def table(
     print((to_csv if csv else to_markdown)(rows), end="")
 
 
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    file_format: Annotated[str, typer.Option("--format", help="onnx, torch or safetensors.")] = "onnx",
+    output: Annotated[
+        Path | None, typer.Option(help="The file to write; none is ever replaced.", show_default="RUN/<model>.<suffix>")
+    ] = None,
+) -> None:
+    """Write the network that a run has left for other programs, which need no sepgroupy."""
+    from .export._run import export_run
+
+    print(export_run(folder, file_format, output))
+
+
 def run(config: RunConfig) -> None:
     """Train as the configuration says and print what came out."""
-    from .training import train
+    from .training import is_first, train
 
+    if not is_first():
+        train(config)
+        return
     print(f"{config.model} on {config.data}: the run is kept in {config.run_folder}")
     result = train(config, progress=sys.stdout.isatty())
     print(
@@ -213,7 +251,7 @@ def run(config: RunConfig) -> None:
 def exit_code(action: Callable[[], object], debug: bool = False) -> int:
     """Call the action and return the exit code of the process: 0, 2 for misuse, 1 for failure, 130 for interruption.
 
-    An error of sepgroupy or of the operating system becomes one line on stderr, unless ``debug``.
+    An error becomes one line on stderr, unless ``debug``.
     """
     # Large maps in large pages, before torch allocates any: the paper's networks train up to twice as fast on a CPU.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
@@ -222,11 +260,14 @@ def exit_code(action: Callable[[], object], debug: bool = False) -> int:
     try:
         action()
     except KeyboardInterrupt:
+        print("interrupted: give the same command again to go on", file=sys.stderr)
         return 130
-    except (SepgroupyError, OSError) as error:
+    except Exception as error:
         if debug:
             raise
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        text = " ".join(str(error).split())
+        expected = isinstance(error, (SepgroupyError, OSError))
+        print("error:", text if expected else f"{type(error).__name__}: {text} (--debug shows where)", file=sys.stderr)
         return 2 if isinstance(error, ArgumentError) else 1
     return 0
 

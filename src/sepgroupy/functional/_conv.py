@@ -99,9 +99,10 @@ def _run(
     channelwise = parameters.get("pointwise_weight", next(iter(parameters.values())))  # it has all the channels
     spatial = parameters.get("depthwise_weight", channelwise)
     parsed = Geometry.parse(group, tuple(spatial.shape[-2:]), *geometry)
-    plan = Plan.make(group, kind, algorithm, parsed).settle(x)
+    plan = Plan.make(group, kind, algorithm, parsed)
     _check_shapes(channelwise, spatial, bias, plan)
     plan.check_input(x, channelwise.shape[1] * parsed.groups)
+    plan = plan.settle(x)
     tables = {name: table.to(x.device) for name, table in plan.tables().items()}
     return plan.apply(x, plan.filters(parameters, tables), bias)
 

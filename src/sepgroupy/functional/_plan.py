@@ -76,6 +76,8 @@ class Plan:
     geometry: Geometry
     automatic: bool = False
     """Whether the algorithm was chosen by the rule, which may then fuse and tile."""
+    saving: float = 1.0
+    """Multiplications of the pointwise step by those in the Fourier domain, if ``auto`` may go there."""
 
     @classmethod
     def make(cls, group: PointGroup, kind: str, algorithm: str, geometry: Geometry) -> Plan:
@@ -89,6 +91,8 @@ class Plan:
         if algorithm == "fourier" and not plan._has_fourier:
             needs = "groups=1, and kernel_size=1 in a layer of kind dense"
             raise ArgumentError(f"algorithm (='fourier') needs {needs}; groups (={geometry.groups})")
+        if algorithm == "auto" and plan._has_fourier:
+            return replace(plan, saving=group.order**2 / fourier_basis(group).multiplications)
         return plan
 
     def settle(self, x: Tensor) -> Plan:
@@ -96,10 +100,8 @@ class Plan:
         if self.algorithm != "auto":
             return self
         algorithm = "full" if self.kind == "g" else "dense"
-        if self._has_fourier:
-            saving = self.group.order**2 / fourier_basis(self.group).multiplications
-            if saving > 2 and x.shape[1] * x.shape[-1] * x.shape[-2] * saving >= SMALL:
-                algorithm = "fourier"
+        if self.saving > 2 and x.shape[1] * x.shape[-1] * x.shape[-2] * self.saving >= SMALL:
+            algorithm = "fourier"
         return replace(self, algorithm=algorithm, automatic=True)
 
     @property
@@ -153,7 +155,7 @@ class Plan:
         if filters.bands:
             u = fourier_pointwise(x.transpose(1, 2), filters.bands).flatten(1, 2)
             if not filters.banks:
-                return split_fiber(u if bias is None else u + bias.view(-1, 1, 1), order)
+                return split_fiber(u if bias is None else u + bias.to(u.dtype).view(-1, 1, 1), order)
             (depthwise,) = filters.banks
             return split_fiber(conv2d(u, depthwise, bias, self.geometry, depthwise.shape[0]), order)
         maps = x if self.kind == "lifting" else merge_fiber(x, groups)
@@ -170,7 +172,7 @@ class Plan:
         """Whether ``apply`` can take a norm along for this input."""
         single = self.algorithm == "full" or (self.kind == "dense" and self.algorithm == "dense")
         depthwise = self.kind == "gc" and self.algorithm == "fourier"
-        return (single or depthwise) and x.numel() >= FUSED and self._tiles(x)
+        return (single or depthwise) and self._tiles(x) and x.numel() >= FUSED
 
     def _tiles(self, x: Tensor) -> bool:
         """Whether the input is an ordinary tensor on the CPU, and the geometry one that tiles know."""

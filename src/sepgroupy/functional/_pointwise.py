@@ -88,5 +88,5 @@ def from_band(product: Tensor, rows: Tensor, total: Tensor | None) -> Tensor:
     """Transform one band (B, m, d·C, Y·X) back and add it, in place, to the total (B, |H|, C·Y·X)."""
     batch, blocks, width, pixels = product.shape
     flat = product.reshape(batch, rows.shape[0], blocks * width // rows.shape[0] * pixels)
-    back = rows.t().expand(batch, -1, -1)
+    back = rows.t().to(flat.dtype).expand(batch, -1, -1)  # autocast does not see to operations in place
     return torch.bmm(back, flat) if total is None else total.baddbmm_(back, flat)

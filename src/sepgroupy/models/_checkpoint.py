@@ -37,23 +37,27 @@ def load_published(path: str | PathLike[str]) -> nn.Module:
         DataError: the file is missing or broken, holds something else, or fits none of the networks.
     """
     name = fspath(path)
-    state = _find_state(name, load_tensors(Path(name)))
+    state = find_state(name, load_tensors(Path(name)))
     try:
         network, options = _recognise(state)
         with torch.device("meta"):  # nothing is allocated before all shapes are known to be right
             model = network(**options)
     except SepgroupyError as error:
         raise DataError(f"{name} is no checkpoint of a published network: {error}") from None
-    if differences := _differences(state, model.state_dict()):
+    if differences := misfit(state, model.state_dict()):
         call = f"{network.__name__}({', '.join(f'{key}={value!r}' for key, value in options.items())})"
-        more = f", and so on, {len(differences)} in all" if len(differences) > 4 else ""
-        raise DataError(f"{name} looks like {call}, but {', '.join(differences[:4])}{more}")
+        raise DataError(f"{name} looks like {call}, but {differences}")
     model = model.to_empty(device="cpu")
     model.load_state_dict(state)
     return model.eval()
 
 
-def _find_state(name: str, found: Any) -> dict[str, Tensor]:
+def find_state(name: str, found: Any) -> dict[str, Tensor]:
+    """Return the state dict that a file of that name holds, itself or under a usual key.
+
+    Raises:
+        DataError: there is none, or it holds more than dense tensors with all their numbers.
+    """
     if isinstance(found, Mapping):
         found = next((found[key] for key in ("state_dict", "model") if isinstance(found.get(key), Mapping)), found)
     if not isinstance(found, Mapping):
@@ -112,8 +116,8 @@ def _shape(state: Mapping[str, Tensor], key: str, *axes: int) -> tuple[int, ...]
     return shape
 
 
-def _differences(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
-    """Say, for each key, what would have to be different."""
+def misfit(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """Say of the first keys what would have to be different; nothing if the state dict fits."""
     missing = [f"{key} is missing" for key in wanted if key not in found]
     unknown = [f"{key} is unknown" for key in found if key not in wanted]
     wrong = [
@@ -122,7 +126,9 @@ def _differences(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> l
         if key in found
         and (found[key].shape, found[key].is_floating_point()) != (value.shape, value.is_floating_point())
     ]
-    return missing + unknown + wrong
+    differences = missing + unknown + wrong
+    more = f", and so on, {len(differences)} in all" if len(differences) > 4 else ""
+    return ", ".join(differences[:4]) + more
 
 
 def _describe(value: Tensor) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -11,6 +12,9 @@ from ..errors import ArgumentError
 from ..functional import fold, unfold
 from ..groups import PointGroup, as_group
 from ..nn import GroupConv2d, LiftingConv2d
+
+torch.fx.wrap("fold")  # single steps to torch.fx, which could not follow their checks
+torch.fx.wrap("unfold")
 
 
 class Layers:
@@ -91,3 +95,11 @@ def check_counts(**counts: int) -> None:
     for name, value in counts.items():
         if not isinstance(value, int) or value < 1:
             raise ArgumentError(f"{name} (={value!r}) must be a positive integer")
+
+
+def check_pictures(x: Tensor, in_channels: int, size: int | None = None, depth: int = 0) -> None:
+    """Refuse what is no batch of pictures of this size, or of sizes that ``2**depth`` divides."""
+    fits = [n == size if size else n > 0 and n % 2**depth == 0 for n in x.shape[2:]]
+    if x.ndim != 4 or x.shape[1] != in_channels or not all(fits):
+        sizes = f"{size}, {size})" if size else f"Y, X), Y and X divisible by 2**depth (={2**depth})"
+        raise ArgumentError(f"x has shape {tuple(x.shape)}; this network reads (B, {in_channels}, {sizes}")

@@ -6,11 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import ArgumentError
 from ..functional import unfold
 from ..groups import PointGroup
 from ..nn import GroupPool
-from ._layers import Layers, check_counts, convolve
+from ._layers import Layers, check_counts, check_pictures, convolve
 
 KERNELS = (3, 3, 3, 3, 3, 3, 4)
 
@@ -63,8 +62,7 @@ class RotMNISTNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return log-probabilities, (B, classes)."""
-        if x.shape[1:] != (self.in_channels, 28, 28):
-            raise ArgumentError(f"x has shape {tuple(x.shape)}; this network reads (B, {self.in_channels}, 28, 28)")
+        check_pictures(x, self.in_channels, 28)
         for index in range(1, len(KERNELS) + 1):
             # The norm and ReLU of the layer before go with the convolution, but for those that the pooling follows.
             norm = getattr(self, f"bn{index - 1}") if index not in (1, 3) else None

@@ -6,11 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import ArgumentError
 from ..functional import fold, unfold
 from ..groups import PointGroup
 from ..nn import GroupConvTranspose2d, GroupPool
-from ._layers import Layers, check_counts, convolve
+from ._layers import Layers, check_counts, check_pictures, convolve
 
 
 class UNet(nn.Module):
@@ -67,12 +66,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits, (B, classes, Y, X)."""
-        step = 2**self.depth
-        if x.ndim != 4 or x.shape[1] != self.in_channels or any(size == 0 or size % step for size in x.shape[2:]):
-            raise ArgumentError(
-                f"x has shape {tuple(x.shape)}; this network reads (B, {self.in_channels}, Y, X), Y and X divisible by "
-                f"2**depth (={step})"
-            )
+        check_pictures(x, self.in_channels, depth=self.depth)
         x = self.down[0](x)
         skipped = []
         for level in self.down[1:]:

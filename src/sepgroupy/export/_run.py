@@ -1,0 +1,32 @@
+"""The network of a run as a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..analysis import PAPER
+from ..errors import ArgumentError
+from ..training import load_model
+from ..training._folder import read_config
+from ._save import FORMATS, save
+
+
+def export_run(folder: Path, file_format: str, path: Path | None = None) -> Path:
+    """Write the network that a run has left, see :func:`sepgroupy.export.save`, and return where.
+
+    Args:
+        folder: the folder of the run.
+        file_format: "onnx", "torch" or "safetensors".
+        path: the file; by default one named after the model in the folder.
+
+    Raises:
+        ArgumentError: the format is unknown, or the file is there already or has another suffix.
+        DataError: the folder holds no run or no checkpoint, or they are broken.
+    """
+    if file_format not in FORMATS:
+        raise ArgumentError(f"file_format (={file_format!r}) must be one of {', '.join(FORMATS)}")
+    config = read_config(folder)
+    path = folder / f"{config.model}{FORMATS[file_format]}" if path is None else path
+    width = {} if config.width is None else {"width": str(config.width)}
+    save(load_model(folder), path, file_format, PAPER[config.model].shape, {"model": config.model, **width})
+    return path

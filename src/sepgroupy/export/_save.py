@@ -1,0 +1,105 @@
+"""Files that other programs read: ONNX, programs of torch.export, and safetensors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .._files import atomic
+from ..errors import ArgumentError
+from ._fold import fold
+
+FORMATS = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
+"""The formats that :func:`save` writes, with the suffix that a file of each has."""
+
+
+def save(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    file_format: str,
+    shape: Sequence[int],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write a network to a file, whole or not at all; a file that is already there is never replaced.
+
+    ==============  =====================================================================================
+    format          what is written
+    ==============  =====================================================================================
+    "onnx"          the folded network, input "image", output "output", for onnxruntime and others
+    "torch"         the folded network, for ``torch.export.load(path).module()``
+    "safetensors"   the state dict of the network itself, for ``safetensors.torch.load_file``
+    ==============  =====================================================================================
+
+    A folded network, see :func:`fold`, needs no sepgroupy. It takes batches of any size, in its parameters' dtype.
+
+    Args:
+        model: the network, of one input.
+        path: the file; its folder is made if it is missing.
+        file_format: one of ``FORMATS``.
+        shape: of an input without the batch, such as (3, 32, 32).
+        metadata: texts to be kept with "safetensors".
+
+    Raises:
+        ArgumentError: the format is unknown, the path ends in another suffix or is there already, or the network
+            cannot be folded or takes no such input.
+    """
+    if file_format not in FORMATS:
+        raise ArgumentError(f"file_format (={file_format!r}) must be one of {', '.join(FORMATS)}")
+    file = Path(os.fspath(path))
+    if file.suffix != FORMATS[file_format]:
+        raise ArgumentError(
+            f"path (={str(file)!r}) must end in {FORMATS[file_format]} for file_format (={file_format!r})"
+        )
+    _refuse_present(file)
+    try:
+        with atomic(file) as temporary:
+            _WRITERS[file_format](model, temporary, shape, metadata or {})
+            _refuse_present(file)  # writing takes a while
+    except ImportError as error:
+        raise ArgumentError(f"file_format (={file_format!r}) needs what sepgroupy[export] installs: {error}") from error
+
+
+def _refuse_present(file: Path) -> None:
+    if os.path.lexists(file):
+        raise ArgumentError(f"path (={str(file)!r}) is already there: delete it, or choose another")
+
+
+def _write_safetensors(model: nn.Module, path: Path, shape: Sequence[int], metadata: Mapping[str, str]) -> None:
+    from safetensors.torch import save_model
+
+    save_model(model, str(path), dict(metadata))
+
+
+def _write_program(model: nn.Module, path: Path, shape: Sequence[int], metadata: Mapping[str, str]) -> None:
+    torch.export.save(_trace(model, shape), path)
+
+
+def _write_onnx(model: nn.Module, path: Path, shape: Sequence[int], metadata: Mapping[str, str]) -> None:
+    torch.onnx.export(
+        _trace(model, shape),
+        (),
+        path,
+        input_names=["image"],
+        output_names=["output"],
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
+
+
+_WRITERS = {"onnx": _write_onnx, "torch": _write_program, "safetensors": _write_safetensors}
+
+
+def _trace(model: nn.Module, shape: Sequence[int]) -> torch.export.ExportedProgram:
+    """Fold the network and follow it with a batch of any size."""
+    plain = fold(model)
+    like = next(plain.parameters(), torch.empty(0))
+    example = torch.zeros(2, *shape, dtype=like.dtype, device=like.device)
+    try:
+        return torch.export.export(plain, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    except Exception as error:  # of any layer that the input does not fit
+        raise ArgumentError(f"model takes no input of shape (={tuple(shape)}): {error!s:.200}") from error
