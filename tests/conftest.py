@@ -92,6 +92,7 @@ def _seeds() -> None:
 def as_if_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let small maps take the ways that "auto" has for large ones: the Fourier domain, and one tile an image."""
     monkeypatch.setattr(_plan, "SMALL", 0)
+    monkeypatch.setattr(_plan, "LEAST", 0)
     monkeypatch.setattr(_plan, "FUSED", 0)
     monkeypatch.setattr(_tiled, "TILE_BYTES", 1)
 

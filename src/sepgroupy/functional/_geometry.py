@@ -77,6 +77,22 @@ class Geometry:
                     f"kernel_size (={self.kernel_size}), dilation (={self.dilation})"
                 )
 
+    def output_size(self, rows: int, columns: int) -> tuple[int, int]:
+        """Sizes of what comes out of a picture of these sizes."""
+        sides = zip((rows, columns), (self.padding[:2], self.padding[2:]), strict=True)
+        steps = zip(self.kernel_size, self.dilation, self.stride, strict=True)
+        height, width = (
+            (size + sum(pads) - dilation * (kernel - 1) - 1) // stride + 1
+            for (size, pads), (kernel, dilation, stride) in zip(sides, steps, strict=True)
+        )
+        return height, width
+
+    @property
+    def pads_apart(self) -> bool:
+        """Whether the padding is a step of its own: not of zeros, or not the same on both sides."""
+        top, bottom, left, right = self.padding
+        return any(self.padding) and (self.padding_mode != "zeros" or (top, left) != (bottom, right))
+
     @property
     def pointwise(self) -> bool:
         """Whether the kernel is 1×1, so that no pixel sees another."""

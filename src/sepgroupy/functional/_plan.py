@@ -7,6 +7,7 @@ dense      lifting, dense      one convolution with the bank of all transformed 
 dense      g, gc               two steps: pointwise with its expanded matrix, then depthwise
 full       g, gc               the factors are multiplied out, then one convolution as for a dense layer
 fourier    gc, dense 1×1       the pointwise step in the group's Fourier domain
+native     dense, g, gc        the whole convolution in the Fourier domain, by compiled kernels (``_native/kernels.c``)
 =========  ==================  =======================================================================
 
 ``auto`` takes, as ``benchmarks/layers.py`` measures,
@@ -30,22 +31,27 @@ from torch import Tensor
 
 from ..errors import ArgumentError
 from ..groups import PointGroup, fourier_basis
+from . import _native
 from ._filters import full_filter, gather_bank, index_table, lift_depthwise
 from ._geometry import Geometry
 from ._layout import merge_fiber, split_fiber
+from ._native import is_ordinary
 from ._pointwise import Bands, fourier_bands, fourier_pointwise, fourier_tables
 from ._tiled import BankBody, FourierBody, Norm, TiledConv
 
 ALGORITHMS = {
     "lifting": ("dense",),
-    "dense": ("dense", "fourier"),
-    "g": ("dense", "full"),
-    "gc": ("dense", "full", "fourier"),
+    "dense": ("dense", "fourier", "native"),
+    "g": ("dense", "full", "native"),
+    "gc": ("dense", "full", "fourier", "native"),
 }
 """The algorithms of each kind; not every one serves every geometry."""
 
 SMALL = 6000
 """Channels × pixels of a map × share of multiplications saved, below which calls cost more than the saving."""
+
+LEAST = 1
+"""Values of a map from which on the kernels' saving is more than what it costs to call them."""
 
 FUSED = 2**18
 """Values of a map from which on a norm is fused: smaller ones stay in the cache without it."""
@@ -56,7 +62,10 @@ AffineNorm = tuple[Norm, Tensor | None, Tensor | None]  # statistics, gamma, bet
 
 @dataclass(frozen=True)
 class Filters:
-    """Filters ready for use: bands of the pointwise step, and banks of all transformed copies."""
+    """Filters ready for use: bands of the pointwise step, and banks of all transformed copies.
+
+    The kernels read parameters as they are: there the banks are the dense filter, or depthwise and pointwise factor.
+    """
 
     banks: tuple[Tensor, ...]
     bands: Bands = ()
@@ -77,7 +86,9 @@ class Plan:
     automatic: bool = False
     """Whether the algorithm was chosen by the rule, which may then fuse and tile."""
     saving: float = 1.0
-    """Multiplications of the pointwise step by those in the Fourier domain, if ``auto`` may go there."""
+    """Multiplications along the group axis by those in the Fourier domain."""
+    native: bool = False
+    """Whether ``auto`` may take the kernels."""
 
     @classmethod
     def make(cls, group: PointGroup, kind: str, algorithm: str, geometry: Geometry) -> Plan:
@@ -91,18 +102,33 @@ class Plan:
         if algorithm == "fourier" and not plan._has_fourier:
             needs = "groups=1, and kernel_size=1 in a layer of kind dense"
             raise ArgumentError(f"algorithm (='fourier') needs {needs}; groups (={geometry.groups})")
-        if algorithm == "auto" and plan._has_fourier:
-            return replace(plan, saving=group.order**2 / fourier_basis(group).multiplications)
+        if algorithm == "native":
+            if needs := _native.serves(group, geometry):
+                raise ArgumentError(f"algorithm (='native') needs {needs}")
+            if not _native.kernels():
+                raise ArgumentError(f"algorithm (='native') is not to be had here: {_native.kernels().summary}")
+        if algorithm == "auto" and kind != "lifting":
+            saving = group.order**2 / fourier_basis(group).multiplications
+            return replace(plan, saving=saving, native=saving >= 2 and not _native.serves(group, geometry))
         return plan
 
     def settle(self, x: Tensor) -> Plan:
         """Replace ``auto`` by the algorithm that the rule takes for this input."""
+        if self.algorithm == "native" and x.device.type not in ("cpu", "meta"):
+            raise ArgumentError(f"x is on {x.device}; algorithm (='native') runs on a CPU")
         if self.algorithm != "auto":
             return self
         algorithm = "full" if self.kind == "g" else "dense"
-        if self.saving > 2 and x.shape[1] * x.shape[-1] * x.shape[-2] * self.saving >= SMALL:
+        if self.native and x.numel() >= LEAST and _native.takes(x) and is_ordinary(x) and _native.kernels():
+            algorithm = "native"
+        elif self._has_fourier and self.saving > 2 and x.shape[1] * x.shape[-1] * x.shape[-2] * self.saving >= SMALL:
             algorithm = "fourier"
         return replace(self, algorithm=algorithm, automatic=True)
+
+    @property
+    def expands(self) -> bool:
+        """Whether :meth:`filters` computes anything, so that its result is worth keeping."""
+        return self.algorithm != "native" or self.kind == "g"
 
     @property
     def _has_fourier(self) -> bool:
@@ -114,6 +140,8 @@ class Plan:
         They are the index tables of filters on the group, on the plane and 1×1 on the group, and the Fourier tables.
         """
         kernel, auto = self.geometry.kernel_size, self.algorithm == "auto"
+        if self.algorithm == "native":
+            return {}
         tables = fourier_tables(self.group) if self.algorithm == "fourier" or (auto and self._has_fourier) else {}
         if self.kind != "dense":
             tables["plane"] = index_table(self.group, kernel, fiber=False)
@@ -129,10 +157,14 @@ class Plan:
             return Filters((gather_bank(parameters["weight"], tables["plane"], groups),))
         if self.kind == "dense":
             weight = parameters["weight"]
+            if self.algorithm == "native":
+                return Filters((weight,))
             if self.algorithm == "fourier":
                 return Filters((), fourier_bands(weight, tables))
             return Filters((gather_bank(weight, tables["fiber"], groups),))
         depthwise, pointwise = parameters["depthwise_weight"], parameters["pointwise_weight"]
+        if self.algorithm == "native":
+            return Filters((depthwise, pointwise) if self.kind == "gc" else (full_filter(depthwise, pointwise),))
         if self.algorithm == "full":
             return Filters((gather_bank(full_filter(depthwise, pointwise), tables["fiber"], groups),))
         bank = gather_bank(lift_depthwise(depthwise), tables["plane"], groups)
@@ -146,6 +178,8 @@ class Plan:
         With a norm, which :meth:`fuses` must allow, convolve relu(norm(x)).
         """
         order, groups = self.group.order, self.geometry.groups
+        if self.algorithm == "native":
+            return self._apply_native(x, filters, bias, norm)
         if bias is not None:
             bias = bias.reshape(groups, 1, -1).expand(-1, order, -1).flatten()
         if filters.bands and not filters.banks:  # 1×1: only the pixels that its stride reaches
@@ -170,14 +204,15 @@ class Plan:
 
     def fuses(self, x: Tensor) -> bool:
         """Whether ``apply`` can take a norm along for this input."""
+        if self.algorithm == "native":
+            return is_ordinary(x) and not self.geometry.pads_apart
         single = self.algorithm == "full" or (self.kind == "dense" and self.algorithm == "dense")
         depthwise = self.kind == "gc" and self.algorithm == "fourier"
         return (single or depthwise) and self._tiles(x) and x.numel() >= FUSED
 
     def _tiles(self, x: Tensor) -> bool:
         """Whether the input is an ordinary tensor on the CPU, and the geometry one that tiles know."""
-        top, bottom, left, right = self.geometry.padding
-        known = self.geometry.padding_mode == "zeros" and (top, left) == (bottom, right) and self.geometry.groups == 1
+        known = not self.geometry.pads_apart and self.geometry.groups == 1
         return self.automatic and known and x.device.type == "cpu" and is_ordinary(x)
 
     def _apply_tiled(self, x: Tensor, filters: Filters, bias: Tensor | None, norm: AffineNorm | None) -> Tensor:
@@ -186,6 +221,22 @@ class Plan:
         statistics, gamma, beta = norm or (None, None, None)
         maps = x.transpose(1, 2).contiguous()
         y = TiledConv.apply(body if filters.bands else BankBody(self.geometry), statistics, maps, gamma, beta, *tensors)
+        return y.transpose(1, 2)
+
+    def _apply_native(self, x: Tensor, filters: Filters, bias: Tensor | None, norm: AffineNorm | None) -> Tensor:
+        *depthwise, weight = filters.banks
+        maps, (vertical, horizontal) = _pad(x.transpose(1, 2).flatten(0, 1), self.geometry)
+        geometry = replace(self.geometry, padding=(vertical, vertical, horizontal, horizontal), padding_mode="zeros")
+        statistics, gamma, beta = norm or (None, None, None)
+        inputs = _native.Inputs(
+            maps.unflatten(0, (x.shape[0], x.shape[2])),
+            weight,
+            depthwise[0] if depthwise else None,
+            bias,
+            *((gamma, beta, statistics.mean, statistics.var) if statistics else ()),
+        )
+        eps, batch = (statistics.eps, statistics.batch) if statistics else (0.0, False)
+        y = _native.convolve(inputs, eps, batch, self.group, geometry)
         return y.transpose(1, 2)
 
     def check_input(self, x: Tensor, in_channels: int) -> None:
@@ -208,18 +259,6 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, g
     return F.conv2d(x, weight, bias, geometry.stride, padding, geometry.dilation, groups)
 
 
-def is_ordinary(x: Tensor) -> bool:
-    """Whether x is a plain tensor with values, seen by no compiler, tracer, autocast or function transform."""
-    return (
-        type(x) in (Tensor, torch.nn.Parameter)
-        and not x.is_meta
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and not torch.is_autocast_enabled(x.device.type)
-        and not torch._C._are_functorch_transforms_active()
-    )
-
-
 def _stride_pixels(x: Tensor, geometry: Geometry) -> Tensor:
     """Pad x and keep the pixels that a 1×1 kernel reads."""
     if any(geometry.padding):
@@ -232,7 +271,7 @@ def _stride_pixels(x: Tensor, geometry: Geometry) -> Tensor:
 def _pad(x: Tensor, geometry: Geometry) -> tuple[Tensor, tuple[int, int]]:
     """Pad x where ``conv2d`` itself can not; return it with the padding that is left to do."""
     top, bottom, left, right = geometry.padding
-    if geometry.padding_mode == "zeros" and top == bottom and left == right:
+    if not geometry.pads_apart:
         return x, (top, left)
     mode = "constant" if geometry.padding_mode == "zeros" else geometry.padding_mode
     return F.pad(x, (left, right, top, bottom), mode=mode), (0, 0)

@@ -84,8 +84,10 @@ class GroupConvolution(nn.Module):
     def _filters(self, plan: Plan) -> Filters:
         """Return the filters, those of an earlier call if no gradient is wanted and the parameters have not changed."""
         parameters = {name: getattr(self, name) for name in self._filter_names}
-        if torch.is_grad_enabled() or not all(
-            type(p) is nn.Parameter and is_ordinary(p) and not p.is_inference() for p in parameters.values()
+        if (
+            torch.is_grad_enabled()
+            or not plan.expands
+            or not all(type(p) is nn.Parameter and is_ordinary(p) and not p.is_inference() for p in parameters.values())
         ):
             return plan.filters(parameters, self._tables)
         kept = self._kept

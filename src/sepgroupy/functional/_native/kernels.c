@@ -1,0 +1,210 @@
+/* Group convolutions on a CPU, in the group's Fourier domain, with everything between two maps in the cache.
+ *
+ * With H the fixed transform along the group axis (a scaled FourierBasis), t a tap and g·t the place to which g moves it,
+ *
+ *     y[o,g](q) = Σ_t u_t[o,g](stride·q + g·t - padding),     u_t = Hᵀ W_t H x,
+ *
+ * and W_t is block-diagonal: 12 multiplications a pair of channels in place of 64 for p4m. A gc layer has one u for all
+ * taps and weights them. The transform of x is made once a tile; a block of output channels at a time, matrix products
+ * then make u a few hundred pixels at a time, and it is added to y, shifted, before it leaves the cache. Backward, the
+ * output's gradient is read through the same shifts.
+ *
+ * Words used throughout:
+ *   tile     a few images, or a band of rows of one image: the work that one thread takes;
+ *   phase    the input pixels whose rows and columns leave one remainder by the stride; stride 1 has one phase;
+ *   column   a pixel of a tile as the matrix products see it, phase after phase;
+ *   plane    pixels of a tile with so many zeros between rows and images that a shift is one offset for all of them.
+ *
+ * Maps lie in memory as (B, |H|, C, Y, X). Plain C, the widest vectors that the compiler's flags allow.
+ */
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#if defined(__AVX2__)
+#include <immintrin.h>
+#define VECTOR_BYTES 32
+#else
+#define VECTOR_BYTES 16
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+#define ORDER 8    /* largest order of a point group of the plane */
+#define PHASES 9   /* strides up to 3 */
+#define TAPS 49    /* kernels up to 7×7 */
+#define ROWS 6     /* of a matrix product's register block; it is two vectors wide */
+
+typedef int64_t index_t;
+
+enum { DENSE = 0, SEPARABLE = 1 };
+enum { GENERAL = 0, CYCLIC4 = 4, DIHEDRAL4 = 8 };
+
+/* One convolution. The same structure stands in native/_library.py. */
+typedef struct {
+    index_t batch, in_channels, out_channels, height, width, out_height, out_width;
+    index_t stride_y, stride_x, padding_y, padding_x, taps, kind, threads;
+    index_t order, blocks, transform;
+    const int32_t *block;   /* (blocks, 3): first row of the basis, size, copies */
+    const int32_t *moved;   /* (taps, order, 2): row and column of each tap after each element has moved it */
+    const double *basis;    /* (order, order): H */
+    const double *irreps;   /* (Σ size², order): W[a,c] = Σ_k irrep[a,c,k] w[k], scaled to go with H */
+} Problem;
+
+typedef struct {
+    index_t first_image, images, in_row, in_rows, out_row, out_rows;
+} Tile;
+
+typedef struct {
+    index_t row, column;               /* remainders */
+    index_t rows, columns;             /* of its pixels in one image */
+    index_t start, row_step, image_step, count; /* in columns of the tile; count is a multiple of the block's width */
+    index_t taps, tap[TAPS];           /* those that some element moves into this phase */
+} Phase;
+
+typedef struct {
+    index_t in_rows, out_rows, images, padding; /* what it was laid out for */
+    index_t phases, columns;
+    Phase phase[PHASES];
+    index_t row_step, image_step, margin, size;  /* of a plane */
+    index_t shift[TAPS][ORDER];        /* from an output pixel to the input pixel, in a plane of its phase */
+    int8_t phase_of[TAPS][ORDER];
+} Layout;
+
+INLINE index_t smaller(index_t a, index_t b) { return a < b ? a : b; }
+INLINE index_t larger(index_t a, index_t b) { return a > b ? a : b; }
+INLINE index_t round_up(index_t a, index_t step) { return (a + step - 1) / step * step; }
+INLINE index_t floor_div(index_t a, index_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
+
+/* How the work is divided: images a tile, or bands of output (forward) or input (backward) rows. */
+typedef struct { index_t images, bands, tiles; } Division;
+
+static Division divide(const Problem *p, index_t rows)
+{
+    index_t pixels = p->height * p->width;
+    index_t target = larger(256, smaller(1024, 196608 / (p->order * p->in_channels)));
+    Division d = {1, 1, 0};
+    if (pixels > 2 * target)
+        d.bands = (pixels + target - 1) / target;
+    else
+        d.images = larger(1, target / larger(pixels, 1));
+    d.images = larger(1, smaller(d.images, p->batch / (2 * p->threads)));
+    if (p->batch * d.bands < p->threads)
+        d.bands = (p->threads + p->batch - 1) / p->batch;
+    d.bands = larger(1, smaller(d.bands, rows / 4));
+    d.tiles = (p->batch + d.images - 1) / d.images * d.bands;
+    return d;
+}
+
+/* Where a band of so many rows begins: at whole strides, so that all tiles have the same phases. */
+INLINE index_t first_of(index_t rows, index_t band, index_t bands, index_t stride)
+{
+    return smaller(rows, round_up(rows * band / bands, stride));
+}
+
+/* The rows of the tile's input that its output reads (forward), or of its output that its input reaches (backward). */
+static Tile tile_at(const Problem *p, const Division *d, index_t number, int backward)
+{
+    index_t band = number % d->bands, low = INT64_MAX, high = INT64_MIN;
+    Tile t = {number / d->bands * d->images, 0, 0, 0, 0, 0};
+    t.images = smaller(d->images, p->batch - t.first_image);
+    for (index_t i = 0; i < p->taps * p->order; i++) {
+        low = smaller(low, p->moved[2 * i] - p->padding_y);
+        high = larger(high, p->moved[2 * i] - p->padding_y);
+    }
+    if (backward) {
+        t.in_row = first_of(p->height, band, d->bands, p->stride_y);
+        t.in_rows = first_of(p->height, band + 1, d->bands, p->stride_y) - t.in_row;
+        t.out_row = larger(0, -floor_div(high - t.in_row, p->stride_y));
+        t.out_rows = smaller(p->out_height, floor_div(t.in_row + t.in_rows - 1 - low, p->stride_y) + 1) - t.out_row;
+    } else {
+        t.out_row = first_of(p->out_height, band, d->bands, 1);
+        t.out_rows = first_of(p->out_height, band + 1, d->bands, 1) - t.out_row;
+        t.in_row = larger(0, floor_div(low, p->stride_y) + t.out_row) * p->stride_y;
+        t.in_rows = smaller(p->height, p->stride_y * (t.out_row + t.out_rows - 1) + high + 1) - t.in_row;
+    }
+    t.in_rows = larger(0, t.in_rows);
+    t.out_rows = larger(0, t.out_rows);
+    if (!t.in_rows) t.in_row = 0;
+    if (!t.out_rows) t.out_row = 0;
+    return t;
+}
+
+/* Lay out a tile for vectors of so many values; return whether anything changed. */
+static int lay_out(const Problem *p, const Tile *t, index_t lanes, Layout *l)
+{
+    index_t s = p->stride_y, low[2] = {0, 0}, high[2] = {0, 0};
+    /* Input row in_row + r reads as output row out_row + q through the tap at row r - stride·q + padding. */
+    index_t padding = p->padding_y - s * t->out_row + t->in_row;
+    if (l->images == t->images && l->in_rows == t->in_rows && l->out_rows == t->out_rows && l->padding == padding)
+        return 0;
+    l->images = t->images, l->in_rows = t->in_rows, l->out_rows = t->out_rows, l->padding = padding;
+    l->phases = s * p->stride_x;
+    for (index_t f = 0; f < l->phases; f++) {
+        Phase *phase = &l->phase[f];
+        phase->row = f / p->stride_x, phase->column = f % p->stride_x, phase->taps = 0;
+        phase->rows = (larger(0, t->in_rows - phase->row) + s - 1) / s;
+        phase->columns = (larger(0, p->width - phase->column) + p->stride_x - 1) / p->stride_x;
+    }
+    index_t step[TAPS][ORDER][2];
+    for (index_t tap = 0; tap < p->taps; tap++)
+        for (index_t g = 0; g < p->order; g++) {
+            const int32_t *place = p->moved + 2 * (tap * p->order + g);
+            index_t row = place[0] - padding, column = place[1] - p->padding_x;
+            step[tap][g][0] = floor_div(row, s), step[tap][g][1] = floor_div(column, p->stride_x);
+            index_t f = (row - s * step[tap][g][0]) * p->stride_x + column - p->stride_x * step[tap][g][1];
+            Phase *phase = &l->phase[f];
+            l->phase_of[tap][g] = (int8_t)f;
+            if (!phase->taps || phase->tap[phase->taps - 1] != tap) phase->tap[phase->taps++] = tap;
+            for (int axis = 0; axis < 2; axis++) {
+                low[axis] = smaller(low[axis], step[tap][g][axis]);
+                high[axis] = larger(high[axis], step[tap][g][axis]);
+            }
+        }
+    /* Wide enough that a shift out of a row ends in zeros, or where nobody reads; the first phase is the largest. */
+    l->row_step = larger(p->out_width + high[1], l->phase[0].columns - low[1]);
+    l->image_step = larger(t->out_rows + high[0], l->phase[0].rows - low[0]) * l->row_step;
+    l->margin = larger(high[0], -low[0]) * l->row_step + larger(high[1], -low[1]);
+    l->size = round_up(l->margin * 2 + t->images * l->image_step + 2 * lanes, lanes);
+    for (index_t tap = 0; tap < p->taps; tap++)
+        for (index_t g = 0; g < p->order; g++)
+            l->shift[tap][g] = step[tap][g][0] * l->row_step + step[tap][g][1];
+    l->columns = 0;
+    for (index_t f = 0; f < l->phases; f++) {
+        Phase *phase = &l->phase[f];
+        /* Rows that fill vectors need no zeros between them; others are laid as in a plane. */
+        phase->row_step = phase->columns % lanes ? l->row_step : phase->columns;
+        phase->image_step = round_up(phase->rows * phase->row_step, lanes);
+        phase->start = l->columns;
+        phase->count = phase->taps ? round_up(t->images * phase->image_step, 2 * lanes) : 0;
+        l->columns += phase->count;
+    }
+    /* Rows a multiple of many cache lines apart would all fall on the same few places of the cache. */
+    if (l->columns / (2 * lanes) % 2 == 0) l->columns += 2 * lanes;
+    if (l->size / lanes % 2 == 0) l->size += lanes;
+    return 1;
+}
+
+/* Threads take tiles by turns that depend on nothing but their number, so that sums come out the same every time. */
+INLINE index_t thread_number(void)
+{
+#ifdef _OPENMP
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
+
+#define JOIN_(a, b) a##b
+#define JOIN(a, b) JOIN_(a, b)
+#define NAME(name) JOIN(name, SUFFIX)
+
+#define REAL float
+#define SUFFIX _f32
+#include "kernels.inl"
+#undef REAL
+#undef SUFFIX
+#define REAL double
+#define SUFFIX _f64
+#include "kernels.inl"

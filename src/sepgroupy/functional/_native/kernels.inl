@@ -1,0 +1,841 @@
+/* The kernels for one type of number: REAL, and SUFFIX for the names. Included by kernels.c. */
+
+typedef REAL NAME(vector) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
+#define vector NAME(vector)
+#define LANES ((index_t)(VECTOR_BYTES / sizeof(REAL)))
+#define WIDTH (2 * LANES) /* of a register block */
+#define AT(pointer) (*(vector *)(pointer))
+#define mask __typeof__((vector){0} < (vector){0})
+
+/* ---- matrix products ---------------------------------------------------------------------------------------- */
+
+/* C (rows × WIDTH) = or += A B with rows at most ROWS. A is read as it stands, by rows or by columns. */
+INLINE void NAME(block_product)(int add, index_t rows, index_t depth, const REAL *restrict a, index_t a_row,
+                                index_t a_depth, const REAL *restrict b, index_t b_step, REAL *restrict c,
+                                index_t c_step)
+{
+    const REAL *row[ROWS];
+    vector sum[ROWS][2];
+#pragma GCC unroll 6
+    for (int m = 0; m < ROWS; m++) {
+        row[m] = a + smaller(m, rows - 1) * a_row; /* rows that are not there repeat the last, unread */
+        sum[m][0] = sum[m][1] = (vector){0};
+    }
+    for (index_t k = 0; k < depth; k++, b += b_step) {
+        vector left = AT(b), right = AT(b + LANES);
+#pragma GCC unroll 6
+        for (int m = 0; m < ROWS; m++) {
+            REAL factor = row[m][k * a_depth];
+            sum[m][0] += factor * left;
+            sum[m][1] += factor * right;
+        }
+    }
+#pragma GCC unroll 6
+    for (int m = 0; m < ROWS; m++) {
+        if (m >= rows) break;
+        REAL *to = c + m * c_step;
+        if (add) sum[m][0] += AT(to), sum[m][1] += AT(to + LANES);
+        AT(to) = sum[m][0], AT(to + LANES) = sum[m][1];
+    }
+}
+
+/* C (rows × count) = A (rows × depth) B (depth × count); count divides by WIDTH, depth is contiguous in A. */
+static void NAME(product)(index_t rows, index_t depth, index_t count, const REAL *a, index_t a_row, const REAL *b,
+                          index_t b_step, REAL *c, index_t c_step)
+{
+    for (index_t j = 0; j < count; j += WIDTH)
+        for (index_t m = 0; m < rows; m += ROWS)
+            NAME(block_product)(0, smaller(ROWS, rows - m), depth, a + m * a_row, a_row, 1, b + j, b_step,
+                                c + m * c_step + j, c_step);
+}
+
+/* C (rows × count) += Aᵀ B with A (depth × rows), rows contiguous. */
+static void NAME(transposed_product)(index_t rows, index_t depth, index_t count, const REAL *a, index_t a_depth,
+                                     const REAL *b, index_t b_step, REAL *c, index_t c_step)
+{
+    for (index_t j = 0; j < count; j += WIDTH)
+        for (index_t m = 0; m < rows; m += ROWS)
+            NAME(block_product)(1, smaller(ROWS, rows - m), depth, a + m, 1, a_depth, b + j, b_step,
+                                c + m * c_step + j, c_step);
+}
+
+/* Add the sums of four vectors' values to c[0..3]. */
+INLINE void NAME(add_sums)(const vector *sum, REAL *c, index_t columns)
+{
+    REAL total[4];
+#if defined(__AVX2__)
+    if (sizeof(REAL) == 4) {
+        __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps((__m256)sum[0], (__m256)sum[1]),
+                                      _mm256_hadd_ps((__m256)sum[2], (__m256)sum[3]));
+        __m128 all = _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
+        memcpy(total, &all, sizeof all < sizeof total ? sizeof all : sizeof total);
+    } else
+#endif
+        for (int n = 0; n < 4; n++) {
+            total[n] = 0;
+            for (index_t lane = 0; lane < LANES; lane++) total[n] += sum[n][lane];
+        }
+    for (index_t n = 0; n < 4 && n < columns; n++) c[n] += total[n];
+}
+
+/* C (rows × columns) += A Bᵀ, both with values along their rows; count divides by LANES. */
+static void NAME(inner_products)(index_t rows, index_t columns, index_t count, const REAL *a, index_t a_step,
+                                 const REAL *b, index_t b_step, REAL *c, index_t c_step)
+{
+    for (index_t m = 0; m < rows; m += 3) {
+        const REAL *a0 = a + m * a_step, *a1 = m + 1 < rows ? a0 + a_step : a0, *a2 = m + 2 < rows ? a1 + a_step : a1;
+        for (index_t n = 0; n < columns; n += 4) {
+            const REAL *b0 = b + n * b_step, *b1 = n + 1 < columns ? b0 + b_step : b0;
+            const REAL *b2 = n + 2 < columns ? b1 + b_step : b1, *b3 = n + 3 < columns ? b2 + b_step : b2;
+            vector sum[3][4];
+#pragma GCC unroll 12
+            for (int i = 0; i < 12; i++) sum[i / 4][i % 4] = (vector){0};
+            for (index_t p = 0; p < count; p += LANES) {
+                vector v0 = AT(b0 + p), v1 = AT(b1 + p), v2 = AT(b2 + p), v3 = AT(b3 + p);
+                vector w0 = AT(a0 + p), w1 = AT(a1 + p), w2 = AT(a2 + p);
+                sum[0][0] += w0 * v0, sum[0][1] += w0 * v1, sum[0][2] += w0 * v2, sum[0][3] += w0 * v3;
+                sum[1][0] += w1 * v0, sum[1][1] += w1 * v1, sum[1][2] += w1 * v2, sum[1][3] += w1 * v3;
+                sum[2][0] += w2 * v0, sum[2][1] += w2 * v1, sum[2][2] += w2 * v2, sum[2][3] += w2 * v3;
+            }
+#pragma GCC unroll 3
+            for (int i = 0; i < 3; i++)
+                if (m + i < rows) NAME(add_sums)(sum[i], c + (m + i) * c_step + n, columns - n);
+        }
+    }
+}
+
+/* ---- the transform along the group axis --------------------------------------------------------------------- */
+
+/* v ← H v, and v ← Hᵀ v. The two fast ones are the bases of p4 and p4m with their scales left out. */
+#define DEFINE_TRANSFORM(TYPE, name)                                                                                  \
+    INLINE void NAME(name##_forward)(TYPE *v, int order, int transform, const REAL *basis)                            \
+    {                                                                                                                 \
+        if (transform == DIHEDRAL4) {                                                                                 \
+            TYPE s0 = v[0] + v[4], s1 = v[1] + v[5], s2 = v[2] + v[6], s3 = v[3] + v[7];                              \
+            TYPE d0 = v[0] - v[4], d1 = v[1] - v[5], d2 = v[2] - v[6], d3 = v[3] - v[7];                              \
+            TYPE s02 = s0 + s2, s13 = s1 + s3, d02 = d0 + d2, d13 = d1 + d3;                                          \
+            v[0] = s02 + s13, v[1] = d02 + d13, v[2] = s02 - s13, v[3] = d02 - d13;                                   \
+            v[4] = s0 - s2, v[5] = s1 - s3, v[6] = d3 - d1, v[7] = d0 - d2;                                           \
+        } else if (transform == CYCLIC4) {                                                                            \
+            TYPE s02 = v[0] + v[2], s13 = v[1] + v[3], d02 = v[0] - v[2], d13 = v[1] - v[3];                          \
+            v[0] = s02 + s13, v[1] = s02 - s13, v[2] = d02, v[3] = d13;                                               \
+        } else {                                                                                                      \
+            TYPE out[ORDER];                                                                                          \
+            for (int i = 0; i < order; i++) {                                                                         \
+                out[i] = basis[i * order] * v[0];                                                                     \
+                for (int j = 1; j < order; j++) out[i] += basis[i * order + j] * v[j];                                \
+            }                                                                                                         \
+            for (int i = 0; i < order; i++) v[i] = out[i];                                                            \
+        }                                                                                                             \
+    }                                                                                                                 \
+    INLINE void NAME(name##_inverse)(TYPE *v, int order, int transform, const REAL *basis)                            \
+    {                                                                                                                 \
+        if (transform == DIHEDRAL4) {                                                                                 \
+            TYPE p = v[0] + v[2], m = v[0] - v[2], q = v[1] + v[3], n = v[1] - v[3];                                  \
+            TYPE s0 = p + v[4], s2 = p - v[4], s1 = m + v[5], s3 = m - v[5];                                          \
+            TYPE d0 = q + v[7], d2 = q - v[7], d1 = n - v[6], d3 = n + v[6];                                          \
+            v[0] = s0 + d0, v[1] = s1 + d1, v[2] = s2 + d2, v[3] = s3 + d3;                                           \
+            v[4] = s0 - d0, v[5] = s1 - d1, v[6] = s2 - d2, v[7] = s3 - d3;                                           \
+        } else if (transform == CYCLIC4) {                                                                            \
+            TYPE p = v[0] + v[1], m = v[0] - v[1], s = v[2], d = v[3];                                                \
+            v[0] = p + s, v[1] = m + d, v[2] = p - s, v[3] = m - d;                                                   \
+        } else {                                                                                                      \
+            TYPE out[ORDER];                                                                                          \
+            for (int j = 0; j < order; j++) {                                                                         \
+                out[j] = basis[j] * v[0];                                                                             \
+                for (int i = 1; i < order; i++) out[j] += basis[i * order + j] * v[i];                                \
+            }                                                                                                         \
+            for (int j = 0; j < order; j++) v[j] = out[j];                                                            \
+        }                                                                                                             \
+    }
+DEFINE_TRANSFORM(vector, vectors)
+DEFINE_TRANSFORM(REAL, numbers)
+
+/* Call a function whose loops the compiler unrolls for each order. */
+#define BY_ORDER(p, call)                                                                                             \
+    do {                                                                                                              \
+        if ((p)->transform == DIHEDRAL4) { enum { N = 8, TRANSFORM = DIHEDRAL4 }; call; }                             \
+        else if ((p)->transform == CYCLIC4) { enum { N = 4, TRANSFORM = CYCLIC4 }; call; }                            \
+        else { const int N = (int)(p)->order; enum { TRANSFORM = GENERAL }; call; }                                   \
+    } while (0)
+
+/* ---- what one thread works with ------------------------------------------------------------------------------ */
+
+typedef struct {
+    Layout layout;
+    int32_t *place;          /* in a plane, of each vector of columns */
+    REAL basis[ORDER * ORDER];
+    REAL *hat, *hat_grad;    /* H x and the gradient of it, (order, I, columns) */
+    REAL *strip;             /* products of a block of outputs on a strip, (order, outputs × taps, strip) */
+    REAL *planes;            /* of a block of outputs, (outputs, order, size) of y or its gradient */
+    REAL *inner;             /* planes of u, (phases, outputs, order, size), of a separable layer */
+    REAL *blank;             /* one plane, for shifts that have another phase: zeros to read, rubbish to write */
+    REAL *weight_grad;       /* gradient of the blocks W, laid out as in pack() */
+    REAL *depth_grad;        /* (O, taps) */
+    REAL *norm_grad;         /* (2, I) */
+} NAME(Thread);
+#define Thread NAME(Thread)
+
+/* A map's values that go into the product are max(0, scale·x + shift) where there is a norm. */
+typedef struct { const REAL *scale, *shift; } NAME(Norm);
+#define Norm NAME(Norm)
+
+INLINE void NAME(lay_places)(const Problem *p, const Tile *t, Thread *w)
+{
+    const Layout *l = &w->layout;
+    (void)p;
+    for (index_t f = 0; f < l->phases; f++) {
+        const Phase *phase = &l->phase[f];
+        for (index_t c = 0; c < phase->count; c += LANES) {
+            index_t image = c / phase->image_step, place = t->images * l->image_step; /* past the last image */
+            if (image < t->images) {
+                index_t rest = c - image * phase->image_step;
+                place = image * l->image_step + rest / phase->row_step * l->row_step + rest % phase->row_step;
+            }
+            w->place[(phase->start + c) / LANES] = (int32_t)(l->margin + place);
+        }
+    }
+}
+
+/* hat ← H x for one tile; values between the rows stay the zeros that they are. */
+INLINE void NAME(load)(const Problem *p, const Tile *t, const Thread *w, const REAL *x, Norm norm, int N, int TRANSFORM)
+{
+    const Layout *l = &w->layout;
+    index_t plane = p->height * p->width, fiber = p->in_channels * plane, step = p->in_channels * l->columns;
+    for (index_t f = 0; f < l->phases; f++) {
+        const Phase *phase = &l->phase[f];
+        index_t rows = phase->rows, columns = phase->columns;
+        if (!phase->count) continue;
+        if (p->stride_y * p->stride_x == 1 && phase->row_step == columns) columns *= rows, rows = 1; /* one long row */
+        for (index_t i = 0; i < p->in_channels; i++) {
+            REAL scale = norm.scale ? norm.scale[i] : 1, shift = norm.shift ? norm.shift[i] : 0;
+            vector none = {0};
+            for (index_t image = 0; image < t->images; image++)
+                for (index_t r = 0; r < rows; r++) {
+                    const REAL *from = x + (t->first_image + image) * N * fiber + i * plane
+                        + (t->in_row + p->stride_y * r + phase->row) * p->width + phase->column;
+                    REAL *to = w->hat + i * l->columns + phase->start + image * phase->image_step + r * phase->row_step;
+                    index_t c = 0;
+                    if (p->stride_x == 1)
+                        for (; c + LANES <= columns; c += LANES) {
+                            vector v[ORDER];
+#pragma GCC unroll 8
+                            for (int g = 0; g < N; g++) {
+                                v[g] = AT(from + g * fiber + c);
+                                if (norm.scale) {
+                                    v[g] = v[g] * scale + shift;
+                                    v[g] = (vector)((mask)v[g] & ~(v[g] < none)); /* NaN stays */
+                                }
+                            }
+                            NAME(vectors_forward)(v, N, TRANSFORM, w->basis);
+#pragma GCC unroll 8
+                            for (int g = 0; g < N; g++) AT(to + g * step + c) = v[g];
+                        }
+                    for (; c < columns; c++) {
+                        REAL v[ORDER];
+#pragma GCC unroll 8
+                        for (int g = 0; g < N; g++) {
+                            v[g] = from[g * fiber + c * p->stride_x];
+                            if (norm.scale) {
+                                v[g] = v[g] * scale + shift;
+                                v[g] = v[g] < 0 ? 0 : v[g];
+                            }
+                        }
+                        NAME(numbers_forward)(v, N, TRANSFORM, w->basis);
+#pragma GCC unroll 8
+                        for (int g = 0; g < N; g++) to[g * step + c] = v[g];
+                    }
+                }
+        }
+    }
+}
+
+/* x_grad ← Hᵀ hat_grad for one tile, through the norm: that of its statistics is left to the caller. */
+INLINE void NAME(unload)(const Problem *p, const Tile *t, const Thread *w, const REAL *x, REAL *x_grad, Norm norm,
+                         int N, int TRANSFORM)
+{
+    const Layout *l = &w->layout;
+    index_t plane = p->height * p->width, fiber = p->in_channels * plane, step = p->in_channels * l->columns;
+    for (index_t f = 0; f < l->phases; f++) {
+        const Phase *phase = &l->phase[f];
+        index_t rows = phase->rows, columns = phase->columns;
+        if (p->stride_y * p->stride_x == 1 && phase->row_step == columns && phase->count) columns *= rows, rows = 1;
+        for (index_t i = 0; i < p->in_channels; i++) {
+            REAL scale = norm.scale ? norm.scale[i] : 1, shift = norm.shift ? norm.shift[i] : 0;
+            vector none = {0}, scale_grad = {0}, shift_grad = {0};
+            REAL scale_rest = 0, shift_rest = 0;
+            for (index_t image = 0; image < t->images; image++)
+                for (index_t r = 0; r < rows; r++) {
+                    index_t at = (t->first_image + image) * N * fiber + i * plane
+                        + (t->in_row + p->stride_y * r + phase->row) * p->width + phase->column;
+                    REAL *to = x_grad + at;
+                    const REAL *input = x + at;
+                    if (!phase->count) {
+                        for (int g = 0; g < N; g++)
+                            for (index_t c = 0; c < columns; c++) to[g * fiber + c * p->stride_x] = 0;
+                        continue;
+                    }
+                    const REAL *from =
+                        w->hat_grad + i * l->columns + phase->start + image * phase->image_step + r * phase->row_step;
+                    index_t c = 0;
+                    if (p->stride_x == 1)
+                        for (; c + LANES <= columns; c += LANES) {
+                            vector v[ORDER];
+#pragma GCC unroll 8
+                            for (int g = 0; g < N; g++) v[g] = AT(from + g * step + c);
+                            NAME(vectors_inverse)(v, N, TRANSFORM, w->basis);
+#pragma GCC unroll 8
+                            for (int g = 0; g < N; g++) {
+                                if (norm.scale) {
+                                    vector value = AT(input + g * fiber + c);
+                                    v[g] = (vector)((mask)v[g] & ~(value * scale + shift <= none));
+                                    shift_grad += v[g];
+                                    scale_grad += v[g] * value;
+                                    v[g] *= scale;
+                                }
+                                AT(to + g * fiber + c) = v[g];
+                            }
+                        }
+                    for (; c < columns; c++) {
+                        REAL v[ORDER];
+#pragma GCC unroll 8
+                        for (int g = 0; g < N; g++) v[g] = from[g * step + c];
+                        NAME(numbers_inverse)(v, N, TRANSFORM, w->basis);
+#pragma GCC unroll 8
+                        for (int g = 0; g < N; g++) {
+                            index_t offset = g * fiber + c * p->stride_x;
+                            if (norm.scale) {
+                                v[g] = input[offset] * scale + shift <= 0 ? 0 : v[g];
+                                shift_rest += v[g];
+                                scale_rest += v[g] * input[offset];
+                                v[g] *= scale;
+                            }
+                            to[offset] = v[g];
+                        }
+                    }
+                }
+            if (norm.scale) {
+                for (index_t lane = 0; lane < LANES; lane++)
+                    scale_rest += scale_grad[lane], shift_rest += shift_grad[lane];
+                w->norm_grad[i] += scale_rest;
+                w->norm_grad[p->in_channels + i] += shift_rest;
+            }
+        }
+    }
+}
+
+/* Copy a tile's part of the gradient of y to planes, (outputs, order, size), zeros between; and back, adding the bias. */
+static void NAME(read_planes)(const Problem *p, const Tile *t, const Thread *w, index_t first, index_t outputs,
+                              const REAL *y)
+{
+    const Layout *l = &w->layout;
+    index_t plane = p->out_height * p->out_width;
+    for (index_t o = 0; o < outputs; o++)
+        for (index_t g = 0; g < p->order; g++)
+            for (index_t image = 0; image < t->images; image++) {
+                const REAL *from = y + (((t->first_image + image) * p->order + g) * p->out_channels + first + o) * plane
+                    + t->out_row * p->out_width;
+                REAL *to = w->planes + (o * p->order + g) * l->size + l->margin + image * l->image_step;
+                for (index_t r = 0; r < t->out_rows; r++)
+                    for (index_t c = 0; c < p->out_width; c++) to[r * l->row_step + c] = from[r * p->out_width + c];
+            }
+}
+
+static void NAME(write_planes)(const Problem *p, const Tile *t, const Thread *w, index_t first, index_t outputs,
+                               const REAL *bias, REAL *y)
+{
+    const Layout *l = &w->layout;
+    index_t plane = p->out_height * p->out_width;
+    for (index_t o = 0; o < outputs; o++)
+        for (index_t g = 0; g < p->order; g++)
+            for (index_t image = 0; image < t->images; image++) {
+                const REAL *from = w->planes + (o * p->order + g) * l->size + l->margin + image * l->image_step;
+                REAL *to = y + (((t->first_image + image) * p->order + g) * p->out_channels + first + o) * plane
+                    + t->out_row * p->out_width, added = bias ? bias[first + o] : 0;
+                for (index_t r = 0; r < t->out_rows; r++)
+                    for (index_t c = 0; c < p->out_width; c++)
+                        to[r * p->out_width + c] = from[r * l->row_step + c] + added;
+            }
+}
+
+/* ---- filters -------------------------------------------------------------------------------------------------- */
+
+/* Where the blocks W of a phase lie: one after another, each (size, O, taps of the phase, size, I) for
+ * W[(a,o,t), (c,i)] = Σ_k irrep[a,c,k] w[o,i,k,t]. */
+INLINE index_t NAME(blocks_size)(const Problem *p, index_t taps)
+{
+    index_t squares = 0;
+    for (index_t b = 0; b < p->blocks; b++) squares += (index_t)p->block[3 * b + 1] * p->block[3 * b + 1];
+    return squares * taps * p->out_channels * p->in_channels;
+}
+
+INLINE index_t NAME(phase_taps)(const Problem *p, const Phase *phase)
+{
+    return p->kind == SEPARABLE ? phase->taps > 0 : phase->taps;
+}
+
+/* Filters or, if grads is given, their gradients: sums of the threads' blocks, transformed back. */
+static void NAME(transform_filters)(const Problem *p, const Layout *l, index_t o, REAL *weight, REAL *blocks,
+                                    const REAL *grads, index_t grad_step)
+{
+    index_t I = p->in_channels, order = p->order, taps = p->kind == SEPARABLE ? 1 : p->taps, start = 0;
+    REAL values[ORDER][LANES];
+    if (grads) memset(weight + o * I * order * taps, 0, I * order * taps * sizeof(REAL));
+    for (index_t f = 0; f < l->phases; f++) {
+        const Phase *phase = &l->phase[f];
+        index_t count = NAME(phase_taps)(p, phase);
+        const double *irrep = p->irreps;
+        for (index_t b = 0; b < p->blocks; b++) {
+            index_t size = p->block[3 * b + 1];
+            for (index_t n = 0; n < count; n++) {
+                index_t tap = p->kind == SEPARABLE ? 0 : phase->tap[n];
+                for (index_t first = 0; first < I; first += LANES) {
+                    index_t lanes = smaller(LANES, I - first);
+                    REAL *pairs = weight + (o * I + first) * order * taps + tap;
+                    for (index_t k = 0; k < order; k++)
+                        for (index_t lane = 0; lane < lanes; lane++)
+                            values[k][lane] = grads ? 0 : pairs[(lane * order + k) * taps];
+                    for (index_t a = 0; a < size; a++)
+                        for (index_t c = 0; c < size; c++) {
+                            const double *entry = irrep + (a * size + c) * order;
+                            index_t at = start + (((a * p->out_channels + o) * count + n) * size + c) * I + first;
+                            REAL total[LANES];
+                            for (index_t lane = 0; lane < LANES; lane++) total[lane] = 0;
+                            if (grads) {
+                                for (index_t thread = 0; thread < p->threads; thread++)
+                                    for (index_t lane = 0; lane < lanes; lane++)
+                                        total[lane] += grads[thread * grad_step + at + lane];
+                                for (index_t k = 0; k < order; k++)
+                                    for (index_t lane = 0; lane < LANES; lane++)
+                                        values[k][lane] += (REAL)entry[k] * total[lane];
+                            } else {
+                                for (index_t k = 0; k < order; k++)
+                                    for (index_t lane = 0; lane < LANES; lane++)
+                                        total[lane] += (REAL)entry[k] * values[k][lane];
+                                for (index_t lane = 0; lane < lanes; lane++) blocks[at + lane] = total[lane];
+                            }
+                        }
+                    if (grads)
+                        for (index_t k = 0; k < order; k++)
+                            for (index_t lane = 0; lane < lanes; lane++)
+                                pairs[(lane * order + k) * taps] += values[k][lane];
+                }
+            }
+            irrep += size * size * order;
+            start += size * size * p->out_channels * count * I;
+        }
+    }
+}
+
+/* ---- a block of outputs on a strip of columns ------------------------------------------------------------------ */
+
+typedef struct { index_t outputs, columns, step; } NAME(Strip); /* of how many outputs and columns, and of its rows */
+#define Strip NAME(Strip)
+
+static Strip NAME(strip_of)(const Problem *p, int backward)
+{
+    index_t taps = p->kind == SEPARABLE ? 1 : p->taps;
+    index_t outputs = smaller(p->out_channels, p->kind == SEPARABLE ? 12 : larger(1, 36 / taps));
+    index_t columns = (backward ? 81920 : 24576) / (taps * outputs * p->order) / WIDTH;
+    columns = smaller(64, larger(2, columns)) * WIDTH;
+    return (Strip){outputs, columns, columns / WIDTH % 2 ? columns : columns + WIDTH};
+}
+
+/* Visit each block of W and each copy of it: matrices (rows, size·I), rows (size) apart for each a. */
+#define FOR_BLOCKS(p, phase_start, count, ...)                                                                        \
+    do {                                                                                                              \
+        index_t base = (phase_start);                                                                                 \
+        for (index_t b = 0; b < (p)->blocks; b++) {                                                                   \
+            index_t size = (p)->block[3 * b + 1], depth = size * (p)->in_channels;                                    \
+            for (index_t a = 0; a < size; a++, base += (p)->out_channels * (count) * depth)                           \
+                for (index_t copy = 0; copy < (p)->block[3 * b + 2]; copy++) {                                        \
+                    index_t input = (p)->block[3 * b] + copy * size;                                                  \
+                    __VA_ARGS__;                                                                                      \
+                }                                                                                                     \
+        }                                                                                                             \
+    } while (0)
+
+/* strip (order, rows, columns) ← W hat, for outputs from `first` on. */
+static void NAME(multiply)(const Problem *p, const Thread *w, const REAL *blocks, index_t start, index_t taps,
+                           index_t first, index_t rows, index_t column, index_t count, Strip s)
+{
+    FOR_BLOCKS(p, start, taps,
+        NAME(product)(rows, depth, count, blocks + base + first * taps * depth, depth,
+                      w->hat + input * p->in_channels * w->layout.columns + column, w->layout.columns,
+                      w->strip + (input + a) * rows * s.step, s.step));
+}
+
+/* hat_grad += Wᵀ strip, and the gradient of W += strip hatᵀ. */
+static void NAME(multiply_back)(const Problem *p, const Thread *w, const REAL *blocks, index_t start, index_t taps,
+                                index_t first, index_t rows, index_t column, index_t count, Strip s)
+{
+    FOR_BLOCKS(p, start, taps,
+        const REAL *grad = w->strip + (input + a) * rows * s.step;
+        index_t place = base + first * taps * depth, at = input * p->in_channels * w->layout.columns + column;
+        NAME(transposed_product)(depth, rows, count, blocks + place, depth, grad, s.step, w->hat_grad + at,
+                                 w->layout.columns);
+        NAME(inner_products)(rows, depth, count, grad, s.step, w->hat + at, w->layout.columns,
+                             w->weight_grad + place, depth));
+}
+
+/* planes[o,g] shifted += Hᵀ strip. */
+INLINE void NAME(scatter)(const Thread *w, index_t f, index_t outputs, index_t column, index_t count,
+                          Strip s, int N, int TRANSFORM)
+{
+    const Layout *l = &w->layout;
+    const Phase *phase = &l->phase[f];
+    const int32_t *place = w->place + column / LANES;
+    index_t rows = outputs * phase->taps;
+    for (index_t m = 0; m < rows; m++) {
+        index_t o = m / phase->taps, tap = phase->tap[m % phase->taps];
+        REAL *to[ORDER];
+        for (int g = 0; g < N; g++)
+            to[g] = l->phase_of[tap][g] == f ? w->planes + (o * N + g) * l->size - l->shift[tap][g] : w->blank;
+        for (index_t c = 0; c < count; c += LANES) {
+            vector v[ORDER];
+            index_t at = place[c / LANES];
+#pragma GCC unroll 8
+            for (int g = 0; g < N; g++) v[g] = AT(w->strip + (g * rows + m) * s.step + c);
+            NAME(vectors_inverse)(v, N, TRANSFORM, w->basis);
+#pragma GCC unroll 8
+            for (int g = 0; g < N; g++) AT(to[g] + at) += v[g];
+        }
+    }
+}
+
+/* strip ← H of the planes, shifted: the gradient of W hat. */
+INLINE void NAME(gather)(const Thread *w, index_t f, index_t outputs, index_t column, index_t count,
+                         Strip s, int N, int TRANSFORM)
+{
+    const Layout *l = &w->layout;
+    const Phase *phase = &l->phase[f];
+    const int32_t *place = w->place + column / LANES;
+    index_t rows = outputs * phase->taps;
+    for (index_t m = 0; m < rows; m++) {
+        index_t o = m / phase->taps, tap = phase->tap[m % phase->taps];
+        const REAL *from[ORDER];
+        for (int g = 0; g < N; g++)
+            from[g] = l->phase_of[tap][g] == f ? w->planes + (o * N + g) * l->size - l->shift[tap][g] : w->blank;
+        for (index_t c = 0; c < count; c += LANES) {
+            vector v[ORDER];
+            index_t at = place[c / LANES];
+#pragma GCC unroll 8
+            for (int g = 0; g < N; g++) v[g] = AT(from[g] + at);
+            NAME(vectors_forward)(v, N, TRANSFORM, w->basis);
+#pragma GCC unroll 8
+            for (int g = 0; g < N; g++) AT(w->strip + (g * rows + m) * s.step + c) = v[g];
+        }
+    }
+}
+
+/* inner[f,o,g] ← u = Hᵀ strip, of a separable layer. */
+INLINE void NAME(spread)(const Thread *w, index_t f, index_t outputs, index_t column, index_t count,
+                         Strip s, int N, int TRANSFORM)
+{
+    const Layout *l = &w->layout;
+    const int32_t *place = w->place + column / LANES;
+    for (index_t o = 0; o < outputs; o++) {
+        REAL *to = w->inner + (f * s.outputs + o) * N * l->size;
+        for (index_t c = 0; c < count; c += LANES) {
+            vector v[ORDER];
+            index_t at = place[c / LANES];
+#pragma GCC unroll 8
+            for (int g = 0; g < N; g++) v[g] = AT(w->strip + (g * outputs + o) * s.step + c);
+            NAME(vectors_inverse)(v, N, TRANSFORM, w->basis);
+#pragma GCC unroll 8
+            for (int g = 0; g < N; g++) AT(to + g * l->size + at) = v[g];
+        }
+    }
+}
+
+/* y[o,g](q) = bias[o] + Σ_t depth[o,t] inner[o,g](q shifted). */
+static void NAME(weigh)(const Problem *p, const Tile *t, const Thread *w, index_t first, index_t outputs,
+                        const REAL *depth, const REAL *bias, REAL *y, Strip s)
+{
+    const Layout *l = &w->layout;
+    index_t plane = p->out_height * p->out_width;
+    for (index_t o = 0; o < outputs; o++)
+        for (index_t g = 0; g < p->order; g++) {
+            const REAL *weight = depth + (first + o) * p->taps, *from[TAPS];
+            REAL added = bias ? bias[first + o] : 0;
+            for (index_t tap = 0; tap < p->taps; tap++)
+                from[tap] = w->inner + ((l->phase_of[tap][g] * s.outputs + o) * p->order + g) * l->size
+                    + l->shift[tap][g] + l->margin;
+            for (index_t image = 0; image < t->images; image++)
+                for (index_t r = 0; r < t->out_rows; r++) {
+                    REAL *to = y + (((t->first_image + image) * p->order + g) * p->out_channels + first + o) * plane
+                        + (t->out_row + r) * p->out_width;
+                    index_t at = image * l->image_step + r * l->row_step;
+                    for (index_t c = 0; c < p->out_width; c += WIDTH) {
+                        vector left = (vector){0} + added, right = left;
+                        for (index_t tap = 0; tap < p->taps; tap++) {
+                            left += weight[tap] * AT(from[tap] + at + c);
+                            right += weight[tap] * AT(from[tap] + at + c + LANES);
+                        }
+                        if (c + WIDTH <= p->out_width) {
+                            AT(to + c) = left, AT(to + c + LANES) = right;
+                        } else {
+                            REAL rest[WIDTH];
+                            AT(rest) = left, AT(rest + LANES) = right;
+                            memcpy(to + c, rest, (p->out_width - c) * sizeof(REAL));
+                        }
+                    }
+                }
+        }
+}
+
+/* strip: û in, the gradient of it out; depth_grad[o,t] += Σ_g u[o,g] · (gradient of y, shifted). */
+INLINE void NAME(weigh_back)(const Thread *w, index_t f, index_t first, index_t outputs,
+                             index_t column, index_t count, const REAL *depth, Strip s, int N, int TRANSFORM, int T)
+{
+    const Layout *l = &w->layout;
+    const int32_t *place = w->place + column / LANES;
+    for (index_t o = 0; o < outputs; o++) {
+        const REAL *weight = depth + (first + o) * T, *from[ORDER][TAPS];
+        vector sum[TAPS];
+        for (int tap = 0; tap < T; tap++) {
+            sum[tap] = (vector){0};
+            for (int g = 0; g < N; g++)
+                from[g][tap] =
+                    l->phase_of[tap][g] == f ? w->planes + (o * N + g) * l->size - l->shift[tap][g] : w->blank;
+        }
+        for (index_t c = 0; c < count; c += LANES) {
+            vector v[ORDER];
+            index_t at = place[c / LANES];
+#pragma GCC unroll 8
+            for (int g = 0; g < N; g++) v[g] = AT(w->strip + (g * outputs + o) * s.step + c);
+            NAME(vectors_inverse)(v, N, TRANSFORM, w->basis);
+            for (int g = 0; g < N; g++) {
+                vector grad = {0};
+#pragma GCC unroll 9
+                for (int tap = 0; tap < T; tap++) {
+                    vector shifted = AT(from[g][tap] + at);
+                    grad += weight[tap] * shifted;
+                    sum[tap] += v[g] * shifted;
+                }
+                v[g] = grad;
+            }
+            NAME(vectors_forward)(v, N, TRANSFORM, w->basis);
+#pragma GCC unroll 8
+            for (int g = 0; g < N; g++) AT(w->strip + (g * outputs + o) * s.step + c) = v[g];
+        }
+        for (int tap = 0; tap < T; tap++)
+            for (index_t lane = 0; lane < LANES; lane++) w->depth_grad[(first + o) * T + tap] += sum[tap][lane];
+    }
+}
+
+/* ---- whole tiles ------------------------------------------------------------------------------------------------ */
+
+static void NAME(forward_tile)(const Problem *p, const Tile *t, Thread *w, const REAL *x, Norm norm,
+                               const REAL *blocks, const REAL *depth, const REAL *bias, REAL *y, Strip s)
+{
+    const Layout *l = &w->layout;
+    BY_ORDER(p, NAME(load)(p, t, w, x, norm, N, TRANSFORM));
+    for (index_t first = 0; first < p->out_channels; first += s.outputs) {
+        index_t outputs = smaller(s.outputs, p->out_channels - first), start = 0;
+        if (p->kind == DENSE) memset(w->planes, 0, outputs * p->order * l->size * sizeof(REAL));
+        for (index_t f = 0; f < l->phases; f++) {
+            const Phase *phase = &l->phase[f];
+            index_t taps = NAME(phase_taps)(p, phase);
+            for (index_t c = 0; c < phase->count; c += s.columns) {
+                index_t column = phase->start + c, count = smaller(s.columns, phase->count - c);
+                NAME(multiply)(p, w, blocks, start, taps, first, outputs * taps, column, count, s);
+                if (p->kind == DENSE)
+                    BY_ORDER(p, NAME(scatter)(w, f, outputs, column, count, s, N, TRANSFORM));
+                else
+                    BY_ORDER(p, NAME(spread)(w, f, outputs, column, count, s, N, TRANSFORM));
+            }
+            start += NAME(blocks_size)(p, taps);
+        }
+        if (p->kind == DENSE)
+            NAME(write_planes)(p, t, w, first, outputs, bias, y);
+        else
+            NAME(weigh)(p, t, w, first, outputs, depth, bias, y, s);
+    }
+}
+
+static void NAME(backward_tile)(const Problem *p, const Tile *t, Thread *w, const REAL *x, Norm norm,
+                                const REAL *blocks, const REAL *depth, const REAL *y_grad, REAL *x_grad, Strip s)
+{
+    const Layout *l = &w->layout;
+    BY_ORDER(p, NAME(load)(p, t, w, x, norm, N, TRANSFORM));
+    memset(w->hat_grad, 0, p->order * p->in_channels * l->columns * sizeof(REAL));
+    for (index_t first = 0; first < p->out_channels; first += s.outputs) {
+        index_t outputs = smaller(s.outputs, p->out_channels - first), start = 0;
+        NAME(read_planes)(p, t, w, first, outputs, y_grad);
+        for (index_t f = 0; f < l->phases; f++) {
+            const Phase *phase = &l->phase[f];
+            index_t taps = NAME(phase_taps)(p, phase);
+            for (index_t c = 0; c < phase->count; c += s.columns) {
+                index_t column = phase->start + c, count = smaller(s.columns, phase->count - c);
+                if (p->kind == DENSE) {
+                    BY_ORDER(p, NAME(gather)(w, f, outputs, column, count, s, N, TRANSFORM));
+                } else {
+                    NAME(multiply)(p, w, blocks, start, taps, first, outputs, column, count, s);
+                    if (p->taps == 9)
+                        BY_ORDER(p, NAME(weigh_back)(w, f, first, outputs, column, count, depth, s, N, TRANSFORM, 9));
+                    else
+                        BY_ORDER(p, NAME(weigh_back)(w, f, first, outputs, column, count, depth, s, N, TRANSFORM,
+                                                     (int)p->taps));
+                }
+                NAME(multiply_back)(p, w, blocks, start, taps, first, outputs * taps, column, count, s);
+            }
+            start += NAME(blocks_size)(p, taps);
+        }
+    }
+    BY_ORDER(p, NAME(unload)(p, t, w, x, x_grad, norm, N, TRANSFORM));
+}
+
+/* ---- whole convolutions ----------------------------------------------------------------------------------------- */
+
+/* How many values each part of the work space holds: shared blocks, then for each thread its own. */
+typedef struct {
+    index_t blocks, places, hat, strip, planes, inner, blank, weight_grad, depth_grad, norm_grad, thread;
+} NAME(Room);
+#define Room NAME(Room)
+
+static Room NAME(room)(const Problem *p, const Division *d, Strip s, int backward)
+{
+    Room room = {0};
+    Layout l = {.images = -1};
+    for (index_t band = 0; band < d->bands; band++) { /* images of later tiles are as many or fewer */
+        Tile t = tile_at(p, d, band, backward);
+        index_t blocks = 0;
+        lay_out(p, &t, LANES, &l);
+        for (index_t f = 0; f < l.phases; f++) blocks += NAME(blocks_size)(p, NAME(phase_taps)(p, &l.phase[f]));
+        room.blocks = larger(room.blocks, round_up(blocks, WIDTH));
+        room.places = larger(room.places, round_up(l.columns / LANES, WIDTH));
+        room.hat = larger(room.hat, p->order * p->in_channels * l.columns);
+        room.blank = larger(room.blank, l.size);
+    }
+    room.strip = p->order * s.outputs * (p->kind == SEPARABLE ? 1 : p->taps) * s.step;
+    room.planes = backward || p->kind == DENSE ? s.outputs * p->order * room.blank : 0;
+    room.inner = backward || p->kind == DENSE ? 0 : p->stride_y * p->stride_x * s.outputs * p->order * room.blank;
+    room.weight_grad = backward ? room.blocks : 0;
+    room.depth_grad = backward && p->kind == SEPARABLE ? round_up(p->out_channels * p->taps, WIDTH) : 0;
+    room.norm_grad = backward ? round_up(2 * p->in_channels, WIDTH) : 0;
+    room.thread = room.places + (backward ? 2 : 1) * room.hat + room.strip + room.planes + room.inner + room.blank
+        + room.weight_grad + room.depth_grad + room.norm_grad;
+    return room;
+}
+
+static Thread NAME(settle)(const Problem *p, Room room, int backward, REAL *space)
+{
+    Thread w = {.layout = {.images = -1}};
+    for (index_t i = 0; i < p->order * p->order; i++) w.basis[i] = (REAL)p->basis[i];
+    w.place = (int32_t *)space, space += room.places;
+    w.hat = space, space += room.hat;
+    w.hat_grad = space, space += backward ? room.hat : 0;
+    w.strip = space, space += room.strip;
+    w.planes = space, space += room.planes;
+    w.inner = space, space += room.inner;
+    w.blank = space, space += room.blank;
+    w.weight_grad = space, space += room.weight_grad;
+    w.depth_grad = space, space += room.depth_grad;
+    w.norm_grad = space;
+    memset(w.weight_grad, 0, (room.weight_grad + room.depth_grad + room.norm_grad) * sizeof(REAL));
+    return w;
+}
+
+/* Lay a tile out, and put zeros wherever this layout has them. */
+static void NAME(prepare)(const Problem *p, const Tile *t, Thread *w, Room room)
+{
+    if (!lay_out(p, t, LANES, &w->layout)) return;
+    NAME(lay_places)(p, t, w);
+    memset(w->hat, 0, room.hat * sizeof(REAL));
+    memset(w->planes, 0, (room.planes + room.inner + room.blank) * sizeof(REAL));
+}
+
+/* Values of work space that forward (0) or backward (1) needs. */
+index_t NAME(workspace)(const Problem *p, int backward)
+{
+    Division d = divide(p, backward ? p->height : p->out_height);
+    Room room = NAME(room)(p, &d, NAME(strip_of)(p, backward), backward);
+    return room.blocks + p->threads * room.thread;
+}
+
+/* y (B,|H|,O,Y',X') of x (B,|H|,I,Y,X); weight (O,I,|H|,taps), or (O,I,|H|) with depth (O,taps); bias (O) or null;
+ * scale and shift (I) or null: x is replaced by max(0, scale·x + shift). */
+void NAME(forward)(const Problem *p, const REAL *x, const REAL *scale, const REAL *shift, const REAL *weight,
+                   const REAL *depth, const REAL *bias, REAL *y, REAL *space)
+{
+    Division d = divide(p, p->out_height);
+    Strip s = NAME(strip_of)(p, 0);
+    Room room = NAME(room)(p, &d, s, 0);
+    Tile whole = tile_at(p, &d, 0, 0);
+    Layout l = {.images = -1};
+    lay_out(p, &whole, LANES, &l); /* the taps of each phase: the same in all tiles, which start at whole strides */
+#pragma omp parallel num_threads((int)p->threads) if (p->threads > 1)
+    {
+#pragma omp for
+        for (index_t o = 0; o < p->out_channels; o++)
+            NAME(transform_filters)(p, &l, o, (REAL *)weight, space, NULL, 0);
+        Thread w = NAME(settle)(p, room, 0, space + room.blocks + thread_number() * room.thread);
+#pragma omp for schedule(dynamic)
+        for (index_t n = 0; n < d.tiles; n++) {
+            Tile t = tile_at(p, &d, n, 0);
+            NAME(prepare)(p, &t, &w, room);
+            NAME(forward_tile)(p, &t, &w, x, (Norm){scale, shift}, space, depth, bias, y, s);
+        }
+    }
+}
+
+/* Gradients of x, weight, depth and of (scale, shift), all of them overwritten. */
+void NAME(backward)(const Problem *p, const REAL *x, const REAL *scale, const REAL *shift, const REAL *weight,
+                    const REAL *depth, const REAL *y_grad, REAL *x_grad, REAL *weight_grad, REAL *depth_grad,
+                    REAL *norm_grad, REAL *space)
+{
+    Division d = divide(p, p->height);
+    Strip s = NAME(strip_of)(p, 1);
+    Room room = NAME(room)(p, &d, s, 1);
+    Tile whole = tile_at(p, &d, 0, 1);
+    Layout l = {.images = -1};
+    lay_out(p, &whole, LANES, &l);
+    REAL *own = space + room.blocks;
+    index_t to_grads = room.thread - room.weight_grad - room.depth_grad - room.norm_grad;
+#pragma omp parallel num_threads((int)p->threads) if (p->threads > 1)
+    {
+#pragma omp for
+        for (index_t o = 0; o < p->out_channels; o++)
+            NAME(transform_filters)(p, &l, o, (REAL *)weight, space, NULL, 0);
+        Thread w = NAME(settle)(p, room, 1, own + thread_number() * room.thread);
+#pragma omp for schedule(static)
+        for (index_t n = 0; n < d.tiles; n++) {
+            Tile t = tile_at(p, &d, n, 1);
+            NAME(prepare)(p, &t, &w, room);
+            NAME(backward_tile)(p, &t, &w, x, (Norm){scale, shift}, space, depth, y_grad, x_grad, s);
+        }
+#pragma omp for
+        for (index_t o = 0; o < p->out_channels; o++)
+            NAME(transform_filters)(p, &l, o, weight_grad, NULL, own + to_grads, room.thread);
+    }
+    const REAL *grads = own + to_grads + room.weight_grad;
+    for (index_t thread = 0; thread < p->threads; thread++, grads += room.thread) {
+        for (index_t i = 0; i < p->out_channels * p->taps && room.depth_grad; i++)
+            depth_grad[i] = grads[i] + (thread ? depth_grad[i] : 0);
+        for (index_t i = 0; i < 2 * p->in_channels && scale; i++)
+            norm_grad[i] = grads[room.depth_grad + i] + (thread ? norm_grad[i] : 0);
+    }
+}
+
+/* out (maps, channels, pixels) += slope[channel]·x + offset[channel]. */
+void NAME(add_affine)(index_t maps, index_t channels, index_t pixels, index_t threads, const REAL *x,
+                      const REAL *slope, const REAL *offset, REAL *out)
+{
+#pragma omp parallel for num_threads((int)threads) if (threads > 1)
+    for (index_t n = 0; n < maps; n++)
+        for (index_t i = 0; i < channels; i++) {
+            const REAL *from = x + (n * channels + i) * pixels;
+            REAL *to = out + (n * channels + i) * pixels, a = slope[i], b = offset[i];
+            for (index_t c = 0; c < pixels; c++) to[c] += a * from[c] + b;
+        }
+}
+#undef vector
+#undef mask
+#undef Thread
+#undef Norm
+#undef Strip
+#undef Room
+#undef LANES
+#undef WIDTH
+#undef AT
