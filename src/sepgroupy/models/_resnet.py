@@ -107,4 +107,5 @@ class _Block(nn.Module):
         if self.downsample is not None:
             x = F.avg_pool2d(x, 2) if self.average else x
             x = self.downsample[1](convolve(self.downsample[0], x, self.order))
-        return y.add_(x)
+        # In place, autograd would copy the gradient of a view.
+        return y + x if torch.is_grad_enabled() else y.add_(x)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..functional import fold, unfold
+from ..functional import _native, fold, unfold
 from ..functional._plan import AffineNorm
 from ..functional._tiled import Norm
 
@@ -33,6 +33,14 @@ def read_norm(norm: nn.BatchNorm2d, x: Tensor) -> AffineNorm:
         norm.num_batches_tracked.add_(1)
         if momentum is None:
             momentum = 1.0 / float(norm.num_batches_tracked)
+    maps = fold(x)
     with torch.no_grad():
-        mean, var = torch.batch_norm_update_stats(fold(x), running_mean, running_var, momentum or 0.0)
+        if not (_native.kernels() and _native.takes(x) and maps.is_contiguous()):
+            mean, var = torch.batch_norm_update_stats(maps, running_mean, running_var, momentum or 0.0)
+        else:
+            mean, var = _native.statistics(maps)
+            if running_mean is not None and running_var is not None:
+                count = maps.numel() // maps.shape[1]
+                running_mean.lerp_(mean.to(running_mean.dtype), momentum or 0.0)
+                running_var.lerp_(var.to(running_var.dtype) * (count / max(1, count - 1)), momentum or 0.0)
     return Norm(mean, var, norm.eps, batch=True), norm.weight, norm.bias

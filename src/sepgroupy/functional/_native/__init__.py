@@ -2,6 +2,7 @@
 
 from ._library import kernels as kernels
 from ._library import serves as serves
+from ._library import statistics as statistics
 from ._operator import Inputs as Inputs
 from ._operator import convolve as convolve
 from ._operator import is_ordinary as is_ordinary

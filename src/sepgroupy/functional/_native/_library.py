@@ -135,6 +135,17 @@ def call_for(group: PointGroup, geometry: Geometry) -> Call:
     return Call(group, geometry)
 
 
+def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and biased variance of each channel of maps (N, C, Y, X)."""
+    if not (x.dtype in SUFFIXES and x.device.type == "cpu" and x.is_contiguous() and x.ndim == 4 and x.numel()):
+        raise ArgumentError(f"x is {x.dtype} of shape {tuple(x.shape)} on {x.device}: no maps that the kernels read")
+    mean, var = x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
+    sizes = (x.shape[0], x.shape[1], x.shape[2] * x.shape[3], torch.get_num_threads())
+    function = getattr(kernels().library, f"statistics{SUFFIXES[x.dtype]}")
+    function(*map(ctypes.c_int64, sizes), *(ctypes.c_void_p(t.data_ptr()) for t in (x, mean, var)))
+    return mean, var
+
+
 class Call:
     """One convolution: maps (B, |H|, C, Y, X), weight (O, I, |H|, k, k) or a gc layer's pair of factors."""
 
