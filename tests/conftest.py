@@ -43,6 +43,8 @@ WAYS = [(kind, algorithm) for kind, algorithms in ALGORITHMS.items() for algorit
 WAYS.remove(("lifting", "auto"))  # which has one algorithm and no argument
 """Every kind of layer, "lifting" among them, with every algorithm that computes it."""
 
+AS_IF_LARGE = ((_plan, "SMALL", 0), (_plan, "LEAST", 0), (_plan, "FUSED", 0), (_tiled, "TILE_BYTES", 1))
+
 Layer = LiftingConv2d | GroupConv2d
 Build = Callable[..., Any]  # a Layer, whose parameters a type checker does not know
 
@@ -91,10 +93,8 @@ def _seeds() -> None:
 @pytest.fixture
 def as_if_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let small maps take the ways that "auto" has for large ones: the Fourier domain, and one tile an image."""
-    monkeypatch.setattr(_plan, "SMALL", 0)
-    monkeypatch.setattr(_plan, "LEAST", 0)
-    monkeypatch.setattr(_plan, "FUSED", 0)
-    monkeypatch.setattr(_tiled, "TILE_BYTES", 1)
+    for setting in AS_IF_LARGE:
+        monkeypatch.setattr(*setting)
 
 
 @pytest.fixture(params=PLANE_GROUPS + OTHER_GROUPS, ids=lambda group: group.name.replace(" ", "-"))

@@ -1,6 +1,7 @@
 """What a PyTorch user expects of any module, held for every kind of layer and a small network of each family.
 
-What a layer keeps between calls is in ``test_nn_state``, derivatives and ensembles of layers in ``test_nn_gradients``.
+More on single layers: their state in ``test_nn_state``, what they keep between calls in ``test_nn_kept``, their
+derivatives in ``test_nn_gradients``.
 """
 
 from __future__ import annotations
@@ -8,9 +9,9 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import shutil
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import ways_of
+from conftest import build_layer, ways_of
 from sepgroupy.functional import _plan
-from sepgroupy.functional._plan import ALGORITHMS
 from sepgroupy.groups import D4
 from sepgroupy.models import ResNet, RotMNISTNet, UNet
-from sepgroupy.nn import Folded, GroupConv2d, GroupConvTranspose2d, GroupPool, LiftingConv2d
+from sepgroupy.nn import Folded, GroupConvTranspose2d, GroupPool
 
 pytestmark = [
     pytest.mark.usefixtures("as_if_large"),
@@ -32,29 +32,24 @@ pytestmark = [
 ]
 
 
-def layer(kind: str, algorithm: str, kernel: int) -> tuple[nn.Module, tuple[int, ...]]:
-    options = {"padding": kernel // 2, "group": D4}
-    if kind == "lifting":
-        return LiftingConv2d(2, 3, kernel, **options), (2, 5, 6)
-    return GroupConv2d(2, 3, kernel, kind=kind, algorithm=algorithm, **options), (2, 8, 5, 6)
+def layer(way: tuple[str, str], kernel: int) -> tuple[nn.Module, tuple[int, ...]]:
+    fiber = () if way[0] == "lifting" else (8,)
+    return build_layer(way, 2, 3, kernel, padding=kernel // 2, group=D4), (2, *fiber, 5, 6)
 
 
-def rotmnist(kind: str) -> tuple[nn.Module, tuple[int, ...]]:
-    return RotMNISTNet(kind, 3), (1, 28, 28)
+def rotmnist(kind: str, **options: Any) -> tuple[nn.Module, tuple[int, ...]]:
+    return RotMNISTNet(kind, 3, **options), (1, 28, 28)
 
 
-def resnet(kind: str) -> tuple[nn.Module, tuple[int, ...]]:
-    return ResNet(kind, depth=8, widths=(2, 3, 4)), (3, 8, 8)
+def resnet(kind: str, **options: Any) -> tuple[nn.Module, tuple[int, ...]]:
+    return ResNet(kind, depth=8, widths=(2, 3, 4), **options), (3, 8, 8)
 
 
-SUBJECTS = {
-    f"{'-'.join(way)}-{kernel}x{kernel}": lambda way=way, kernel=kernel: layer(*way, kernel)
-    for kernel in (1, 3)
-    for way in ways_of(kernel_size=kernel)
-}
+SPATIAL, POINTWISE = ways_of(kernel_size=3), ways_of(kernel_size=1)
+SUBJECTS = {"-".join(way): lambda way=way: layer(way, 3) for way in SPATIAL}
+SUBJECTS |= {f"{'-'.join(way)}-1x1": lambda way=way: layer(way, 1) for way in POINTWISE if way not in SPATIAL}
 SUBJECTS["transposed"] = lambda: (GroupConvTranspose2d(2, 3, 4, 2, 1, group=D4, kind="gc"), (2, 8, 5, 6))
-SUBJECTS["folded"] = lambda: (Folded(nn.BatchNorm2d(2)), (2, 8, 5, 6))
-SUBJECTS["pool"] = lambda: (GroupPool("max"), (2, 8, 5, 6))
+SUBJECTS["norm-pool"] = lambda: (nn.Sequential(Folded(nn.BatchNorm2d(2)), GroupPool("max")), (2, 8, 5, 6))
 MODELS = {
     "rotmnist-gc": lambda: rotmnist("gc"),
     "resnet-g": lambda: resnet("g"),
@@ -101,12 +96,14 @@ def assert_close(found: Any, wanted: Any, tolerance: float = 1e-5) -> None:
 @pytest.mark.parametrize(
     ("name", "backend"),
     [
-        *[(f"{kind}-auto-3x3", "aot_eager") for kind in ("dense", "g", "gc")],
-        ("lifting-dense-3x3", "aot_eager"),
+        *[(f"{kind}-auto", "aot_eager") for kind in ("dense", "g", "gc")],
+        ("lifting-dense", "aot_eager"),
         ("dense-fourier-1x1", "aot_eager"),
         ("transposed", "aot_eager"),
+        ("norm-pool", "aot_eager"),
         ("rotmnist-gc", "eager"),
         ("resnet-gc", "eager"),
+        ("unet-gc", "eager"),
     ],
 )
 def test_compiles_whole(name: str, backend: str) -> None:
@@ -118,6 +115,14 @@ def test_compiles_whole(name: str, backend: str) -> None:
         assert_close([compiled.eval()(x)], [module.eval()(x)], 1e-4)
 
 
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="there is no C++ compiler")
+def test_compiles_to_machine_code() -> None:
+    module, x = make("gc-auto")
+    torch._dynamo.reset()
+    compiled = torch.compile(copy.deepcopy(module), fullgraph=True)
+    assert_close(gradients(compiled, x), gradients(module, x), 1e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(subject: tuple[Any, Tensor], dtype: torch.dtype) -> None:
     module, x = subject
@@ -126,7 +131,7 @@ def test_autocast(subject: tuple[Any, Tensor], dtype: torch.dtype) -> None:
         first, second = module(x), module(x)
     reference = module(x)
     assert torch.equal(first, second)
-    assert first.dtype == dtype or isinstance(module, RotMNISTNet)  # whose log_softmax autocast does in float32
+    assert first.dtype == dtype or isinstance(module, (nn.Sequential, RotMNISTNet))  # float32: norms and log_softmax
     assert (first.float() - reference).abs().max() < 0.05 * reference.abs().max()
     with torch.autocast("cpu", dtype):
         loss = module(x).float().square().sum()
@@ -143,8 +148,8 @@ def test_any_memory_format(subject: tuple[Any, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
-def test_copies_of_networks(network: tuple[Any, Tensor], duplicate: Any) -> None:
-    module, x = network
+def test_copies(subject: tuple[Any, Tensor], duplicate: Any) -> None:
+    module, x = subject
     module.eval()
     fresh = len(pickle.dumps(module))
     with torch.no_grad():
@@ -158,25 +163,27 @@ def test_copies_of_networks(network: tuple[Any, Tensor], duplicate: Any) -> None
         assert torch.equal(module(x), y)
 
 
-def test_one_state_for_training_evaluation_and_all_algorithms(network: tuple[Any, Tensor]) -> None:
-    module, x = network
+def test_one_state_for_training_and_evaluation(subject: tuple[Any, Tensor]) -> None:
+    module, x = subject
     keys = list(module.state_dict())
-    for mode in (False, True):
+    for mode in (False, True, False):
         with torch.no_grad():
             module.train(mode)(x)
         assert list(module.state_dict()) == keys
-    module.eval()
-    settings = {"width": 3} if isinstance(module, RotMNISTNet) else {"depth": 8, "widths": (2, 3, 4)}
-    kind = next(m.plan.kind for m in module.modules() if isinstance(m, GroupConv2d))
-    for algorithm in ALGORITHMS[kind]:
-        if (kind, algorithm) != ("dense", "fourier"):  # which is for 1×1 kernels
-            other = type(module)(kind, algorithm=algorithm, **settings).eval()
+
+
+@pytest.mark.parametrize("kind", ["dense", "g", "gc"])
+def test_a_state_moves_between_algorithms(kind: str) -> None:
+    for build, name in ((rotmnist, "rotmnist-gc"), (resnet, "resnet-gc")):
+        module, x = build(kind)[0].eval(), make(name)[1]
+        for algorithm in (algorithm for way, algorithm in SPATIAL if way == kind):
+            other = build(kind, algorithm=algorithm)[0].eval()
             other.load_state_dict(module.state_dict(), strict=True)
             assert_close([other(x)], [module(x)])
 
 
-def test_meta_and_materialised_networks(network: tuple[Any, Tensor]) -> None:
-    module, x = network
+def test_to_meta_and_back(subject: tuple[Any, Tensor]) -> None:
+    module, x = subject
     state, y = module.state_dict(), module.eval()(x)
     for name in ("empty", "assigned"):
         with torch.device("meta"):
@@ -200,8 +207,8 @@ def test_skipping_the_initialisation() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_networks_of_other_precisions(network: tuple[Any, Tensor], dtype: torch.dtype) -> None:
-    module, x = network
+def test_other_precisions(subject: tuple[Any, Tensor], dtype: torch.dtype) -> None:
+    module, x = subject
     reference = copy.deepcopy(module).double().eval()(x.double())
     y = module.to(dtype).eval()(x.to(dtype))
     assert y.dtype == dtype
@@ -219,8 +226,8 @@ def test_an_empty_batch(subject: tuple[Any, Tensor], monkeypatch: pytest.MonkeyP
     assert all(not g.any() for g in grads)
 
 
-def test_an_ensemble_of_networks(network: tuple[Any, Tensor]) -> None:
-    module, x = network
+def test_an_ensemble(subject: tuple[Any, Tensor]) -> None:
+    module, x = subject
     module.eval()
     others = [copy.deepcopy(module) for _ in range(2)]
     with torch.no_grad():
@@ -239,8 +246,8 @@ def test_an_ensemble_of_networks(network: tuple[Any, Tensor]) -> None:
         )
 
 
-def test_gradients_of_each_sample(network: tuple[Any, Tensor]) -> None:
-    module, x = network
+def test_gradients_of_each_sample(subject: tuple[Any, Tensor]) -> None:
+    module, x = subject
     module.eval()
     parameters = {name: p.detach() for name, p in module.named_parameters()}
 
@@ -313,22 +320,30 @@ def test_evaluation_follows_training(network: tuple[Any, Tensor]) -> None:
         fresh.load_state_dict(module.state_dict())
 
 
+def halves(name: str, training: bool) -> tuple[Any, tuple[Tensor, Tensor]]:
+    torch.manual_seed(0)
+    module, x = make(name)
+    return module.train(training), (x, x.flip(-1) + 1)
+
+
 WORKER = """
 import os, sys, torch
 from torch.nn.parallel import DistributedDataParallel
-import test_contracts
+from conftest import AS_IF_LARGE
+from test_contracts import SUBJECTS, halves
+for setting in AS_IF_LARGE:
+    setattr(*setting)
 rank = int(os.environ["RANK"])
 torch.distributed.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=rank, world_size=2)
 found = {}
-for name in test_contracts.MODELS:
-    torch.manual_seed(0)
-    module, x = test_contracts.make(name)
-    x = torch.cat([x, x.flip(-1)])
-    parallel = DistributedDataParallel(module.eval())
-    for _ in range(2):
-        parallel.zero_grad()
-        parallel(x[3 * rank : 3 * rank + 3]).square().sum().backward()
-    found[name] = [p.grad for p in module.parameters()]
+for name in SUBJECTS:
+    for training in (True, False):
+        module, inputs = halves(name, training)
+        parallel = DistributedDataParallel(module)
+        for _ in range(2):
+            parallel.zero_grad()
+            parallel(inputs[rank]).square().sum().backward()
+        found[name, training] = [p.grad for p in module.parameters()]
 if rank == 0:
     torch.save(found, sys.argv[2])
 torch.distributed.barrier()
@@ -337,17 +352,16 @@ torch.distributed.destroy_process_group()
 
 
 def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", textwrap.dedent(WORKER), str(tmp_path / "store"), str(tmp_path / "grads.pt")]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", WORKER, str(tmp_path / "store"), str(tmp_path / "grads.pt")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     workers = [
         subprocess.Popen(command, env=environment | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
-    errors = [worker.communicate(timeout=120)[1] for worker in workers]
+    errors = [worker.communicate(timeout=240)[1] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], errors
-    found = torch.load(tmp_path / "grads.pt")
-    for name in MODELS:
-        torch.manual_seed(0)
-        module, x = make(name)
-        module.eval()(torch.cat([x, x.flip(-1)])).square().sum().backward()
-        assert_close(found[name], [p.grad / 2 for p in module.parameters()])  # DDP takes the mean
+    for (name, training), found in torch.load(tmp_path / "grads.pt").items():
+        module, inputs = halves(name, training)
+        for x in inputs if training else [torch.cat(inputs)]:  # in training each process norms its own half
+            module(x).square().sum().backward()
+        assert_close(found, [p.grad / 2 for p in module.parameters()])  # DistributedDataParallel takes the mean

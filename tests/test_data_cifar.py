@@ -5,6 +5,7 @@ import pickle
 import pickletools
 import shutil
 import struct
+import tarfile
 import warnings
 from pathlib import Path
 from urllib.error import URLError
@@ -242,7 +243,7 @@ class TestLoad:
         def fail(*_, **__):
             raise URLError("no network")
 
-        monkeypatch.setattr("torchvision.datasets.utils.download_and_extract_archive", fail)
+        monkeypatch.setattr("torchvision.datasets.utils.download_url", fail)
         with pytest.raises(DataError, match=r"no network.*unpack cifar-10-python.tar.gz into"):
             load_cifar10(tmp_path, download=True)
 
@@ -251,9 +252,10 @@ class TestLoad:
 
         def fetch(url, root, filename, md5):
             calls.append((url.rsplit("/", 1)[1], filename, len(md5)))
-            shutil.copytree(made, Path(root) / FOLDER)
+            with tarfile.open(Path(root) / filename, "w:gz") as archive:
+                archive.add(made, FOLDER)
 
-        monkeypatch.setattr("torchvision.datasets.utils.download_and_extract_archive", fetch)
+        monkeypatch.setattr("torchvision.datasets.utils.download_url", fetch)
         for _ in range(2):
             assert len(load_cifar10(tmp_path, download=True, whiten=False).train) == 43
         assert calls == [("cifar-10-python.tar.gz", "cifar-10-python.tar.gz", 32)]

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
+from conftest import build_layer, random_input, ways_of
 from sepgroupy import (
     ArgumentError,
     Folded,
@@ -25,10 +26,10 @@ from sepgroupy import (
     cli,
     convert,
     fold,
+    functional,
 )
 from sepgroupy.export import FORMATS, _save, save
 from sepgroupy.functional import fold as fold_group
-from sepgroupy.functional import unfold
 from sepgroupy.gconv.pooling import GroupMaxPool2d
 from sepgroupy.groups import C4, D4
 from sepgroupy.models import build_model, model_names
@@ -109,6 +110,13 @@ def test_layers(kind: str, case: dict[str, Any], group: Any) -> None:
     assert_folds(lived(net), x)
     assert_folds(net[0], x)
     assert_folds(net[1], net[0](x))
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_whatever_the_algorithm(kernel: int) -> None:
+    for way in ways_of(kernel_size=kernel):
+        layer = build_layer(way, 4, 2, kernel, padding=1, group=D4, dtype=torch.float64)
+        assert_folds(layer, random_input(layer, 5, 5))
 
 
 @pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel:UserWarning")
@@ -210,7 +218,7 @@ class Odd(nn.Module):
         x = x + self.conv(x, self.norm)
         x = self.conv(x, norm=self.other)  # the same layer again
         rows = fold_group(x)
-        x = x * torch.sigmoid(self.gate(unfold(F.adaptive_avg_pool2d(rows, 1), 4)))
+        x = x * torch.sigmoid(self.gate(functional.unfold(F.adaptive_avg_pool2d(rows, 1), 4)))
         x = x * self.mask(x)  # one channel for four
         x = torch.cat([x, x.flip(1)], 1)
         x = 0.5 * self.mix(x) * self.scale
@@ -277,7 +285,14 @@ def double(x: Tensor) -> Tensor:
     [
         (Branching(), r"module '1\.module' \(Branching\) cannot be followed by torch\.fx"),
         (Calling(lambda x: twice(x, True)), r"module '1\.module' \(Calling\) cannot be followed by torch\.fx"),
-        (nn.Sequential(Calling(double)), r"module '1\.module\.0' calls double_default of torch\._ops\.sepgroupy_tests"),
+        (
+            nn.Sequential(Calling(lambda x: double(x))),
+            r"module '1\.module\.0' calls double_default of torch\._ops\.sepgroupy_tests",
+        ),
+        (
+            Calling(lambda x: functional.full_filter(x, x)),
+            r"module '1\.module' calls full_filter of sepgroupy\.functional",
+        ),
         (InPlace(), r"module '1\.module' calls mul_ on a map on the group, in place"),
     ],
 )
@@ -302,11 +317,23 @@ def test_converted_networks() -> None:
         assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
 
 
+def test_parametrized_layers() -> None:
+    layer = GroupConv2d(4, 4, 3, group=C4, kind="gc", dtype=torch.float64)
+    net = nn.Sequential(torch.nn.utils.parametrizations.weight_norm(layer, "pointwise_weight"), nn.ReLU())
+    plain = assert_folds(lived(net), torch.randn(2, 4, 4, 5, 5).double())
+    assert {type(m).__name__ for m in plain.modules() if not [*m.children()]} == {"Conv2d", "ReLU"}
+
+
 def test_what_is_folded_is_folded() -> None:
     net = nn.Sequential(LiftingConv2d(3, 4, 3, group=C4), GroupConv2d(4, 4, 3, group=C4, kind="gc"), GroupPool())
     once, x = fold(net), torch.randn(2, 3, 7, 7)
     twice_folded = assert_folds(once, x, 1e-7)
     assert once.state_dict().keys() == twice_folded.state_dict().keys()
+
+
+def test_the_network_itself_is_named_model() -> None:
+    with pytest.raises(ArgumentError, match=r"^model \(Branching\) cannot be followed by torch\.fx"):
+        fold(Branching())
 
 
 def test_no_module() -> None:
@@ -361,6 +388,12 @@ def test_onnx_of_the_network_itself(tmp_path: Path) -> None:
     torch.onnx.export(model, (x,), tmp_path / "net.onnx", **options)
     for pictures in (x, x[:1]):
         np.testing.assert_allclose(run_onnx(tmp_path / "net.onnx", pictures), model(pictures).detach(), 1e-3, 1e-4)
+
+
+def test_a_step_that_onnx_does_not_know_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"ONNX does not know: .*linalg_svd"):
+        save(Calling(lambda x: torch.linalg.svdvals(x)), tmp_path / "net.onnx", "onnx", (3, 3))
+    assert not [*tmp_path.iterdir()]
 
 
 def run_onnx(path: Path, x: Tensor) -> Any:

@@ -13,6 +13,7 @@ from . import functional as functional
 from . import groups as groups
 from . import nn as nn
 from .audit import audit as audit
+from .compress import compress as compress
 from .convert import convert as convert
 from .errors import ArgumentError as ArgumentError
 from .errors import DataError as DataError
@@ -47,6 +48,7 @@ __all__ = [
     "assert_equivariant",
     "audit",
     "build_model",
+    "compress",
     "convert",
     "equivariance_error",
     "fold",

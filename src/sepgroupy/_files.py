@@ -6,6 +6,7 @@ import io
 import os
 import secrets
 import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,14 +21,23 @@ from .errors import DataError
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder; what was written there becomes ``path`` if nothing is raised.
 
-    The folder is made if it is missing. The temporary name is hidden and keeps the suffix.
+    The folder is made if it is missing. The temporary name is hidden and keeps the suffix. The content is on the disk
+    before it gets its name, so that not even a loss of power leaves half a file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
     try:
         yield temporary
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
         os.replace(temporary, path)
     finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Delete what processes that were killed while they wrote ``path`` have left; nobody may be writing it now."""
+    for temporary in path.parent.glob(f".{path.stem}.{'[0-9a-f]' * 8}{path.suffix}"):
         temporary.unlink(missing_ok=True)
 
 
@@ -42,8 +52,25 @@ def load_tensors(path: Path) -> Any:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
     try:
+        require_no_more_than_it_holds(io.BytesIO(content))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice is to trust the file
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception:  # which one depends on where the file is broken
         raise DataError(f"{path} is broken, or holds more than tensors and plain values") from None
+
+
+def require_no_more_than_it_holds(file: Any) -> None:
+    """Refuse an archive that would grow as it is unpacked: what torch and numpy save is stored as it is.
+
+    Raises:
+        ValueError: it is a zip archive whose parts are compressed, or larger together than the file.
+    """
+    if not zipfile.is_zipfile(file):
+        return
+    with zipfile.ZipFile(file) as archive:
+        parts = archive.infolist()
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if any(part.compress_type != zipfile.ZIP_STORED for part in parts) or sum(p.file_size for p in parts) > size:
+        raise ValueError("the archive would grow as it is unpacked")

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from . import __version__
+from .cli_experiments import add_commands
 from .errors import ArgumentError, SepgroupyError
 
 if TYPE_CHECKING:
@@ -231,6 +232,9 @@ def export(
     from .export._run import export_run
 
     print(export_run(folder, file_format, output))
+
+
+add_commands(app)
 
 
 def run(config: RunConfig) -> None:

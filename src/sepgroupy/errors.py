@@ -1,6 +1,6 @@
 """The errors that sepgroupy raises on purpose: catch :class:`SepgroupyError` to catch them all."""
 
-__all__ = ["ArgumentError", "DataError", "SepgroupyError"]
+__all__ = ["ArgumentError", "DataError", "RunError", "SepgroupyError"]
 
 
 class SepgroupyError(Exception):
@@ -13,3 +13,7 @@ class ArgumentError(SepgroupyError, ValueError):
 
 class DataError(SepgroupyError):
     """A file from outside is missing, broken or not what it should be; the message names it."""
+
+
+class RunError(SepgroupyError):
+    """A training run cannot go on: its numbers have turned bad, or one of its processes is gone."""

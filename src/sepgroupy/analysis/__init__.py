@@ -10,6 +10,11 @@ from ._import import import_network as import_network
 from ._memory import peak_memory as peak_memory
 from ._paper import PAPER as PAPER
 from ._paper import Published as Published
+from ._redundancy import LayerRedundancy as LayerRedundancy
+from ._redundancy import draw_redundancy as draw_redundancy
+from ._redundancy import plot_redundancy as plot_redundancy
+from ._redundancy import redundancy as redundancy
+from ._redundancy import untrained as untrained
 from ._tables import CostRow as CostRow
 from ._tables import cost_table as cost_table
 from ._tables import paper_models as paper_models
@@ -22,16 +27,21 @@ __all__ = [
     "PAPER",
     "Complexity",
     "CostRow",
+    "LayerRedundancy",
     "Published",
     "RelativeTime",
     "complexity",
     "cost_table",
+    "draw_redundancy",
     "import_network",
     "paper_models",
     "peak_memory",
     "plot_audit",
     "plot_error_against_angle",
+    "plot_redundancy",
+    "redundancy",
     "relative_times",
     "to_csv",
     "to_markdown",
+    "untrained",
 ]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import torch
@@ -20,14 +22,18 @@ TEST_FILE = "mnist_all_rotation_normalized_float_test.amat"
 
 _SIDE = 28
 _VALUES = _SIDE**2 + 1  # the pixels of a row, then its label
+_LONGEST = 2**16  # characters of a row; those of the official files have 25 a value at most
 _SAMPLE = 2**16  # bytes at either end of a file that the key of its cache looks at
+
+LARGEST = 100_000
+"""Rows that a file may have."""
 
 
 def load_amat(path: str | os.PathLike[str]) -> ImageData:
     """Read the official rotated MNIST: 12,000 training and 50,000 test images, in the order of the files.
 
-    Each row of the text files is an image of 784 numbers in [0, 1] and its label. Files of any number of
-    rows are read. What was parsed is kept in a cache beside each file (``….amat.cache.npz``) or, where that
+    Each row of the text files is an image of 784 numbers in [0, 1] and its label. Files of up to
+    100,000 rows are read. What was parsed is kept in a cache beside each file (``….amat.cache.npz``) or, where that
     folder cannot be written to, in ``$XDG_CACHE_HOME/sepgroupy`` or ``~/.cache/sepgroupy``. The cache is used
     for as long as the file's size, time of modification and first and last 64 KiB stay as they were.
 
@@ -56,7 +62,7 @@ def _read(file: Path) -> Split:
     elsewhere = hashlib.sha256(bytes(file.resolve())).hexdigest()[:16]
     places = [file.with_name(f"{file.name}.cache.npz"), cache_folder() / f"{file.name}.{elsewhere}.npz"]
     try:
-        arrays = cached(places, _key(file), lambda: _parse(file))
+        arrays = cached(places, _key(file), {"images": "float32", "labels": "int64"}, lambda: _parse(file))
     except OSError as error:
         raise DataError(f"{file} cannot be read ({error})") from error
     return Split(torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"]))
@@ -75,7 +81,9 @@ def _parse(file: Path) -> Arrays:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # numpy warns of an empty file: an error below
-            rows = np.loadtxt(file, dtype=np.float32, comments=None, ndmin=2, encoding="latin-1")
+            with file.open(encoding="latin-1") as opened:
+                lines = _bounded(opened)
+                rows = np.loadtxt(lines, np.float32, comments=None, ndmin=2, max_rows=LARGEST + 1)
         problem = _problem(rows)
     except ValueError:  # of which numpy's message counts rows from 0 or from 1
         problem = _unreadable(file)
@@ -85,12 +93,22 @@ def _parse(file: Path) -> Arrays:
     return {"images": images, "labels": rows[:, -1].astype(np.int64)}
 
 
+def _bounded(opened: TextIO) -> Iterator[str]:
+    """Yield the lines of a file as long as they can be rows: numpy sees to it that all have as many values."""
+    first = True
+    while line := opened.readline(_LONGEST):
+        if len(line) == _LONGEST or (first and line.strip() and len(line.split()) != _VALUES):
+            raise ValueError("it is no row")
+        first = first and not line.strip()
+        yield line
+
+
 def _problem(rows: NDArray[np.float32]) -> str:
     """Say what is wrong with a table of numbers, rows counted from 1; nothing if it is right."""
     if not rows.size:
         return "is empty"
-    if rows.shape[1] != _VALUES:
-        return f"has {rows.shape[1]} values in row 1 where {_VALUES} are due"
+    if len(rows) > LARGEST:
+        return f"has more than {LARGEST} rows"
     pixels, labels = rows[:, :-1], rows[:, -1]
     for row, column in np.argwhere(~((pixels >= 0) & (pixels <= 1)))[:1]:
         return f"has the pixel value {pixels[row, column]:g} in row {row + 1}"
@@ -101,7 +119,8 @@ def _problem(rows: NDArray[np.float32]) -> str:
 
 def _unreadable(file: Path) -> str:
     """Say where a file that numpy refused stops being a table of numbers."""
-    with file.open(encoding="latin-1") as lines:
+    with file.open(encoding="latin-1") as opened:
+        lines = iter(lambda: opened.readline(_LONGEST), "")
         for row, values in enumerate(filter(None, map(str.split, lines)), start=1):
             if len(values) != _VALUES:
                 return f"has {len(values)} values in row {row} where {_VALUES} are due"

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .._files import atomic
+from .._files import atomic, require_no_more_than_it_holds
 
 Arrays = dict[str, NDArray]
 
 
-def cached(places: Iterable[Path], key: str, make: Callable[[], Arrays]) -> Arrays:
+def cached(places: Iterable[Path], key: str, types: Mapping[str, str], make: Callable[[], Arrays]) -> Arrays:
     """Return ``make()``, or the arrays that an earlier call kept under the same key.
 
     A cache is only ever a saving of time: a file that is missing, broken or of another key is made
@@ -23,12 +23,13 @@ def cached(places: Iterable[Path], key: str, make: Callable[[], Arrays]) -> Arra
     Args:
         places: ``.npz`` files to look in, then to write to: the first one that can be written.
         key: says everything that the arrays depend on.
+        types: the arrays' names and types; a cache of others is as good as broken.
         make: computes the arrays, by name; no name may be ``"key"``.
     """
     places = list(places)
     for place in places:
         try:
-            return _read(place, key)
+            return _read(place, key, types)
         except Exception:  # however a cache is broken, it is made again
             continue
     arrays = make()
@@ -47,9 +48,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sepgroupy"
 
 
-def _read(place: Path, key: str) -> Arrays:
-    with place.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-        arrays = {name: stored[name] for name in stored.files}
-    if arrays.pop("key").item() != key:
+def _read(place: Path, key: str, types: Mapping[str, str]) -> Arrays:
+    with place.open("rb") as file:
+        require_no_more_than_it_holds(file)
+        with np.load(file, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+    if arrays.pop("key").item() != key or {name: str(array.dtype) for name, array in arrays.items()} != dict(types):
         raise KeyError(key)
     return arrays

@@ -6,12 +6,14 @@ import hashlib
 import os
 from http.client import HTTPException
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import DataError
+from ._archive import unpack
 from ._batch_file import CLASSES, read_batch
 from ._cache import Arrays, cache_folder, cached
 from ._split import ImageData, Split
@@ -69,13 +71,16 @@ def _find(path: Path, download: bool) -> Path:
 def _fetch(path: Path) -> None:
     try:
         from torchvision.datasets import CIFAR10
-        from torchvision.datasets.utils import download_and_extract_archive
+        from torchvision.datasets.utils import download_url
 
-        download_and_extract_archive(CIFAR10.url, str(path), filename=CIFAR10.filename, md5=CIFAR10.tgz_md5)
+        download_url(CIFAR10.url, str(path), filename=_ARCHIVE, md5=CIFAR10.tgz_md5)
     except (ImportError, OSError, RuntimeError, HTTPException) as error:
         raise DataError(
             f"CIFAR-10 could not be fetched ({error}): without a network, unpack {_ARCHIVE} into {path}"
         ) from error
+    with TemporaryDirectory(dir=path) as temporary:
+        unpack(path / _ARCHIVE, Path(temporary), [f"{FOLDER}/{name}" for name in (*TRAIN_FILES, TEST_FILE)])
+        (Path(temporary) / FOLDER).rename(path / FOLDER)
 
 
 def _read(folder: Path, names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
@@ -93,5 +98,6 @@ def _whitening(folder: Path, pixels: Tensor, images: Tensor) -> ZCA:
 
     digest = hashlib.sha256(pixels.numpy().data).hexdigest()
     name = f"zca-{digest[:16]}.npz"
-    arrays = cached([folder / name, cache_folder() / name], f"zca {_VERSION} {digest}", fit)
+    places = [folder / name, cache_folder() / name]
+    arrays = cached(places, f"zca {_VERSION} {digest}", {"mean": "float32", "matrix": "float32"}, fit)
     return ZCA(torch.from_numpy(arrays["mean"]), torch.from_numpy(arrays["matrix"]))

@@ -16,6 +16,9 @@ from ..errors import ArgumentError, DataError
 from ._protocol import random_order, rotated_mnist
 from ._split import ImageData
 
+LARGEST = 250 * 2**20
+"""Bytes that a file may hold or grow to: those of 330,000 images."""
+
 DOWNLOADS = ("MNIST", "FashionMNIST", "KMNIST")  # torchvision's names
 
 _FILES = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
@@ -111,9 +114,12 @@ def _read_part(images_file: Path, labels_file: Path) -> tuple[NDArray[np.uint8],
 def _read(file: Path, axes: int) -> NDArray[np.uint8]:
     """Read one idx file: 0, 0, 8 (for bytes), number of axes; their sizes as big-endian integers; values."""
     try:
-        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as opened:
+            content = opened.read(LARGEST + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{file} cannot be read ({error}): fetch the file again") from error
+    if len(content) > LARGEST:
+        raise DataError(f"{file} holds more than {LARGEST} bytes, as no data set of this form does")
     magic, found = bytes([0, 0, 8, axes]), content[:4]
     if found != magic:
         raise DataError(f"{file} begins with '{found.hex(' ')}', not '{magic.hex(' ')}': fetch the file again")

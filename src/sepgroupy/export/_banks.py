@@ -28,7 +28,8 @@ def plain_convolutions(layer: GroupConvolution) -> dict[str, nn.Module]:
         apart = plan.kind == "gc" and terms * math.prod(geometry.stride) + taps < terms * taps
         plan = replace(plan, algorithm="full" if plan.kind in ("g", "gc") and not apart else "dense")
     parameters = {name: getattr(layer, name) for name in layer._filter_names}
-    banks = plan.filters(parameters, layer._tables).banks
+    tables = {name: table.to(next(layer.parameters()).device) for name, table in plan.tables().items()}
+    banks = plan.filters(parameters, tables).banks
     bias: Tensor | None = layer.bias
     if bias is not None:
         bias = bias.reshape(geometry.groups, 1, -1).expand(-1, plan.group.order, -1).flatten()

@@ -13,20 +13,19 @@ import operator
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from types import FunctionType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .. import functional
 from ..errors import ArgumentError
 from ..models._layers import check_pictures
-from ..nn import Folded, GroupConv2d, GroupPool
+from ..nn import GroupPool
 from ..nn._base import GroupConvolution
 from ._banks import plain_convolutions, repeat_norm
+from ._follow import follow, foreign, named
 
 _VALUEWISE = {
     *("relu", "relu6", "leaky_relu", "elu", "selu", "celu", "silu", "mish", "gelu", "sigmoid", "tanh", "softplus"),
@@ -38,8 +37,6 @@ _SPATIAL = {
     *("maxpool2d", "avgpool2d", "lppool2d", "adaptiveavgpool2d", "adaptivemaxpool2d", "upsample", "zeropad2d"),
 }
 """Functions, methods and modules, by their names in small letters, that act on each value or each plane apart."""
-_STEPS = (functional.fold, functional.unfold, check_pictures)
-"""Functions of ours that are single steps: what they check of their input is not followed."""
 
 
 def fold(model: nn.Module) -> fx.GraphModule:
@@ -60,6 +57,7 @@ def fold(model: nn.Module) -> fx.GraphModule:
     Raises:
         ArgumentError: a module cannot be followed, or calls what is not part of torch; it is named.
 
+    >>> from sepgroupy import Folded, GroupConv2d
     >>> net = nn.Sequential(GroupConv2d(4, 8, 3, padding=1, group="p4"), Folded(nn.BatchNorm2d(8)), nn.ReLU()).eval()
     >>> plain, x = fold(net), torch.randn(2, 4, 4, 7, 7)
     >>> torch.testing.assert_close(plain(x), net(x))
@@ -68,56 +66,9 @@ def fold(model: nn.Module) -> fx.GraphModule:
     """
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model is a {type(model).__name__}; it must be a torch.nn.Module")
-    root = copy.deepcopy(model).eval().requires_grad_(False)
-    if isinstance(root, (*_LEAVES, Folded)):  # the root itself is always followed
-        root = nn.Sequential(root)
-    tracer = _Tracer()
-    try:
-        graph = tracer.trace(root)
-    except Exception as error:  # the user's code can raise anything
-        kind = type(root.get_submodule(tracer.at)).__name__
-        raise ArgumentError(
-            f"module {tracer.at!r} ({kind}) cannot be followed by torch.fx: {error}. Its forward must be made of calls "
-            "whose order and number do not depend on its input"
-        ) from error
+    root, graph = follow(model)
     with torch.no_grad():
         return _Writer(root, graph).module(type(model).__name__)
-
-
-_LEAVES = (GroupConvolution, GroupPool)
-
-
-class _Tracer(fx.Tracer):
-    """Follows a network."""
-
-    def __init__(self) -> None:
-        super().__init__(autowrap_functions=_STEPS)
-        self.at = ""
-
-    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
-        """Note a step, or follow it: functions that others have wrapped for torch.fx can still be plain inside."""
-        if kind == "call_function" and isinstance(target, FunctionType) and target not in _STEPS and _foreign(target):
-            return target(*args, **kwargs)
-        return super().create_proxy(kind, target, args, kwargs, *rest, **options)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, _LEAVES) or super().is_leaf_module(m, module_qualified_name)
-
-    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        before, self.at = self.at, self.path_of_module(m)
-        if isinstance(m, Folded):
-            result = self._step(functional.unfold, m.module(self._step(functional.fold, *args)), *args)
-        else:
-            norm = kwargs.pop("norm", args[1] if len(args) > 1 else None) if isinstance(m, GroupConv2d) else None
-            if norm is not None:
-                maps = F.relu(norm(self._step(functional.fold, args[0])))
-                args = (self._step(functional.unfold, maps, args[0]),)
-            result = super().call_module(m, forward, args, kwargs)
-        self.at = before  # not after an error, which is to be told where it happened
-        return result
-
-    def _step(self, function: Any, *args: Any) -> Any:
-        return self.create_proxy("call_function", function, args, {})
 
 
 @dataclass(frozen=True)
@@ -158,11 +109,11 @@ class _Writer:
             return self.keep(node, operator.attrgetter(str(node.target))(self.root))
         if node.target is check_pictures:
             return None
-        if node.target in _STEPS:
+        if node.target is functional.fold or node.target is functional.unfold:
             return self.fold(node) if node.target is functional.fold else self.unfold(node)
-        if node.op == "call_function" and (origin := _foreign(node.target)):
+        if node.op == "call_function" and (origin := foreign(node.target)):
             raise ArgumentError(
-                f"module {_place(node)!r} calls {node.name} of {origin}, which is not part of torch: a folded network "
+                f"{named(node)} calls {node.name} of {origin}, which is not part of torch: a folded network "
                 "may need nothing else"
             )
         return self.keep(node)
@@ -181,10 +132,11 @@ class _Writer:
         merged = alike and _treats_channels_alike(name.lower(), part, node, maps[0].rows)
         if maps and not merged and node.op == "call_method" and name.endswith("_") and not name.endswith("__"):
             raise ArgumentError(
-                f"module {_place(node)!r} calls {name} on a map on the group, in place and with what is no such map: "
+                f"{named(node)} calls {name} on a map on the group, in place and with what is no such map: "
                 f"use {name[:-1]}"
             )
         new = self.graph.node_copy(node, lambda n: self.values[n].node if merged else self.plain(self.values[n]))
+        new.type = None  # of an annotation, which a pickle need not find
         if part is not None:
             new.target = self.name(str(node.target), part)
         return replace(maps[0], node=new) if merged else new
@@ -284,19 +236,6 @@ class _Writer:
                 self.parts[str(before.target)] = fused.to(convolution.weight.dtype)
                 node.replace_all_uses_with(before)
                 self.graph.erase_node(node)
-
-
-def _place(node: fx.Node) -> str:
-    """Return the name of the module in whose forward a step was met."""
-    return next(reversed(node.meta.get("nn_module_stack", {})), "")
-
-
-def _foreign(function: Any) -> str:
-    """Return the module that a function is from, or "" if it is one of torch or of Python itself."""
-    origin = str(getattr(function, "__module__", None) or "torch")
-    first, *rest = origin.split(".")
-    registered = rest[:1] == ["_ops"] and rest[1] not in ("aten", "prims")  # by somebody else
-    return origin if registered or first not in ("torch", "_operator", "builtins", "math") else ""
 
 
 def _treats_channels_alike(name: str, part: nn.Module | Tensor | None, node: fx.Node, rows: bool) -> bool:

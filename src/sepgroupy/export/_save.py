@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -45,7 +46,7 @@ def save(
 
     Raises:
         ArgumentError: the format is unknown, the path ends in another suffix or is there already, or the network
-            cannot be folded or takes no such input.
+            cannot be folded, takes no such input, or has a step that the format does not know.
     """
     if file_format not in FORMATS:
         raise ArgumentError(f"file_format (={file_format!r}) must be one of {', '.join(FORMATS)}")
@@ -79,16 +80,12 @@ def _write_program(model: nn.Module, path: Path, shape: Sequence[int], metadata:
 
 
 def _write_onnx(model: nn.Module, path: Path, shape: Sequence[int], metadata: Mapping[str, str]) -> None:
-    torch.onnx.export(
-        _trace(model, shape),
-        (),
-        path,
-        input_names=["image"],
-        output_names=["output"],
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
+    program = _trace(model, shape)
+    options: dict[str, Any] = {"dynamo": True, "external_data": False, "verbose": False}
+    try:
+        torch.onnx.export(program, (), path, input_names=["image"], output_names=["output"], **options)
+    except torch.onnx.OnnxExporterError as error:
+        raise ArgumentError(f"model has a step that ONNX does not know: {error.__cause__ or error!s:.200}") from error
 
 
 _WRITERS = {"onnx": _write_onnx, "torch": _write_program, "safetensors": _write_safetensors}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
@@ -48,6 +48,7 @@ _NETWORKS = {"rotmnist": "cnn", "cifar10": "resnet"}  # what the names of a task
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
+STRATEGIES = ("auto", "ddp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +71,20 @@ class RunConfig:
         test_batch_size: pictures a step of the evaluation.
         optimizer: ``"adam"`` or ``"sgd"``.
         lr: learning rate of the first epoch.
+        warmup: the learning rate rises to that, in equal parts a step, over so many epochs.
+        clip: gradients longer than this are shortened to it, all parameters taken together; None for any length.
         momentum: of SGD; Adam has none.
         weight_decay: factor of the squared norm's gradient.
         milestones: the learning rate is multiplied by 0.1 after each of these epochs.
         log_every: the test set is evaluated every so many epochs, and always at the end.
         precision: ``"32-true"``, or ``"16-mixed"`` or ``"bf16-mixed"`` for the training steps.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
+        devices: processes on each machine, one for each of its devices; together they share every batch.
+        nodes: machines.
+        strategy: ``"ddp"``, distributed data parallel, or ``"auto"``, which is that if there is more than one process.
+        sync_batchnorm: take the statistics of batch norm from the whole batch, not from each process's part.
+        weights: the folder of a run, or a file with the state dict of such a network, whose parameters are those to
+            start from; None to draw them.
         seed: of the initial parameters, the order of the pictures and their augmentation.
         folder: where the run is kept, None for ``runs/<task>-<model>-<digest of this configuration>``.
 
@@ -103,6 +112,13 @@ class RunConfig:
     precision: str = "32-true"
     device: str = "auto"
     seed: int = 1
+    warmup: int = 0
+    clip: float | None = None
+    devices: int = 1
+    nodes: int = 1
+    strategy: str = "auto"
+    sync_batchnorm: bool = False
+    weights: str | None = None
     folder: str | None = None
 
     @classmethod
@@ -125,7 +141,8 @@ class RunConfig:
         """Read what :meth:`to_json` wrote.
 
         Raises:
-            ArgumentError: the text is no JSON object of exactly these fields, or a value cannot be right.
+            ArgumentError: the text is no JSON object of these fields, or a value cannot be right. A field with a
+                default may be missing: it is younger than the file.
         """
         try:
             values = json.loads(text)
@@ -165,7 +182,10 @@ class RunConfig:
         """The folder of the run; without ``folder``, equal configurations share one and others do not."""
         if self.folder is not None:
             return Path(self.folder)
-        digest = hashlib.sha256(self.to_json().encode()).hexdigest()[:8]
+        # Of what is not as usual alone, so that a later field leaves the names as they are.
+        usual = {field.name: field.default for field in fields(self)} | PAPER[self.task]
+        unusual = {name: value for name, value in asdict(self).items() if value != usual[name]}
+        digest = hashlib.sha256(json.dumps(unusual, sort_keys=True).encode()).hexdigest()[:8]
         return Path("runs") / f"{self.task}-{self.model}-{digest}"
 
 
@@ -174,11 +194,11 @@ def _one_of(*choices: str) -> tuple[Callable[[Any], bool], str]:
 
 
 def _is_whole(value: object, least: int = 1) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**32
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _is_increasing(values: object) -> bool:
@@ -189,8 +209,8 @@ def _is_increasing(values: object) -> bool:
     )
 
 
-_COUNT = _is_whole, "a whole number from 1"
-_OPTIONAL_COUNT = (lambda value: value is None or _is_whole(value)), "a whole number from 1, or None"
+_COUNT = _is_whole, "a whole number in 1..2³²-1"
+_OPTIONAL_COUNT = (lambda value: value is None or _is_whole(value)), "a whole number in 1..2³²-1, or None"
 _OPTIONAL_TEXT = (lambda value: value is None or (isinstance(value, str) and value != "")), "a path, or None"
 _SWITCH = (lambda value: isinstance(value, bool)), "True or False"
 
@@ -214,6 +234,13 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "log_every": _COUNT,
     "precision": _one_of(*PRECISIONS),
     "device": _one_of(*DEVICES),
-    "seed": ((lambda value: _is_whole(value, 0) and value < 2**32), "a whole number in 0..2³²-1"),
+    "seed": ((lambda value: _is_whole(value, 0)), "a whole number in 0..2³²-1"),
+    "warmup": ((lambda value: _is_whole(value, 0)), "a whole number in 0..2³²-1"),
+    "clip": ((lambda value: value is None or (_is_number(value) and value > 0)), "a positive number, or None"),
+    "devices": _COUNT,
+    "nodes": _COUNT,
+    "strategy": _one_of(*STRATEGIES),
+    "sync_batchnorm": _SWITCH,
+    "weights": _OPTIONAL_TEXT,
     "folder": _OPTIONAL_TEXT,
 }

@@ -5,32 +5,37 @@ from __future__ import annotations
 import logging
 import platform
 import shlex
+import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from importlib import metadata
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, RichProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
-from torch import nn
+from lightning.fabric import Fabric
+from torch import Tensor, nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
-from torch.utils.data import DataLoader
 
 from .. import __version__
+from .._files import load_tensors
+from ..data import ImageData
 from ..errors import ArgumentError, DataError
 from ..models import build_model
+from ..models._checkpoint import find_state, misfit
 from . import _folder
 from ._config import RunConfig
 from ._data import load_data
 from ._folder import CHECKPOINT, CONFIG, RESULT, Result
-from ._learner import EpochBatches, Learner, Recorder
+from ._interrupt import Interruption
+from ._loop import Loop, require_full_parts
+from ._parallel import device_of, first_does, launch, loss_named, share_batch_norm
 from ._score import Score, score
+from ._trust import checked_record
 
 _log = logging.getLogger(__name__)
 
@@ -38,52 +43,29 @@ _log = logging.getLogger(__name__)
 def train(config: RunConfig, progress: bool = False) -> Result:
     """Train a network as the configuration says and return how good it is.
 
-    The folder of the run receives ``config.json``, after each epoch ``last.ckpt``, ``metrics.csv`` and the events
-    of TensorBoard, and ``result.json`` at the end. If it already holds this very run, a finished one is
-    returned as it is and an unfinished one goes on after its last whole epoch: on a CPU with the same number of
-    threads it ends with bitwise the parameters of a run that was never interrupted.
+    The folder of the run receives ``config.json``, after each epoch and every five minutes ``last.ckpt``, after each
+    epoch ``metrics.csv`` and the events of TensorBoard, and ``result.json`` at the end. If it already holds this very
+    run, a finished one is returned as it is and an unfinished one goes on from its checkpoint: on a CPU with the same
+    number of threads and processes it ends with bitwise the parameters of a run that was never interrupted.
+
+    With several processes (``devices``, ``nodes``) the first one alone touches the folder, and it alone raises what
+    they agree upon; the others leave by ``SystemExit(0)``.
 
     Args:
         config: the run.
         progress: draw a progress bar.
 
     Raises:
-        ArgumentError: the folder holds something else, or the machine has no such device.
+        ArgumentError: the folder holds something else or is in use, or the machine has no such device.
         DataError: the data, or what the folder holds of the run, cannot be read or do not belong together.
-        OSError: the folder cannot be written to.
-        KeyboardInterrupt: the run was interrupted; all whole epochs are saved.
+        RunError: the loss is no longer a number, or another process of the run is gone.
+        OSError: the folder cannot be written to, or has no room for a checkpoint.
+        KeyboardInterrupt: the run was asked to stop (SIGINT, SIGTERM or SIGUSR1); it is saved up to that step.
     """
-    folder = config.run_folder
-    _require_own(folder, config)
-    if (folder / RESULT).exists():
-        _log.info("%s holds this very run, finished: its result is returned", folder)
-        return _folder.read_result(folder)
-    device, data = _device(config.device), load_data(config)
-    pl.seed_everything(config.seed, verbose=False)
-    learner = Learner(_build(config), config)
-    recorder = Recorder(folder, config, data)
-    _folder.write_config(folder, config)
-    _fit(learner, recorder, device, progress)
-    last = recorder.history[-1]
-    result = Result(
-        test_error=last["test_error"],
-        test_loss=last["test_loss"],
-        train_error=last["train_error"],
-        train_loss=last["train_loss"],
-        seconds=last["seconds"],
-        parameters=sum(parameter.numel() for parameter in learner.model.parameters()),
-        data=data.name,
-        fingerprint=data.fingerprint,
-        versions={
-            "sepgroupy": __version__,
-            "torch": torch.__version__,
-            "lightning": pl.__version__,
-            "python": platform.python_version(),
-        },
-        command=shlex.join(sys.argv),
-    )
-    _folder.write_result(folder, result)
-    return result
+    with _quiet():
+        fabric = launch(config)
+        with loss_named(fabric):
+            return _train(fabric, config, progress)
 
 
 def evaluate(folder: str | PathLike[str], device: str = "auto") -> Score:
@@ -97,14 +79,15 @@ def evaluate(folder: str | PathLike[str], device: str = "auto") -> Score:
         ArgumentError: the machine has no such device.
         DataError: the folder holds no run, or its files or data cannot be read or do not belong together.
     """
-    config, model, checkpoint = _restore(Path(folder))
+    folder = Path(folder)
+    config, model, checkpoint = _restore(folder)
     data = load_data(config)
-    Recorder(Path(folder), config, data).take_up(checkpoint)
-    return score(model.to(_device(device)), data.test, config.test_batch_size)
+    checked_record(checkpoint, data, folder)
+    return score(model.to(device_of(device)), data.test, config.test_batch_size)
 
 
 def load_model(folder: str | PathLike[str]) -> nn.Module:
-    """Return the network that a run has left after its last whole epoch, in evaluation mode on the CPU.
+    """Return the network that a run has left in its checkpoint, in evaluation mode on the CPU.
 
     Args:
         folder: the folder of the run.
@@ -113,6 +96,57 @@ def load_model(folder: str | PathLike[str]) -> nn.Module:
         DataError: the folder holds no run or no checkpoint, or they are broken.
     """
     return _restore(Path(folder))[1]
+
+
+def _train(fabric: Fabric, config: RunConfig, progress: bool) -> Result:
+    folder = config.run_folder
+    if (finished := first_does(fabric, lambda: _find_finished(folder, config))) is not None:
+        return finished
+    here: list[ImageData] = []
+    first_does(fabric, lambda: here.append(load_data(config)))  # alone, since it may fetch them or keep a cache
+    data = here[0] if here else load_data(config)
+    first_does(fabric, lambda: require_full_parts(config, len(data.train), fabric.world_size))
+    torch.manual_seed(config.seed)
+    model = _build(config)
+    with ExitStack() as stack:
+        first_does(fabric, lambda: stack.enter_context(_folder.held(folder)))
+        checkpoint, start = first_does(fabric, lambda: _take_up(folder, config))
+        if start is not None:
+            model.load_state_dict(start)
+        if config.sync_batchnorm and fabric.world_size > 1:
+            share_batch_norm(model)
+        loop = Loop(fabric, model, config, data, folder)
+        if checkpoint is not None:
+            loop.resume(checkpoint)
+        with Interruption() as stop:
+            loop.run(stop, progress)
+        result = _result(loop)
+        first_does(fabric, lambda: _folder.write_result(folder, result))
+    return result
+
+
+def _find_finished(folder: Path, config: RunConfig) -> Result | None:
+    """Return the result that the folder holds of this very run; the folder is new, or the run's own."""
+    _require_own(folder, config)
+    if not (folder / RESULT).exists():
+        return None
+    _log.info("%s holds this very run, finished: its result is returned", folder)
+    return _folder.read_result(folder)
+
+
+def _take_up(folder: Path, config: RunConfig) -> tuple[dict[str, Any] | None, dict[str, Tensor] | None]:
+    """Return the checkpoint that the folder holds of a run, and the parameters to go on from or to start from."""
+    _require_own(folder, config)  # once more: now nobody else can change it
+    if not (folder / CONFIG).exists():
+        _folder.write_config(folder, config)
+    if (folder / CHECKPOINT).exists():
+        checkpoint = _folder.read_checkpoint(folder / CHECKPOINT)
+        return checkpoint, _fitting(checkpoint, folder / CHECKPOINT, config)
+    if config.weights is None:
+        return None, None
+    given = Path(config.weights)
+    path = given / CHECKPOINT if given.is_dir() else given
+    return None, _fitting(load_tensors(path), path, config)
 
 
 def _require_own(folder: Path, config: RunConfig) -> None:
@@ -139,57 +173,64 @@ def _build(config: RunConfig) -> nn.Module:
     return build_model(config.model, width=width)
 
 
-def _device(name: str) -> torch.device:
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return torch.device(next(kind for kind in there if there[kind]))
-    if not there.get(name, False):
-        raise ArgumentError(f"device (={name!r}) is not on this machine: use auto or cpu")
-    return torch.device(name)
+def _fitting(found: Any, path: Path, config: RunConfig) -> dict[str, Tensor]:
+    """Return the parameters of the network of a configuration out of what a file holds.
 
-
-def _fit(learner: Learner, recorder: Recorder, device: torch.device, progress: bool) -> None:
-    """Run the epochs that are missing."""
-    config, folder, data = recorder.config, recorder.folder, recorder.data
-    checkpoint = folder / CHECKPOINT
-    callbacks: list[Callback] = [recorder]
-    if progress:
-        callbacks.append(RichProgressBar(leave=True))
-    with _quiet():
-        trainer = pl.Trainer(
-            accelerator=device.type,
-            devices=1,
-            precision=config.precision,  # type: ignore[arg-type]
-            max_epochs=config.epochs,
-            callbacks=callbacks,
-            logger=TensorBoardLogger(folder, name="tensorboard", version=""),
-            plugins=[_folder.Checkpoints()],
-            enable_progress_bar=progress,
-            enable_model_summary=False,
-            log_every_n_steps=1,
-        )
-        batches = EpochBatches(len(data.train), config.batch_size, config.seed)
-        loader = DataLoader(data.train, sampler=batches, batch_size=None)
-        try:
-            trainer.fit(learner, loader, ckpt_path=str(checkpoint) if checkpoint.exists() else None)
-        except SystemExit as stop:
-            if not isinstance(stop.__context__, KeyboardInterrupt):
-                raise
-            _log.warning("interrupted: the same run goes on after epoch %d of %d", len(recorder.history), config.epochs)
-            raise KeyboardInterrupt from None  # what Lightning made a SystemExit of
+    Raises:
+        DataError: they do not fit the network.
+    """
+    state = find_state(str(path), found)
+    consume_prefix_in_state_dict_if_present(state, "model.")
+    try:
+        with torch.device("meta"):  # nothing is allocated for a width that nothing fits
+            wanted = _build(config).state_dict()
+    except RuntimeError as error:
+        raise DataError(f"{path} cannot fit width (={config.width}): {error!s:.200}") from None
+    if text := misfit(state, wanted):
+        raise DataError(f"{path} does not fit the network of this run, {config.model}: {text}")
+    return state
 
 
 def _restore(folder: Path) -> tuple[RunConfig, nn.Module, dict[str, Any]]:
     config = _folder.read_config(folder)
     checkpoint = _folder.read_checkpoint(folder / CHECKPOINT)
+    state = _fitting(checkpoint, folder / CHECKPOINT, config)
     model = _build(config)
-    try:
-        state = checkpoint["state_dict"]
-        consume_prefix_in_state_dict_if_present(state, "model.")
-        model.load_state_dict(state)
-    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
-        raise DataError(f"{folder / CHECKPOINT} does not fit {folder / CONFIG}: {error!s:.200}") from None
+    model.load_state_dict(state)
     return config, model.eval(), checkpoint
+
+
+def _result(loop: Loop) -> Result:
+    last = loop.history[-1]
+    return Result(
+        test_error=last["test_error"],
+        test_loss=last["test_loss"],
+        train_error=last["train_error"],
+        train_loss=last["train_loss"],
+        seconds=last["seconds"],
+        parameters=sum(parameter.numel() for parameter in loop.model.parameters()),
+        data=loop.data.name,
+        fingerprint=loop.data.fingerprint,
+        versions={
+            "sepgroupy": __version__,
+            "torch": torch.__version__,
+            "lightning": metadata.version("lightning"),
+            "python": platform.python_version(),
+        },
+        command=shlex.join(sys.argv),
+        revision=_revision(Path(__file__).parent),
+    )
+
+
+def _revision(folder: Path) -> str:
+    """Return the git commit that a folder of source files is of; empty if git does not know these files."""
+    try:
+        git = ["git", "-C", str(folder)]
+        subprocess.run([*git, "ls-files", "--error-unmatch", "."], check=True, capture_output=True)
+        described = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(described, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 @contextmanager
@@ -198,10 +239,7 @@ def _quiet() -> Iterator[None]:
     chatter = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in chatter]
     with warnings.catch_warnings():
-        # The pictures are in memory, whole batches at a time: worker processes would only cost.
-        warnings.filterwarnings("ignore", ".*does not have many workers")
         warnings.filterwarnings("ignore", "GPU available but not used")  # the user's choice
-        warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)  # between torch 2.9 and Lightning 2.6
         for logger in chatter:
             logger.setLevel(logging.WARNING)
         try:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import csv
+import errno
+import io
 import json
-from dataclasses import asdict, dataclass
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 import torch
-from lightning.pytorch.plugins.io import CheckpointIO
 
-from .._files import atomic, load_tensors
+from .._files import atomic, load_tensors, remove_leftovers
 from ..errors import ArgumentError, DataError
 from ._config import RunConfig
 
 CONFIG, RESULT, CHECKPOINT, METRICS = "config.json", "result.json", "last.ckpt", "metrics.csv"
+COLUMNS = ("epoch", "lr", "train_loss", "train_error", "test_loss", "test_error", "seconds")
+
+_LARGEST_TEXT = 2**20  # bytes; what is written here has a thousand
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,8 @@ class Result:
         fingerprint: digest of its pictures and labels.
         versions: of sepgroupy, torch, lightning and python.
         command: the command line that finished the run.
+        revision: the git commit of the package that finished it, with ``-dirty`` if files differed from it; empty
+            without git.
     """
 
     test_error: float
@@ -44,6 +54,7 @@ class Result:
     fingerprint: str
     versions: dict[str, str]
     command: str
+    revision: str = ""
 
 
 def write_config(folder: Path, config: RunConfig) -> None:
@@ -79,8 +90,9 @@ def read_result(folder: Path) -> Result:
         values = json.loads(_read_text(folder / RESULT))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{folder / RESULT} is no JSON: {error}") from None
-    fits = isinstance(values, dict) and values.keys() == types.keys()
-    if not fits or not all(isinstance(values[name], kind) for name, kind in types.items()):
+    due = {field.name for field in fields(Result) if field.default is MISSING}
+    fits = isinstance(values, dict) and due <= values.keys() <= types.keys()
+    if not fits or not all(isinstance(value, types[name]) for name, value in values.items()):
         raise DataError(f"{folder / RESULT} is broken: it must hold {', '.join(types)}, each of its type")
     return Result(**values)
 
@@ -97,21 +109,71 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-class Checkpoints(CheckpointIO):
-    """How Lightning writes and reads checkpoints: atomically, and as :func:`read_checkpoint` does."""
+def write_checkpoint(folder: Path, checkpoint: dict[str, Any]) -> None:
+    """Write the checkpoint of a run; one that is already there is replaced in one instant."""
+    buffer = io.BytesIO()  # torch tells of a full disk by ending the process
+    torch.save(checkpoint, buffer)
+    with atomic(folder / CHECKPOINT) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write a checkpoint; one that is already there is replaced in one instant."""
-        with atomic(Path(path)) as temporary:
-            torch.save(checkpoint, temporary)
 
-    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Read a checkpoint."""
-        return read_checkpoint(Path(path))
+def write_metrics(folder: Path, history: Sequence[dict[str, float]]) -> None:
+    """Write the table of a run, a row an epoch."""
+    with atomic(folder / METRICS) as path, path.open("w", newline="") as file:
+        table = csv.DictWriter(file, COLUMNS)
+        table.writeheader()
+        table.writerows(history)
 
-    def remove_checkpoint(self, path: Any) -> None:
-        """Delete a checkpoint."""
-        Path(path).unlink(missing_ok=True)
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold the folder of a run, which is made if it is missing, so that no other process trains in it meanwhile.
+
+    The hold ends with the process, however that ends. What a process that was killed has left half written is deleted.
+
+    Raises:
+        ArgumentError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = _lock(folder)
+    try:
+        for name in (CONFIG, RESULT, CHECKPOINT, METRICS):
+            remove_leftovers(folder / name)
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _lock(folder: Path) -> int | None:
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # Windows has no such lock
+        return None
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            raise ArgumentError(
+                f"folder (={str(folder)!r}) is being trained in by another process: wait for it, or choose another"
+            ) from None
+        return None  # some network file systems have no locks
+    return handle
+
+
+def require_room(folder: Path, size: int) -> None:
+    """Raise OSError unless so many bytes can be written into the folder: before the first epoch, not after it."""
+    temporary = folder / f".{Path(CHECKPOINT).stem}.{0:08x}{Path(CHECKPOINT).suffix}"  # a leftover if we are killed
+    try:
+        with temporary.open("wb") as file:
+            for start in range(0, size, 2**20):
+                file.write(bytes(min(2**20, size - start)))
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -121,6 +183,10 @@ def _write_text(path: Path, text: str) -> None:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_LARGEST_TEXT)
+            if file.read(1):
+                raise DataError(f"{path} is too large for what it should hold")
+            return text
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}") from None

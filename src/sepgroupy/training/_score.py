@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -41,6 +42,24 @@ def predict(model: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor:
 
 def score(model: nn.Module, split: Split, batch_size: int = 256) -> Score:
     """Return the loss and the error of a model on labelled pictures; arguments as for :func:`predict`."""
-    predictions = predict(model, split.images, batch_size)
-    wrong = int((predictions.argmax(1) != split.labels).sum())
-    return Score(float(nll_loss(predictions, split.labels)), 100 * wrong / len(split))
+    return mean(tally(model, split, batch_size))
+
+
+def tally(model: nn.Module, split: Split, batch_size: int, between: Callable[[], object] = lambda: None) -> Tensor:
+    """Return the sum of the cross-entropies, the number of wrong answers and that of the pictures, in float64.
+
+    Tallies of parts of a data set can be added up. ``between`` is called before each batch.
+    """
+    total = torch.zeros(3, dtype=torch.float64)
+    for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
+        between()
+        predictions = predict(model, images, batch_size)
+        wrong = (predictions.argmax(1) != labels).sum()
+        total += torch.stack([nll_loss(predictions, labels, reduction="sum"), wrong, torch.tensor(len(labels))])
+    return total
+
+
+def mean(tally: Tensor) -> Score:
+    """Return the score of a tally."""
+    loss, wrong, count = tally.tolist()
+    return Score(loss / count, 100 * wrong / count)

@@ -78,7 +78,7 @@ def convolve(inputs: Inputs, eps: float, batch: bool, group: PointGroup, geometr
     if inputs.x.dtype not in SUFFIXES:
         inputs = Inputs(*(None if t is None else t.float() for t in inputs))  # type: ignore[arg-type]
     y: Tensor
-    if is_ordinary(inputs.x):
+    if is_ordinary(inputs.x) and not torch._C._len_torch_dispatch_stack():
         y = GroupConv.apply(*inputs, eps, batch, call_for(group, geometry))
     elif torch._C._are_functorch_transforms_active():
         y = _definition(inputs, eps, batch, call_for(group, geometry))
@@ -150,7 +150,7 @@ def _definition(inputs: Inputs, eps: float, batch: bool, call: Call) -> Tensor:
     return y.unflatten(1, (order, -1))
 
 
-# ---- the same as an operator, for torch.compile, torch.export and autocast -----------------------------------------
+# ---- the same as an operator, for torch.compile, torch.export, autocast and dispatch modes ---------------------------
 
 _ARGUMENTS = (
     "Tensor x, Tensor weight, Tensor? depthwise, Tensor? bias, Tensor? gamma, Tensor? beta, Tensor? mean, Tensor? var, "

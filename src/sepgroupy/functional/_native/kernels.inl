@@ -9,10 +9,10 @@ typedef REAL NAME(vector) __attribute__((vector_size(VECTOR_BYTES), aligned(size
 
 /* ---- matrix products ---------------------------------------------------------------------------------------- */
 
-/* C (rows × WIDTH) = or += A B with rows at most ROWS. A is read as it stands, by rows or by columns. */
-INLINE void NAME(block_product)(int add, index_t rows, index_t depth, const REAL *restrict a, index_t a_row,
-                                index_t a_depth, const REAL *restrict b, index_t b_step, REAL *restrict c,
-                                index_t c_step)
+/* C (rows × WIDTH) = or += Σ A B over so many parts, each depth long, those of B contiguous; rows at most ROWS. */
+INLINE void NAME(block_product)(int add, index_t rows, index_t parts, index_t depth, const REAL *restrict a,
+                                index_t a_row, index_t a_depth, index_t a_part, const REAL *restrict b,
+                                index_t b_step, REAL *restrict c, index_t c_step)
 {
     const REAL *row[ROWS];
     vector sum[ROWS][2];
@@ -21,15 +21,16 @@ INLINE void NAME(block_product)(int add, index_t rows, index_t depth, const REAL
         row[m] = a + smaller(m, rows - 1) * a_row; /* rows that are not there repeat the last, unread */
         sum[m][0] = sum[m][1] = (vector){0};
     }
-    for (index_t k = 0; k < depth; k++, b += b_step) {
-        vector left = AT(b), right = AT(b + LANES);
+    for (index_t part = 0; part < parts; part++)
+        for (index_t k = 0; k < depth; k++, b += b_step) {
+            vector left = AT(b), right = AT(b + LANES);
 #pragma GCC unroll 6
-        for (int m = 0; m < ROWS; m++) {
-            REAL factor = row[m][k * a_depth];
-            sum[m][0] += factor * left;
-            sum[m][1] += factor * right;
+            for (int m = 0; m < ROWS; m++) {
+                REAL factor = row[m][part * a_part + k * a_depth];
+                sum[m][0] += factor * left;
+                sum[m][1] += factor * right;
+            }
         }
-    }
 #pragma GCC unroll 6
     for (int m = 0; m < ROWS; m++) {
         if (m >= rows) break;
@@ -45,17 +46,18 @@ static void NAME(product)(index_t rows, index_t depth, index_t count, const REAL
 {
     for (index_t j = 0; j < count; j += WIDTH)
         for (index_t m = 0; m < rows; m += ROWS)
-            NAME(block_product)(0, smaller(ROWS, rows - m), depth, a + m * a_row, a_row, 1, b + j, b_step,
+            NAME(block_product)(0, smaller(ROWS, rows - m), 1, depth, a + m * a_row, a_row, 1, 0, b + j, b_step,
                                 c + m * c_step + j, c_step);
 }
 
-/* C (rows × count) += Aᵀ B with A (depth × rows), rows contiguous. */
-static void NAME(transposed_product)(index_t rows, index_t depth, index_t count, const REAL *a, index_t a_depth,
-                                     const REAL *b, index_t b_step, REAL *c, index_t c_step)
+/* C (rows × count) += Aᵀ B with A (parts × depth × rows), rows contiguous, and B (parts·depth × count). */
+static void NAME(transposed_product)(index_t rows, index_t parts, index_t depth, index_t count, const REAL *a,
+                                     index_t a_part, index_t a_depth, const REAL *b, index_t b_step, REAL *c,
+                                     index_t c_step)
 {
     for (index_t j = 0; j < count; j += WIDTH)
         for (index_t m = 0; m < rows; m += ROWS)
-            NAME(block_product)(1, smaller(ROWS, rows - m), depth, a + m, 1, a_depth, b + j, b_step,
+            NAME(block_product)(1, smaller(ROWS, rows - m), parts, depth, a + m, 1, a_depth, a_part, b + j, b_step,
                                 c + m * c_step + j, c_step);
 }
 
@@ -435,7 +437,7 @@ typedef struct { index_t outputs, columns, step; } NAME(Strip); /* of how many o
 static Strip NAME(strip_of)(const Problem *p, int backward)
 {
     index_t taps = p->kind == SEPARABLE ? 1 : p->taps;
-    index_t outputs = smaller(p->out_channels, p->kind == SEPARABLE ? 12 : larger(1, 36 / taps));
+    index_t outputs = smaller(p->out_channels, p->kind == SEPARABLE ? 24 : larger(1, 36 / taps));
     index_t columns = (backward ? 81920 : 24576) / (taps * outputs * p->order) / WIDTH;
     columns = smaller(64, larger(2, columns)) * WIDTH;
     return (Strip){outputs, columns, columns / WIDTH % 2 ? columns : columns + WIDTH};
@@ -472,8 +474,9 @@ static void NAME(multiply_back)(const Problem *p, const Thread *w, const REAL *b
     FOR_BLOCKS(p, start, taps,
         const REAL *grad = w->strip + (input + a) * rows * s.step;
         index_t place = base + first * taps * depth, at = input * p->in_channels * w->layout.columns + column;
-        NAME(transposed_product)(depth, rows, count, blocks + place, depth, grad, s.step, w->hat_grad + at,
-                                 w->layout.columns);
+        if (a == 0)
+            NAME(transposed_product)(depth, size, rows, count, blocks + place, p->out_channels * taps * depth, depth,
+                                     grad, s.step, w->hat_grad + at, w->layout.columns);
         NAME(inner_products)(rows, depth, count, grad, s.step, w->hat + at, w->layout.columns,
                              w->weight_grad + place, depth));
 }
@@ -749,7 +752,7 @@ static void NAME(prepare)(const Problem *p, const Tile *t, Thread *w, Room room)
 /* Values of work space that forward (0) or backward (1) needs. */
 index_t NAME(workspace)(const Problem *p, int backward)
 {
-    Division d = divide(p, backward ? p->height : p->out_height);
+    Division d = divide(p, backward ? p->height : p->out_height, backward);
     Room room = NAME(room)(p, &d, NAME(strip_of)(p, backward), backward);
     return room.blocks + p->threads * room.thread;
 }
@@ -759,7 +762,7 @@ index_t NAME(workspace)(const Problem *p, int backward)
 void NAME(forward)(const Problem *p, const REAL *x, const REAL *scale, const REAL *shift, const REAL *weight,
                    const REAL *depth, const REAL *bias, REAL *y, REAL *space)
 {
-    Division d = divide(p, p->out_height);
+    Division d = divide(p, p->out_height, 0);
     Strip s = NAME(strip_of)(p, 0);
     Room room = NAME(room)(p, &d, s, 0);
     Tile whole = tile_at(p, &d, 0, 0);
@@ -785,7 +788,7 @@ void NAME(backward)(const Problem *p, const REAL *x, const REAL *scale, const RE
                     const REAL *depth, const REAL *y_grad, REAL *x_grad, REAL *weight_grad, REAL *depth_grad,
                     REAL *norm_grad, REAL *space)
 {
-    Division d = divide(p, p->height);
+    Division d = divide(p, p->height, 1);
     Strip s = NAME(strip_of)(p, 1);
     Room room = NAME(room)(p, &d, s, 1);
     Tile whole = tile_at(p, &d, 0, 1);

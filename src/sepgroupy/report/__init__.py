@@ -1,0 +1,9 @@
+"""One page of what a set of runs has shown, beside what the paper says."""
+
+from __future__ import annotations
+
+from ._write import HTML as HTML
+from ._write import MARKDOWN as MARKDOWN
+from ._write import write_report as write_report
+
+__all__ = ["HTML", "MARKDOWN", "write_report"]

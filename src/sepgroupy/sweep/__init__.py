@@ -1,0 +1,12 @@
+"""Grids of runs: those that are missing are trained, here or on a cluster, and all are collected in one table."""
+
+from __future__ import annotations
+
+from ._runs import Run as Run
+from ._runs import find_runs as find_runs
+from ._runs import to_csv as to_csv
+from ._sweep import TABLE as TABLE
+from ._sweep import grid as grid
+from ._sweep import sweep as sweep
+
+__all__ = ["TABLE", "Run", "find_runs", "grid", "sweep", "to_csv"]

@@ -1,0 +1,81 @@
+"""What a checkpoint must hold for a run to go on from it, looked at before anything relies on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data import ImageData
+from ..errors import DataError
+from ._folder import CHECKPOINT, COLUMNS
+
+_ALWAYS = {"epoch", "lr", "train_loss", "train_error", "seconds"}  # of the columns
+_MOMENTS = {torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"}, torch.optim.SGD: {"momentum_buffer"}}
+
+
+def checked_record(checkpoint: Mapping[str, Any], data: ImageData, folder: Path) -> dict[str, Any]:
+    """Return what a checkpoint says of its run: its history, and the totals and seconds of the epoch under way.
+
+    Raises:
+        DataError: it is not a checkpoint of a run, or one on other data.
+    """
+    found = checkpoint.get("run")
+    if not isinstance(found, dict) or not _is_history(found.get("history")):
+        raise DataError(f"{folder / CHECKPOINT} was not written by a run of sepgroupy")
+    if found.get("fingerprint") != data.fingerprint:
+        raise DataError(
+            f"the data ({data.name}) are no longer those that {folder} was trained on: "
+            "restore them, or start anew in another folder"
+        )
+    # An older checkpoint, written after whole epochs alone, has neither.
+    seconds = found["history"][-1]["seconds"] if found["history"] else 0.0
+    run: dict[str, Any] = {"totals": [0.0, 0.0, 0.0], "seconds": seconds} | found
+    if not _are_numbers([run["seconds"]]) or not _are_numbers(run["totals"]) or len(run["totals"]) != 3:
+        raise DataError(f"{folder / CHECKPOINT} has totals or seconds that are none")
+    return run
+
+
+def checked_moments(checkpoint: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
+    """Return what an optimizer remembers of its parameters; torch itself does not look at it.
+
+    Raises:
+        ValueError: it is not what such an optimizer remembers of such parameters.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    names = _MOMENTS[type(optimizer)]
+    if isinstance(optimizer, torch.optim.SGD) and not optimizer.defaults["momentum"]:
+        names = set()
+    states = checkpoint.get("optimizer_states")
+    state = states[0].get("state") if isinstance(states, list) and states and isinstance(states[0], dict) else None
+    due = range(len(parameters) if checkpoint["global_step"] else 0)
+    if not isinstance(state, dict) or not all(isinstance(state.get(index), dict) for index in due if names):
+        raise ValueError("it lacks what the optimizer remembers")
+    moments = {index: {k: v for k, v in state.get(index, {}).items() if v is not None} for index in due}
+    for index, values in moments.items():
+        for name in names | values.keys():
+            shape = () if name == "step" else parameters[index].shape
+            if name not in names or not _is_plain(values.get(name)) or values[name].shape != shape:
+                raise ValueError(f"{name} of parameter {index} is not what the optimizer remembers")
+    return moments
+
+
+def _is_history(rows: object) -> bool:
+    return isinstance(rows, list) and all(
+        isinstance(row, dict)
+        and _ALWAYS <= row.keys() <= set(COLUMNS)
+        and (type(row["epoch"]), row["epoch"]) == (int, epoch)
+        and _are_numbers([value for name, value in row.items() if name != "epoch"])
+        for epoch, row in enumerate(rows, start=1)
+    )
+
+
+def _are_numbers(values: object) -> bool:
+    return isinstance(values, list) and all(type(value) is float for value in values)  # which nan is too
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided and value.dtype == torch.float32

@@ -1,0 +1,98 @@
+"""A run of seconds, and processes that begin at once because they are forked from one that has imported everything."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import socket
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sepgroupy.cli import exit_code
+from sepgroupy.data import ImageData, load_digits
+from sepgroupy.training import RunConfig, _data, _loop, load_model
+
+
+def few_digits() -> ImageData:
+    """Few enough that a run of them takes a second."""
+    data = load_digits()
+    return ImageData("a few digits", data.train.first(48), data.test.first(30), 10)
+
+
+def small_run(folder: Path, **settings: Any) -> RunConfig:
+    """Six epochs of five steps, with all that a run has to remember: moments, drops of the rate, crops and flips."""
+    usual: dict[str, Any] = {
+        "model": "gc-p4cnn-small", "width": 3, "epochs": 6, "batch_size": 10, "milestones": (2, 4), "log_every": 2,
+        "crop": True, "hflip": True, "device": "cpu",
+    }  # fmt: skip
+    return RunConfig.for_task("rotmnist", **(usual | settings), folder=str(folder))
+
+
+def fork(action: Callable[[], object], log: Path, environment: dict[str, str] | None = None) -> int:
+    """Start a process that does the action as a command would, and return its number."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12: torch's threads sleep
+        process = os.fork()
+    if process:
+        return process
+    code = 70  # the action never came to its end
+    try:
+        os.environ.update(environment or {})
+        sys.stdout = sys.stderr = log.open("a", buffering=1)
+        os.dup2(sys.stderr.fileno(), 2)  # what is not Python's
+        logging.getLogger().handlers.clear()  # pytest's
+        code = exit_code(action)
+    except KeyboardInterrupt:  # before the action began
+        code = 130
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    finally:
+        os._exit(code)  # nothing of the parent's is to be tidied up
+
+
+def finished(process: int) -> int:
+    """Wait for a process and return its exit code, negative if a signal has ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def together(count: int, action: Callable[[], object], log: Path) -> list[int]:
+    """Do the action in so many processes as torchrun starts them, and return their exit codes in their order."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    usual = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "small", "GROUP_RANK": "0"}
+    sizes = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    places = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    return [finished(process) for process in [fork(action, log, usual | sizes | place) for place in places]]
+
+
+def use(data: ImageData, save_seconds: float = 0.0) -> None:
+    """Let the runs of this process read these pictures, and save after each step."""
+
+    def load(source: str, path: object) -> ImageData:
+        return data
+
+    _data.load_rotmnist = load  # type: ignore[assignment]
+    _loop.SAVE_SECONDS = save_seconds
+
+
+def outcome(folder: Path) -> tuple[dict[str, Tensor], list[dict[str, str]]]:
+    """Read what a run has left that does not depend on the clock: parameters and table."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        table = [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+    return load_model(folder).state_dict(), table
+
+
+def same(first: tuple[dict[str, Tensor], Any], second: tuple[dict[str, Tensor], Any]) -> bool:
+    """Whether two outcomes are bitwise the same."""
+    (state, table), (other, other_table) = first, second
+    return (
+        table == other_table and state.keys() == other.keys() and all(map(torch.equal, state.values(), other.values()))
+    )

@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+import html
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import stdev
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from sepgroupy.data import ImageData, Split, load_digits, rotate
+from sepgroupy.errors import DataError
+from sepgroupy.report import _angles, _groups, write_report
+from sepgroupy.report._angles import ANGLES, errors_by_angle
+from sepgroupy.report._chapters import order
+from sepgroupy.report._figures import style_of
+from sepgroupy.report._groups import put_together
+from sepgroupy.sweep import Run, find_runs, grid, sweep
+from sepgroupy.training import Result, RunConfig, load_model, score
+from sepgroupy.training import _data as data_module
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def cut(turned: bool) -> ImageData:
+    data = load_digits(turned)
+    return ImageData("a few digits", data.train.first(24), data.test.first(20), 10)
+
+
+@pytest.fixture(scope="module")
+def few() -> Iterator[None]:
+    """Let every run and report of these tests read few digits."""
+    every = {turned: cut(turned) for turned in (True, False)}
+    _groups.load.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data_module, "load_rotmnist", lambda source, path: every[True])
+        patch.setattr(_angles, "load_digits", lambda turned: every[turned])
+        yield
+    _groups.load.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def runs(few: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a folder with a tiny sweep, two models at two numbers of pictures, and two runs more."""
+    folder = tmp_path_factory.mktemp("runs")
+    shared: dict[str, Any] = {"epochs": 1, "batch_size": 12, "device": "cpu"}
+    sweep(grid("rotmnist", ["z2cnn", "p4cnn"], samples=[12, None], seeds=[1, 2], **shared), folder)
+    sweep(grid("rotmnist", ["gc-p4cnn-small"], seeds=[1, 2], **shared | {"epochs": 2}), folder)
+    next(run for run in find_runs([folder]) if run.config.epochs == 2).folder.joinpath("result.json").unlink()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    assert write_report([runs], folder) == folder / "report.html"
+    return folder
+
+
+def made_up(error: float, **changes: Any) -> Run:
+    config = RunConfig.for_task("rotmnist", **changes)
+    return Run(Path("nowhere"), config, Result(error, 0.0, 0.0, 0.0, 60.0, 1000, "digits", "0", {}, "train"))
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_group(few: None) -> None:
+    runs = [
+        made_up(5.0, model="p4cnn", seed=1),
+        made_up(7.0, model="p4cnn", seed=2, samples=24, device="cpu"),  # 24 are all there are
+        made_up(9.0, model="p4cnn", seed=3, folder="somewhere"),
+        made_up(20.0, model="p4cnn", samples=6),
+        made_up(4.0, model="gc-p4cnn"),
+        made_up(1.0, model="gc-p4cnn", width=7),
+        made_up(8.0, model="z2cnn", epochs=7),
+    ]
+    paper, other = put_together([runs[-1], *runs[:-1]])
+    assert [(g.label, g.pictures, len(g.runs)) for g in paper.groups] == [
+        ("p4cnn", 6, 1), ("p4cnn", 24, 3), ("gc-p4cnn", 24, 1), ("gc-p4cnn, w=7", 24, 1)
+    ]  # fmt: skip
+    assert [g.label for g in paper.main] == ["p4cnn", "gc-p4cnn", "gc-p4cnn, w=7"]
+    group = paper.groups[1]
+    assert (group.mean, group.sd) == (7.0, stdev([5.0, 7.0, 9.0]))
+    assert paper.groups[2].sd is None
+    assert group.paper_error == "2.23 ± 0.061"
+    assert paper.groups[3].paper_error is None
+    assert (paper.changes, other.changes) == ({}, {"epochs": 7})
+
+
+def test_with_augmentation_the_paper_s_other_figure_stands_beside() -> None:
+    plain, augmented = (
+        put_together(
+            [Run(Path("x"), RunConfig.for_task("cifar10", samples=9, crop=crop, hflip=crop), made_up(1).result)]
+        )
+        for crop in (False, True)
+    )
+    assert plain[0].groups[0].paper_error == "6.72"
+    assert augmented[0].groups[0].paper_error == "5.43"
+
+
+def test_says_plainly_where_the_paper_s_order_does_not_hold() -> None:
+    def said(**errors: tuple[float, ...]) -> str:
+        names = {"gc": "gc-p4cnn", "p4": "p4cnn", "z2": "z2cnn"}
+        runs = [
+            made_up(error, model=names[short], seed=seed, samples=9)
+            for short, values in errors.items()
+            for seed, error in enumerate(values)
+        ]
+        return " ".join(order(put_together(runs)[0].main))
+
+    assert said(z2=(9,), gc=(3,), p4=(4,)) == "The paper's order is gc-p4cnn < p4cnn < z2cnn. Here it is the same."
+    text = said(z2=(9, 9.5), gc=(5.5, 6.5), p4=(4, 4.5))
+    assert "another: gc-p4cnn (6.00 ± 0.71) errs no less than p4cnn (4.25 ± 0.35), which is more than chance." in text
+    assert "within the spread" in said(z2=(9, 9), gc=(4, 6), p4=(4, 5.5))
+    assert said(gc=(3,)) == ""
+
+
+def test_errors_by_angle_are_those_of_turned_upright_digits_and_are_kept(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = next(run for run in find_runs([runs]) if run.config.model == "p4cnn")
+    (run.folder / "angles.csv").unlink(missing_ok=True)
+    errors = errors_by_angle(run)
+    test, model = cut(turned=False).test, load_model(run.folder)
+    for angle, error in zip(ANGLES, errors, strict=True):
+        assert score(model, Split(rotate(test.images, math.radians(angle)), test.labels)).error == error
+    assert errors[:4] == errors[4:8] == errors[8:12]
+    with monkeypatch.context() as patch:
+        patch.setattr(_angles, "load_model", lambda folder: pytest.fail("measured again"))
+        assert errors_by_angle(run) == errors
+    for broken in ("", "angle_degrees,test_error_percent\n0,1\n", "\0"):
+        (run.folder / "angles.csv").write_text(broken)
+        assert errors_by_angle(run) == errors
+
+
+def test_the_tables_say_what_the_runs_say(runs: Path, report: Path) -> None:
+    text = (report / "report.md").read_text()
+    for model, parameters, paper in (("z2cnn", "25,210", "5.20 ± 0.110"), ("p4cnn", "24,810", "2.23 ± 0.061")):
+        errors = {
+            count: [run.result.test_error for run in find_runs([runs])
+                    if run.result and (run.config.model, run.config.samples) == (model, count)]
+            for count in (12, None)
+        }  # fmt: skip
+        cells = {n: f"{sum(some) / 2:.2f} ± {stdev(some):.2f}" for n, some in errors.items()}
+        assert f"| {model} | {parameters} | 2 | {cells[None]} | {paper} |" in text
+        assert f"| {model} | {cells[12]} | {cells[None]} |" in text
+    assert "1 more run is unfinished" in text
+    assert "9 runs, trained with sepgroupy" in text
+    for heading in ("parameters", "training images", "angle", "Redundancy of p4cnn", "Cost"):
+        assert re.search(rf"^### .*{heading}", text, re.MULTILINE), heading
+    assert "batch_size 12" in text
+    rows = (report / "runs.csv").read_text().splitlines()
+    assert len(rows) == 10
+
+
+def test_html_and_markdown_have_the_same_tables(report: Path) -> None:
+    page = (report / "report.html").read_text()
+    cells = [html.unescape(cell) for cell in re.findall(r"<t[dh]\b[^>]*>(.*?)</t[dh]>", page)]
+    lines = [line for line in (report / "report.md").read_text().splitlines() if line.startswith("| ")]
+    expected = [cell.strip() for line in lines if not line.startswith("| :--") for cell in line.split("|")[1:-1]]
+    assert cells == expected
+    assert len(cells) > 100
+
+
+def test_figures_stand_alone_too(report: Path) -> None:
+    links = re.findall(r"\]\((.*?)\)", (report / "report.md").read_text())
+    assert sorted(links) == sorted(path.name for path in report.glob("*.svg"))
+    for link in links:
+        texts = " ".join(ElementTree.parse(report / link).getroot().itertext())
+        assert "(%)" in texts
+        assert "<script" not in (report / link).read_text()
+
+
+def test_the_page_needs_nothing_else_and_is_always_the_same(runs: Path, report: Path, tmp_path: Path) -> None:
+    page = (report / "report.html").read_text()
+    ids = re.findall(r'\bid="(.*?)"', page)
+    assert len(ids) == len(set(ids)) > 50
+    assert set(re.findall(r'(?:url\(|href=")#(.*?)["\)]', page)) <= set(ids)
+    assert not re.findall(r'(?:src|href)="(?!#|data:,")[^"]*"', page)
+    write_report([runs], tmp_path)
+    assert (tmp_path / "report.html").read_text() == page
+
+
+def test_names_are_escaped(report: Path) -> None:
+    from sepgroupy.report._page import Chapter, Page, Section, Table, to_html
+
+    page = to_html(Page("a < b", ["<i>"], [Chapter("&", [], [Section("s", tables=[Table(["<b>"], [["x"]])])])]))
+    assert "a &lt; b" in page
+    assert not {"<i>", "<b>"} & set(re.findall(r"<\w>", page))
+
+
+def test_models_of_a_kind_look_alike_and_kinds_do_not() -> None:
+    kinds = ["z2cnn", "c-z2cnn", "p4cnn", "g-p4cnn", "gc-p4cnn"]
+    for name in ("color", "marker"):
+        assert len({style_of(model)[name] for model in kinds}) == 5
+    assert style_of("gc-p4cnn, w=9") == style_of("gc-p4m-resnet44") == style_of("gc-p4cnn")
+    assert style_of("resnet44") == style_of("z2cnn")
+    assert style_of("gc-p4cnn-small") != style_of("gc-p4cnn")
+
+
+def test_there_is_nothing_to_report_on_without_a_finished_run(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no finished run"):
+        write_report([tmp_path])
+
+
+PROBE = """
+<script>
+  const failures = [];
+  addEventListener("error", event => failures.push(event.message || "a resource"), true);
+  addEventListener("load", () => parent.postMessage(JSON.stringify({
+    failures,
+    fetched: performance.getEntriesByType("resource").map(entry => entry.name),
+    page: [innerWidth, document.documentElement.scrollWidth],
+    figures: [...document.querySelectorAll("svg")].map(svg => svg.getBoundingClientRect()),
+    letters: [...document.querySelectorAll("svg text")].map(text => text.getBoundingClientRect().height),
+    rows: document.querySelectorAll("tbody tr").length,
+  }), "*"));
+</script>
+"""
+FRAME = """<!doctype html><body><script>
+  addEventListener("message", event => {
+    const found = document.createElement("pre");
+    found.textContent = event.data;
+    document.body.append(found);
+  });
+</script><iframe src="probe.html" width="WIDTH" height="900"></iframe>"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="there is no browser: install chromium")
+@pytest.mark.parametrize("width", [390, 1200])  # a phone and a desk
+def test_opens_in_a_browser(report: Path, tmp_path: Path, width: int) -> None:
+    page = (report / "report.html").read_text()
+    (tmp_path / "probe.html").write_text(page.replace("<title>", PROBE + "<title>", 1))
+    (tmp_path / "frame.html").write_text(FRAME.replace("WIDTH", str(width)))
+    command = [str(BROWSER), "--headless", "--disable-gpu", "--enable-logging=stderr", "--virtual-time-budget=5000"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", (tmp_path / "frame.html").as_uri()]
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        command.insert(1, "--no-sandbox")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "CONSOLE" not in done.stderr
+    match = re.search(r"<pre>(.*?)</pre>", done.stdout, re.DOTALL)
+    assert match, "the page did not load"
+    found = json.loads(html.unescape(match[1]))
+    assert found["failures"] == found["fetched"] == []
+    inner, scrolled = found["page"]
+    assert inner == width
+    assert scrolled <= inner, "the page is wider than the screen"
+    assert len(found["figures"]) == page.count("<svg") >= 6
+    for figure in found["figures"]:
+        assert 300 < figure["width"] <= width
+        assert figure["height"] > 200
+    assert min(found["letters"]) > 8  # pixels
+    assert found["rows"] == page.count("<tr>") - page.count("<thead>")
