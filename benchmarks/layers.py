@@ -72,7 +72,9 @@ def cases(quick: bool) -> list[Case]:
         Case("p4m", "gc", 3, 1, 112, 8, 64),
         *(Case("p4m", "dense", 1, 0, c, n, 16) for c, n in zip((28, 56, 112), sizes, strict=True)),
         *(Case("p4m", "dense", 3, 1, c, n, 16) for c, n in zip((11, 23, 45), sizes, strict=True)),
+        Case("p4m", "dense", 3, 1, 23, 16, 32),
         Case("p4m", "dense", 3, 1, 45, 8, 64),
+        Case("p4m", "dense", 3, 1, 64, 16, 16),
         *(Case("p4m", "g", 3, 1, c, n, 16) for c, n in zip((19, 38, 76), sizes, strict=True)),
         *(Case("p4", "gc", 4 if n == 4 else 3, 0, 30, n, 256) for n in (26, 12, 8, 4)),
     ]
@@ -83,9 +85,12 @@ def variants(case: Case, device: torch.device) -> list[Variant]:
     """Return the ways to compute a layer, the baseline first; on a GPU also in ``channels_last``."""
     torch.manual_seed(0)
     layer = case.layer().to(device)
+    torch_alone = case.layer("torch").to(device)
+    torch_alone.load_state_dict(layer.state_dict())
     found = [Variant("baseline", BaselineConv(layer))]
     if case.kind == "dense":
         found.append(Variant("ready bank", ReadyConv(BaselineConv(layer)), same_parameters=False))
+    found.append(Variant("sepgroupy torch", torch_alone, group_outermost=True))
     found.append(Variant("sepgroupy", layer, group_outermost=True))
     if device.type == "cuda":
         found += [replace(v, name=f"{v.name} channels_last", channels_last=True) for v in found]
@@ -118,16 +123,20 @@ def measure(case: Case, device: torch.device, rounds: int, precision: str, rates
 def limit(case: Case, rates: Rates) -> dict[str, Any]:
     """Return what the library's algorithm must take at least.
 
-    * products: its matrix products alone at the rate of a large one. In the Fourier domain they are Σ copies·size³
-      over the blocks for each pair of channels and pixel, with a full bank |H|²·k²; a step has three times as many.
+    * products: its matrix products alone at the rate of a large one. In the Fourier domain they are Σ copies·size²
+      over the blocks for each pair of channels, pixel and tap of a dense filter, with a full bank |H|²·k²; a step has
+      three times as many, and of a separable layer four by the kernels, which make the map between its steps again.
     * moves: each tensor moved once at the rate of a copy. Evaluation reads x and writes y; a step also reads x and
       the gradient of y and writes that of x.
     """
     layer, group = case.layer(), as_group(case.group)
     x_pixels, y_pixels = case.size**2, (case.size + 2 * case.padding - case.kernel + 1) ** 2
     algorithm = layer.plan.settle(case.input(torch.device("cpu"))).algorithm
-    if algorithm == "fourier":
-        macs = sum(block.copies * block.size**2 for block in fourier_basis(group).blocks) * x_pixels
+    saved = fourier_basis(group).multiplications
+    if algorithm == "fourier" or (algorithm == "native" and case.kind == "gc"):
+        macs = saved * x_pixels
+    elif algorithm == "native":
+        macs = saved * case.kernel**2 * y_pixels
     elif case.kind == "gc":
         macs = group.order**2 * x_pixels
     else:
@@ -138,7 +147,7 @@ def limit(case: Case, rates: Rates) -> dict[str, Any]:
         "algorithm": algorithm,
         "evaluation_products_ms": round(products, 4),
         "evaluation_moves_ms": round(1e3 * (x_bytes + y_bytes) / rates.bytes, 4),
-        "step_products_ms": round(3 * products, 4),
+        "step_products_ms": round((4 if (algorithm, case.kind) == ("native", "gc") else 3) * products, 4),
         "step_moves_ms": round(1e3 * (3 * x_bytes + 2 * y_bytes) / rates.bytes, 4),
         "sgemm_gmac_per_s": round(rates.macs / 1e9, 1),
         "copy_gib_per_s": round(rates.bytes / 2**30, 1),

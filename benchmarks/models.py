@@ -65,6 +65,10 @@ def variants(name: str, device: torch.device) -> list[Variant]:
     found = [] if plain else [Variant("baseline", baseline(model))]
     if name == "p4m-resnet44":
         found.append(Variant("ready bank", with_ready_banks(baseline(model)), same_parameters=False))
+    if not plain:
+        torch_alone = build_model(name, algorithm="torch").to(device)
+        torch_alone.load_state_dict(model.state_dict())
+        found.append(Variant("sepgroupy torch", torch_alone))
     found.append(Variant("sepgroupy", model))
     if device.type == "cuda":
         found += [replace(v, name=f"{v.name} channels_last", channels_last=True) for v in found]

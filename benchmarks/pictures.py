@@ -16,6 +16,7 @@ from .summary import Row, select
 _COLOURS = {"evaluation": "#0072B2", "step": "#D55E00"}
 _LINES = {
     "baseline": ("#000000", "o"),
+    "sepgroupy torch": ("#CC79A7", "v"),
     "sepgroupy": ("#D55E00", "D"),
     "dense": ("#56B4E9", "s"),
     "fourier": ("#009E73", "^"),
@@ -28,6 +29,33 @@ def draw(results: Mapping[str, Sequence[Row]], folder: Path) -> None:
         figure = _scaling(select(rows)) if suite == "scaling" else _relative(select(rows), suite == "layers")
         with atomic(folder / f"benchmark-{suite}.png") as temporary:
             figure.savefig(temporary)
+    if networks := [row for row in select(results.get("models", ()), batch=16) if row["step_ms"]]:
+        with atomic(folder / "resnets.png") as temporary:
+            _networks(networks).savefig(temporary)
+
+
+def _networks(rows: Sequence[Row]) -> Figure:
+    """Draw the training step of each network, the published way and the library's."""
+    names = list(dict.fromkeys(row["model"] for row in rows))
+    ways = {"baseline": ("published way", "#999999"), "sepgroupy torch": ("sepgroupy, PyTorch alone", "#56B4E9"),
+            "sepgroupy": ("sepgroupy", "#D55E00")}  # fmt: skip
+    figure = Figure(figsize=(7, 0.8 + 0.75 * len(names)), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    for place, name in enumerate(names):
+        found = {row["variant"]: float(row["step_ms"]) for row in select(rows, model=name)}
+        if "baseline" not in found:  # a plain network has one way
+            found = {"baseline": found["sepgroupy"]}
+        for offset, (way, time) in enumerate((way, found[way]) for way in ways if way in found):
+            label, colour = ways[way]
+            bar = axes.barh(place + 0.26 * (offset - (len(found) - 1) / 2), time, 0.24, color=colour, label=label)
+            axes.bar_label(bar, fmt="{:.0f}", padding=3, fontsize=8)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel(f"training step, batch 16, {rows[0]['threads']} CPU threads, ms")
+    axes.spines[["top", "right"]].set_visible(False)
+    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3, frameon=False, fontsize=8)
+    return figure
 
 
 def _relative(rows: Sequence[Row], layers: bool) -> Figure:

@@ -27,11 +27,12 @@ SWEEPS = {
 
 
 def variants(case: Case, device: torch.device) -> list[Variant]:
-    """Return the baseline, the library's choice, and both algorithms between which its rule chooses."""
+    """Return the baseline, the library's choices, and both algorithms between which it chooses without kernels."""
     torch.manual_seed(0)
     layer = case.layer().to(device)
     return [
         Variant("baseline", BaselineConv(layer)),
+        Variant("sepgroupy torch", forced(layer, "torch"), group_outermost=True),
         Variant("sepgroupy", layer, group_outermost=True),
         *(Variant(name, forced(layer, name), group_outermost=True) for name in ("dense", "fourier")),
     ]
@@ -40,7 +41,7 @@ def variants(case: Case, device: torch.device) -> list[Variant]:
 def forced(layer: GroupConv2d, algorithm: str) -> GroupConv2d:
     """Copy a layer so that its rule always takes one algorithm, which is then tiled as the rule would."""
     layer = copy.deepcopy(layer)
-    layer.plan = replace(layer.plan, algorithm=algorithm, automatic=True)
+    layer.plan = replace(layer.plan, algorithm=algorithm, automatic=True, native=False)
     return layer
 
 

@@ -13,8 +13,8 @@ from hypothesis import settings
 
 import oracle
 from sepgroupy.errors import ArgumentError
-from sepgroupy.functional import _plan, _tiled
-from sepgroupy.functional._plan import ALGORITHMS
+from sepgroupy.functional import _native, _plan, _tiled
+from sepgroupy.functional._plan import ALGORITHMS, RULES
 from sepgroupy.groups import C1, C2, C4, D1, D2, D4, PointGroup
 from sepgroupy.nn import GroupConv2d, LiftingConv2d
 
@@ -39,8 +39,10 @@ OTHER_GROUPS = (
     PointGroup.generate([_TIMES_I, _TIMES_J], "quaternions"),
 )
 
-WAYS = [(kind, algorithm) for kind, algorithms in ALGORITHMS.items() for algorithm in ("auto", *algorithms)]
-WAYS.remove(("lifting", "auto"))  # which has one algorithm and no argument
+WAYS = [(kind, algorithm) for kind, algorithms in ALGORITHMS.items() for algorithm in (*RULES, *algorithms)]
+WAYS = [way for way in WAYS if way[0] != "lifting" or way[1] == "dense"]  # which has one algorithm and no argument
+if not _native.kernels():
+    WAYS = [way for way in WAYS if way[1] != "native"]
 """Every kind of layer, "lifting" among them, with every algorithm that computes it."""
 
 AS_IF_LARGE = ((_plan, "SMALL", 0), (_plan, "LEAST", 0), (_plan, "FUSED", 0), (_tiled, "TILE_BYTES", 1))
@@ -66,7 +68,7 @@ def build_layer(way: tuple[str, str], *args: Any, **options: Any) -> Any:
 
 def ways_of(**case: Any) -> list[tuple[str, str]]:
     """List the ways that know these arguments: another algorithm than these three may know some alone."""
-    return [way for way in WAYS if way[1] in ("auto", "dense", "full") or _knows(way, **case)]
+    return [way for way in WAYS if way[1] in (*RULES, "dense", "full") or _knows(way, **case)]
 
 
 def _knows(way: tuple[str, str], **case: Any) -> bool:

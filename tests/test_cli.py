@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sepgroupy import __version__, cli, demo
+from sepgroupy import __version__, cli, demo, errors
 from sepgroupy.data import ImageData, load_digits
 from sepgroupy.errors import DataError
 from sepgroupy.training import _data as data_module
@@ -87,6 +87,29 @@ def test_an_unwritable_folder_exits_1(run: Run, tmp_path: Path) -> None:
     assert err.count("\n") == 1
 
 
+def test_an_unexpected_error_exits_1_with_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("a\nb")
+
+    monkeypatch.setattr(Loop, "_do_step", broken)
+    code, _, err = run(*TRAIN)
+    assert (code, err) == (1, "error: ZeroDivisionError: a b (--debug shows where)\n")
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["--debug", *TRAIN])
+
+
+def test_the_errors_share_one_base() -> None:
+    for name in errors.__all__:
+        assert issubclass(getattr(errors, name), errors.SepgroupyError)
+    assert issubclass(errors.ArgumentError, ValueError)
+    for kind, code in ((errors.ArgumentError, 2), (errors.DataError, 1), (errors.RunError, 1), (OSError, 1)):
+
+        def fail(kind: type[Exception] = kind) -> None:
+            raise kind("why")
+
+        assert cli.exit_code(fail) == code
+
+
 def test_debug_shows_the_stack(run: Run) -> None:
     with pytest.raises(DataError, match="nowhere"):
         cli.main(["--debug", "evaluate", "nowhere"])
@@ -98,7 +121,8 @@ def test_interruption_exits_130_and_the_same_command_goes_on(run: Run, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(Loop, "_do_step", interrupted)
-        assert run(*TRAIN)[0] == 130
+        code, _, err = run(*TRAIN)
+    assert (code, err) == (130, "interrupted: give the same command again to go on\n")
     code, out, _ = run(*TRAIN)
     assert code == 0
     assert "test error" in out

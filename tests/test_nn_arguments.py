@@ -82,7 +82,7 @@ def test_a_bad_argument_is_refused(build: Build, message: str, bad: dict[str, An
         ("kind (=None)", {"kind": None}),
         ("algorithm (='fast')", {"algorithm": "fast"}),
         ("algorithm (=None)", {"algorithm": None}),
-        ("algorithm (='full') must be one of auto, dense", {"algorithm": "full"}),
+        ("algorithm (='full') must be one of auto, torch, dense", {"algorithm": "full"}),
         ("algorithm (='fourier')", {"algorithm": "fourier"}),
         ("algorithm (='fourier')", {"algorithm": "fourier", "kind": "gc", "groups": 2}),
     ],

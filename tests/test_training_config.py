@@ -42,6 +42,8 @@ def test_an_override_of_none_leaves_the_papers_value() -> None:
         ("lr", 0.0), ("lr", float("nan")), ("lr", "0.1"), ("momentum", 1.0), ("weight_decay", -1e-5),
         ("milestones", (3, 3)), ("milestones", (0,)), ("milestones", 40), ("log_every", 0), ("precision", "16"),
         ("device", "tpu"), ("seed", -1), ("seed", 2**32), ("folder", ""),
+        ("warmup", -1), ("clip", 0.0), ("clip", float("inf")), ("lr", 10**400), ("devices", 0), ("nodes", 2.0),
+        ("strategy", "fsdp"), ("sync_batchnorm", 1), ("weights", ""), ("batch_size", 2**32),
     ],
 )  # fmt: skip
 def test_refusals_name_the_setting_and_its_value(name: str, value: Any) -> None:
@@ -74,3 +76,16 @@ def test_the_folder_follows_from_the_configuration() -> None:
     assert config.run_folder.parent == Path("runs")
     assert config.run_folder.name.startswith("rotmnist-gc-p4cnn-")
     assert replace(config, folder="a/b").run_folder == Path("a/b")
+
+
+def test_the_folder_does_not_depend_on_settings_that_are_as_usual() -> None:
+    assert RunConfig.for_task("rotmnist", warmup=0, epochs=50).run_folder == RunConfig.for_task("rotmnist").run_folder
+    assert RunConfig.for_task("rotmnist", warmup=1).run_folder != RunConfig.for_task("rotmnist").run_folder
+
+
+def test_settings_younger_than_a_file_have_their_defaults() -> None:
+    config = RunConfig.for_task("rotmnist", seed=7)
+    old = {
+        name: value for name, value in asdict(config).items() if name not in ("warmup", "clip", "devices", "weights")
+    }
+    assert RunConfig.from_json(json.dumps(old)) == config

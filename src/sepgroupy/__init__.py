@@ -19,6 +19,7 @@ from .errors import ArgumentError as ArgumentError
 from .errors import DataError as DataError
 from .errors import SepgroupyError as SepgroupyError
 from .export import fold as fold
+from .functional import backends as backends
 from .groups import PointGroup as PointGroup
 from .groups import as_group as as_group
 from .models import build_model as build_model
@@ -47,6 +48,7 @@ __all__ = [
     "as_group",
     "assert_equivariant",
     "audit",
+    "backends",
     "build_model",
     "compress",
     "convert",

@@ -263,7 +263,9 @@ def exit_code(action: Callable[[], object], debug: bool = False) -> int:
     logging.getLogger("sepgroupy").setLevel(logging.INFO)
     try:
         action()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and stop.code != 130:  # which is what Typer makes of a KeyboardInterrupt
+            raise
         print("interrupted: give the same command again to go on", file=sys.stderr)
         return 130
     except Exception as error:

@@ -101,7 +101,7 @@ def _run(
     parsed = Geometry.parse(group, tuple(spatial.shape[-2:]), *geometry)
     plan = Plan.make(group, kind, algorithm, parsed)
     _check_shapes(channelwise, spatial, bias, plan)
-    plan.check_input(x, channelwise.shape[1] * parsed.groups)
+    plan.check_input(x, channelwise.shape[1] * parsed.groups, channelwise)
     plan = plan.settle(x)
     tables = {name: table.to(x.device) for name, table in plan.tables().items()}
     return plan.apply(x, plan.filters(parameters, tables), bias)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
+
+import torch
 
 from ..errors import ArgumentError
 from ..groups import PointGroup
 
 Pair = int | Sequence[int]
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+LARGEST_SIZE = 2**31 - 1
+"""Of any argument that counts something: torch's convolutions count pixels in 32 bits."""
+LARGEST_TENSOR = 2**40
+"""Numbers in a tensor: 4 TiB in float32. What no machine holds is refused by name."""
 
 
 @dataclass(frozen=True)
@@ -50,20 +57,24 @@ class Geometry:
         kernel = _pair("kernel_size", kernel_size, 1, group)
         strides = _pair("stride", stride, 1, group)
         dilations = _pair("dilation", dilation, 1, group)
-        if not isinstance(groups, Integral) or int(groups) < 1:
-            raise ArgumentError(f"groups (={groups!r}) must be a positive integer")
+        if not isinstance(groups, Integral) or not 1 <= int(groups) <= LARGEST_SIZE:
+            raise ArgumentError(f"groups (={groups!r}) must be a positive integer below 2³¹")
         if padding_mode not in PADDING_MODES:
             raise ArgumentError(f"padding_mode (={padding_mode!r}) must be one of {', '.join(PADDING_MODES)}")
         pads = _padding(padding, kernel, strides, dilations, group)
         return cls(kernel, strides, pads, dilations, int(groups), padding_mode)
 
-    def check_size(self, rows: int, columns: int) -> None:
-        """Refuse a picture that the kernel or the padding does not fit.
+    def check_size(self, maps: int, rows: int, columns: int) -> None:
+        """Refuse so many maps of a size that the kernel or the padding does not fit.
 
         Raises:
-            ArgumentError: it is smaller than the kernel's extent, or than what its padding repeats or mirrors.
+            ArgumentError: they are smaller than the kernel's extent, or than what their padding repeats or mirrors, or
+                larger with it than any machine holds.
         """
-        least = {"reflect": lambda pad: pad + 1, "circular": lambda pad: pad}.get(self.padding_mode, lambda pad: 0)
+        # Of a picture without pixels torch makes nothing, whatever the padding.
+        least = {"reflect": lambda pad: pad + 1, "circular": lambda pad: max(pad, 1)}.get(
+            self.padding_mode, lambda pad: 1
+        )
         sides = (self.padding[:2], self.padding[2:])
         for size, pads, kernel, dilation in zip((rows, columns), sides, self.kernel_size, self.dilation, strict=True):
             if size < least(max(pads)):
@@ -76,6 +87,11 @@ class Geometry:
                     f"x is {rows}×{columns} pixels, with padding (={self.padding}) smaller than the extent of "
                     f"kernel_size (={self.kernel_size}), dilation (={self.dilation})"
                 )
+        top, bottom, left, right = self.padding
+        check_numbers(
+            f"x, {maps} maps of {rows}×{columns} pixels with padding (={self.padding}),",
+            (maps, top + rows + bottom, left + columns + right),
+        )
 
     def output_size(self, rows: int, columns: int) -> tuple[int, int]:
         """Sizes of what comes out of a picture of these sizes."""
@@ -97,6 +113,14 @@ class Geometry:
     def pointwise(self) -> bool:
         """Whether the kernel is 1×1, so that no pixel sees another."""
         return self.kernel_size == (1, 1)
+
+
+def check_numbers(what: str, shape: Sequence[int]) -> None:
+    """Raise ArgumentError if a tensor of this shape has more numbers than any machine holds."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # where sizes may be unknown
+        return
+    if math.prod(shape) > LARGEST_TENSOR or max(shape, default=0) > LARGEST_SIZE:
+        raise ArgumentError(f"{what} would have {math.prod(shape):.1e} numbers, more than any machine holds")
 
 
 def parse_output_padding(group: PointGroup, value: Pair, geometry: Geometry) -> tuple[int, int]:
@@ -125,9 +149,9 @@ def _pair(name: str, value: Pair, least: int, group: PointGroup) -> tuple[int, i
     if (
         not isinstance(pair, Sequence)
         or len(pair) != 2
-        or not all(isinstance(v, Integral) and int(v) >= least for v in pair)
+        or not all(isinstance(v, Integral) and least <= int(v) <= LARGEST_SIZE for v in pair)
     ):
-        raise ArgumentError(f"{name} (={value!r}) must be an integer of at least {least} or a pair of them")
+        raise ArgumentError(f"{name} (={value!r}) must be an integer of at least {least}, below 2³¹, or a pair of them")
     row, column = int(pair[0]), int(pair[1])
     if row != column and _exchanges_axes(group):
         raise ArgumentError(

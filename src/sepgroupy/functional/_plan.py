@@ -10,18 +10,20 @@ fourier    gc, dense 1×1       the pointwise step in the group's Fourier domain
 native     dense, g, gc        the whole convolution in the Fourier domain, by compiled kernels (``_native/kernels.c``)
 =========  ==================  =======================================================================
 
-``auto`` takes, as ``benchmarks/layers.py`` measures,
+``auto`` takes, as ``benchmarks/`` measures, the kernels wherever they serve and the Fourier domain saves more than two
+times (for gc, anything), but for evaluations of maps of fewer than ``LEAST`` values. Else, and as ``torch`` always,
 
 * for g the multiplied-out filter: its two steps would keep I·O·|H| maps between them;
 * for gc and dense 1×1 the Fourier domain, unless it saves too little (groups of order 1 and 2, whose transforms cost as
   much) or the map is ``SMALL``;
 * for all else the dense way,
 
-and alone of all it also takes a batch norm and ReLU before the convolution along, and works tile by tile on a CPU.
+and then it also takes a batch norm and ReLU before the convolution along, as the kernels do, tile by tile on a CPU.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -47,11 +49,14 @@ ALGORITHMS = {
 }
 """The algorithms of each kind; not every one serves every geometry."""
 
+RULES = ("auto", "torch")
+"""Names for what the rule chooses, of all algorithms or of PyTorch's own operations alone."""
+
 SMALL = 6000
 """Channels × pixels of a map × share of multiplications saved, below which calls cost more than the saving."""
 
-LEAST = 1
-"""Values of a map from which on the kernels' saving is more than what it costs to call them."""
+LEAST = 8192
+"""Values of a map from which on the kernels evaluate faster than PyTorch with the filters that it has kept."""
 
 FUSED = 2**18
 """Values of a map from which on a norm is fused: smaller ones stay in the cache without it."""
@@ -95,8 +100,8 @@ class Plan:
         """Check that kind and algorithm are known and serve the geometry."""
         if kind not in ALGORITHMS:
             raise ArgumentError(f"kind (={kind!r}) must be one of dense, g, gc")
-        if algorithm not in ("auto", *ALGORITHMS[kind]):
-            known = ", ".join(("auto", *ALGORITHMS[kind]))
+        if algorithm not in (*RULES, *ALGORITHMS[kind]):
+            known = ", ".join((*RULES, *ALGORITHMS[kind]))
             raise ArgumentError(f"algorithm (={algorithm!r}) must be one of {known} for a layer of kind {kind}")
         plan = cls(group, kind, algorithm, geometry)
         if algorithm == "fourier" and not plan._has_fourier:
@@ -107,19 +112,22 @@ class Plan:
                 raise ArgumentError(f"algorithm (='native') needs {needs}")
             if not _native.kernels():
                 raise ArgumentError(f"algorithm (='native') is not to be had here: {_native.kernels().summary}")
-        if algorithm == "auto" and kind != "lifting":
+        if algorithm in RULES and kind != "lifting":
             saving = group.order**2 / fourier_basis(group).multiplications
-            return replace(plan, saving=saving, native=saving >= 2 and not _native.serves(group, geometry))
+            saves = saving > 1 if kind == "gc" else saving > 2
+            native = algorithm == "auto" and saves and not _native.serves(group, geometry)
+            return replace(plan, saving=saving, native=native)
         return plan
 
     def settle(self, x: Tensor) -> Plan:
-        """Replace ``auto`` by the algorithm that the rule takes for this input."""
+        """Replace ``auto`` and ``torch`` by the algorithm that the rule takes for this input."""
         if self.algorithm == "native" and x.device.type not in ("cpu", "meta"):
             raise ArgumentError(f"x is on {x.device}; algorithm (='native') runs on a CPU")
-        if self.algorithm != "auto":
+        if self.algorithm not in RULES:
             return self
         algorithm = "full" if self.kind == "g" else "dense"
-        if self.native and x.numel() >= LEAST and _native.takes(x) and is_ordinary(x) and _native.kernels():
+        small = not torch.is_grad_enabled() and x.numel() < LEAST
+        if self.native and not small and _native.takes(x) and is_ordinary(x) and _native.kernels():
             algorithm = "native"
         elif self._has_fourier and self.saving > 2 and x.shape[1] * x.shape[-1] * x.shape[-2] * self.saving >= SMALL:
             algorithm = "fourier"
@@ -139,7 +147,7 @@ class Plan:
 
         They are the index tables of filters on the group, on the plane and 1×1 on the group, and the Fourier tables.
         """
-        kernel, auto = self.geometry.kernel_size, self.algorithm == "auto"
+        kernel, auto = self.geometry.kernel_size, self.algorithm in RULES
         if self.algorithm == "native":
             return {}
         tables = fourier_tables(self.group) if self.algorithm == "fourier" or (auto and self._has_fourier) else {}
@@ -181,7 +189,7 @@ class Plan:
         if self.algorithm == "native":
             return self._apply_native(x, filters, bias, norm)
         if bias is not None:
-            bias = bias.reshape(groups, 1, -1).expand(-1, order, -1).flatten()
+            bias = bias.repeat(order) if groups == 1 else bias.reshape(groups, 1, -1).expand(-1, order, -1).flatten()
         if filters.bands and not filters.banks:  # 1×1: only the pixels that its stride reaches
             x = _stride_pixels(x, self.geometry)
         if (filters.bands or norm) and self._tiles(x):
@@ -239,8 +247,9 @@ class Plan:
         y = _native.convolve(inputs, eps, batch, self.group, geometry)
         return y.transpose(1, 2)
 
-    def check_input(self, x: Tensor, in_channels: int) -> None:
-        """Refuse an input of another shape, by name."""
+    def check_input(self, x: Tensor, in_channels: int, weight: Tensor) -> None:
+        """Refuse an input of another shape or type, by name."""
+        check_tensor(x, weight)
         planar = self.kind == "lifting"
         wanted = (in_channels,) if planar else (in_channels, self.group.order)
         if x.ndim != 3 + len(wanted) or tuple(x.shape[1:-2]) != wanted:
@@ -249,7 +258,20 @@ class Plan:
                 f"x has shape {tuple(x.shape)}; this layer reads (B, {axes}, Y, X)"
                 + ("" if planar else f", a map on the group {self.group.name} with in_channels (={in_channels})")
             )
-        self.geometry.check_size(*x.shape[-2:])
+        self.geometry.check_size(math.prod(x.shape[:-2]), *x.shape[-2:])
+
+
+def check_tensor(x: Tensor, weight: Tensor) -> None:
+    """Refuse what is no dense tensor of the parameters' type, by name; under autocast types may differ.
+
+    Raises:
+        ArgumentError: it is something else.
+    """
+    if not isinstance(x, Tensor) or x.layout != torch.strided:
+        what = x.layout if isinstance(x, Tensor) else type(x).__name__
+        raise ArgumentError(f"x must be a dense tensor, not {what}")
+    if x.dtype != weight.dtype and (x.is_meta or not torch.is_autocast_enabled(x.device.type)):
+        raise ArgumentError(f"x is {x.dtype} and the layer's parameters are {weight.dtype}: they must be of one type")
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, groups: int | None = None) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError
 from ..functional import fold, unfold
+from ..functional._plan import RULES
 from ..groups import PointGroup, as_group
 from ..nn import GroupConv2d, LiftingConv2d
 
@@ -61,7 +62,8 @@ class Layers:
                 )
                 return nn.Sequential(pointwise, depthwise)
             return nn.Conv2d(in_channels, out_channels, kernel, stride, padding, bias=bias)
-        kind, algorithm = ("dense", "auto") if kernel == 1 else (self.kind, self.algorithm)
+        rule = self.algorithm if self.algorithm in RULES else "auto"
+        kind, algorithm = ("dense", rule) if kernel == 1 else (self.kind, self.algorithm)
         return GroupConv2d(
             in_channels,
             out_channels,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
+from ..functional._geometry import LARGEST_SIZE, check_numbers
 from ..functional._plan import Filters, Plan, is_ordinary
 
 
@@ -53,7 +54,12 @@ class GroupConvolution(nn.Module):
         self.in_channels, self.out_channels, self.plan = int(in_channels), int(out_channels), plan
         self._spread = spread  # output pixels that share the taps of a kernel, of a transposed convolution
         self.bias: nn.Parameter | None
+        _check_kind_of_numbers(device, dtype)
+        counts = (
+            f"in_channels (={in_channels}), out_channels (={out_channels}), kernel_size (={plan.geometry.kernel_size})"
+        )
         for name, shape in shapes.items():
+            check_numbers(f"{name} of {counts}", shape)
             setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self.register_parameter(
             "bias", nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
@@ -63,6 +69,11 @@ class GroupConvolution(nn.Module):
         self._kept: _Kept | None = None
         self._lay_tables()
         self.reset_parameters()
+
+    @property
+    def main_weight(self) -> Tensor:
+        """The first of the parameters, whose type is that of all."""
+        return getattr(self, self._filter_names[0])
 
     def reset_parameters(self) -> None:
         """Draw the parameters anew so that a layer followed by ReLU keeps the mean square of its maps.
@@ -103,7 +114,7 @@ class GroupConvolution(nn.Module):
         # Constants, exact from the group: cast anew for each dtype, since .half().double() would have rounded them, and
         # never on the meta device, where .to_empty() would leave rubbish.
         self._kept = None
-        weight = getattr(self, self._filter_names[0])
+        weight = self.main_weight
         device = "cpu" if weight.is_meta else weight.device
         self._tables = {
             name: table.to(device, weight.dtype if table.is_floating_point() else None)
@@ -138,6 +149,16 @@ class GroupConvolution(nn.Module):
         return ", ".join(parts)
 
 
+def _check_kind_of_numbers(device: torch.device | str | None, dtype: torch.dtype | None) -> None:
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ArgumentError(f"dtype (={dtype!r}) must be a floating-point type of torch, or None")
+    try:
+        if device is not None:
+            torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ArgumentError(f"device (={device!r}) is no device of torch: {str(error).splitlines()[0]}") from None
+
+
 def filter_shapes(
     kind: str, rows: int, columns: int, order: int, kernel: tuple[int, int]
 ) -> dict[str, tuple[int, ...]]:
@@ -153,8 +174,8 @@ def filter_shapes(
 def check_channels(in_channels: int, out_channels: int, groups: int) -> int:
     """Refuse numbers of channels that cannot be, and return the input channels of one block."""
     for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
-        if not isinstance(channels, Integral) or channels < 1:
-            raise ArgumentError(f"{name} (={channels!r}) must be a positive integer")
+        if not isinstance(channels, Integral) or isinstance(channels, bool) or not 1 <= channels <= LARGEST_SIZE:
+            raise ArgumentError(f"{name} (={channels!r}) must be a positive integer below 2³¹")
         if channels % groups:
             raise ArgumentError(f"{name} (={channels}) must be divisible by groups (={groups})")
     return in_channels // groups

@@ -78,7 +78,7 @@ class LiftingConv2d(GroupConvolution):
 
     def forward(self, x: Tensor) -> Tensor:
         """Lift x, (B, in_channels, Y, X), to a map on the group, (B, out_channels, |H|, Y', X')."""
-        self.plan.check_input(x, self.in_channels)
+        self.plan.check_input(x, self.in_channels, self.main_weight)
         plan = self.plan.settle(x)
         return plan.apply(x, self._filters(plan), self.bias)
 
@@ -109,10 +109,11 @@ class GroupConv2d(GroupConvolution):
         padding_mode: "zeros", "reflect", "replicate" or "circular".
         group: the point group: "p4", "p4m", …, a PointGroup or a list of generators.
         kind: "dense", "g" or "gc", see above.
-        algorithm: how the result, the same to rounding, is computed. "auto" is the fastest known; "dense" convolves
-            with the expanded matrices as they stand, a separable layer in two steps; "full" multiplies the factors
-            out and convolves once; "fourier" takes the pointwise step of a gc layer, or a 1×1 dense layer, to the
-            group's Fourier domain.
+        algorithm: how the result, the same to rounding, is computed. "auto" is the fastest known; "torch" the fastest
+            of PyTorch's own operations; "dense" convolves with the expanded matrices as they stand, a separable layer
+            in two steps; "full" multiplies the factors out and convolves once; "fourier" takes the pointwise step of
+            a gc layer, or a 1×1 dense layer, to the group's Fourier domain; "native" takes the whole convolution
+            there, by compiled kernels on a CPU.
         device: where to make the parameters.
         dtype: their type.
 
@@ -160,7 +161,7 @@ class GroupConv2d(GroupConvolution):
             norm: a planar batch norm; if given, ``relu(norm(x))`` is convolved, its group axis folded into the batch.
                 The same as applying it before, but on a CPU without the passes and the memory of the map between.
         """
-        self.plan.check_input(x, self.in_channels)
+        self.plan.check_input(x, self.in_channels, self.main_weight)
         plan = self.plan.settle(x)
         if norm is None:
             return plan.apply(x, self._filters(plan), self.bias)

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ArgumentError
-from ..functional._geometry import Geometry, Pair, parse_output_padding
+from ..functional._geometry import Geometry, Pair, check_numbers, parse_output_padding
 from ..functional._layout import merge_fiber, split_fiber
-from ..functional._plan import Plan
+from ..functional._plan import Plan, check_tensor
 from ..groups import PointGroup, as_group
 from ._base import GroupConvolution, check_channels, filter_shapes
 
@@ -90,12 +90,13 @@ class GroupConvTranspose2d(GroupConvolution):
     def forward(self, x: Tensor) -> Tensor:
         """Map x, (B, in_channels, |H|, Y, X), to (B, out_channels, |H|, Y', X')."""
         order, geometry = self.plan.group.order, self.plan.geometry
+        check_tensor(x, self.main_weight)
         if x.ndim != 5 or tuple(x.shape[1:3]) != (self.in_channels, order):
             raise ArgumentError(
                 f"x has shape {tuple(x.shape)}; this layer reads (B, {self.in_channels}, {order}, Y, X), a map on the "
                 f"group {self.plan.group.name} with in_channels (={self.in_channels})"
             )
-        self._check_size(*x.shape[-2:])
+        self._check_size(x.shape[0], *x.shape[-2:])
         bias = None if self.bias is None else self.bias.reshape(geometry.groups, 1, -1).expand(-1, order, -1).flatten()
         *pointwise, bank = self._filters(self.plan).banks  # of the convolution, in whose steps we go backwards
         maps, groups = merge_fiber(x, geometry.groups), bank.shape[0] if pointwise else geometry.groups
@@ -113,14 +114,20 @@ class GroupConvTranspose2d(GroupConvolution):
             y = F.conv_transpose2d(y, matrix, bias, groups=geometry.groups)
         return split_fiber(y, order, geometry.groups)
 
-    def _check_size(self, rows: int, columns: int) -> None:
+    def _check_size(self, batch: int, rows: int, columns: int) -> None:
         geometry, sides = self.plan.geometry, (self.plan.geometry.padding[::2])
+        fine = []
         for axis, size in enumerate((rows, columns)):
             extent = geometry.dilation[axis] * (geometry.kernel_size[axis] - 1) + self.output_padding[axis] + 1
             if size < 1 or (size - 1) * geometry.stride[axis] - 2 * sides[axis] + extent < 1:
                 raise ArgumentError(
                     f"x is {rows}×{columns} pixels, of which padding (={sides}) would leave none after this layer"
                 )
+            fine.append((size - 1) * geometry.stride[axis] + extent)
+        check_numbers(
+            f"the output of {rows}×{columns} pixels, stride (={geometry.stride}), dilation (={geometry.dilation})",
+            (batch, self.out_channels, self.plan.group.order, *fine),
+        )
 
     def extra_repr(self) -> str:
         """Describe the layer as the others do, with its output_padding."""

@@ -21,6 +21,7 @@ from ...errors import ArgumentError
 from ...groups import PointGroup, action_table, fourier_basis, moved_size
 from .._geometry import Geometry
 
+FOLDER = Path(__file__).parent  # of the libraries
 SUFFIXES = {torch.float32: "_f32", torch.float64: "_f64"}
 GENERAL, CYCLIC4, DIHEDRAL4 = 0, 4, 8
 MAX_TAPS, MAX_STRIDE, MAX_ORDER = 49, 3, 8
@@ -101,7 +102,7 @@ def kernels() -> Kernels:
     wide = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
     reasons = []
     for name in ("avx2", "baseline") if wide else ("baseline",):
-        for path in sorted(Path(__file__).parent.glob(f"_{name}.*")):
+        for path in sorted(FOLDER.glob(f"_{name}.*")):
             if path.suffix not in (".so", ".pyd", ".dylib"):
                 continue
             try:
@@ -110,6 +111,8 @@ def kernels() -> Kernels:
                     getattr(library, f"workspace{suffix}").restype = ctypes.c_int64
                     for function, count in (("forward", 9), ("backward", 12)):
                         getattr(library, function + suffix).argtypes = [ctypes.c_void_p] * count
+                    for function, count in (("statistics", 3), ("add_affine", 4)):
+                        getattr(library, function + suffix).argtypes = [ctypes.c_int64] * 4 + [ctypes.c_void_p] * count
             except (OSError, AttributeError) as error:
                 reasons.append(str(error))
                 continue
@@ -142,7 +145,7 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     mean, var = x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
     sizes = (x.shape[0], x.shape[1], x.shape[2] * x.shape[3], torch.get_num_threads())
     function = getattr(kernels().library, f"statistics{SUFFIXES[x.dtype]}")
-    function(*map(ctypes.c_int64, sizes), *(ctypes.c_void_p(t.data_ptr()) for t in (x, mean, var)))
+    function(*sizes, *(t.data_ptr() for t in (x, mean, var)))
     return mean, var
 
 
@@ -155,9 +158,12 @@ class Call:
             raise ArgumentError(f"the kernels need {missing}")
         self._settle = lru_cache(maxsize=64)(self._settle_anew)
 
-    def output_shape(self, x: Tensor, weight: Tensor) -> tuple[int, ...]:
-        """Shape of the output for this input and filter."""
-        return (x.shape[0], x.shape[1], weight.shape[0], *self.geometry.output_size(*x.shape[-2:]))
+    def output_shape(self, x: tuple[int, ...], weight: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the output for an input and a filter of these shapes."""
+        if len(x) != 5 or len(weight) != 5:
+            raise ArgumentError(f"x has shape {x} and weight {weight}; the kernels read five axes of each")
+        self.geometry.check_size(x[0] * x[1] * x[2], *x[-2:])
+        return (x[0], x[1], weight[0], *self.geometry.output_size(*x[-2:]))
 
     def forward(
         self,
@@ -169,8 +175,11 @@ class Call:
         shift: Tensor | None,
     ) -> Tensor:
         """Convolve x, or max(0, scale·x + shift) if there is a scale."""
-        y = x.new_empty(self.output_shape(x, weight))
-        self._run("forward", (x, scale, shift, weight, depthwise, bias, y), bool(y.numel()))
+        y = x.new_empty(self.output_shape(tuple(x.shape), tuple(weight.shape)))
+        computes = bool(y.numel() and x.numel())
+        self._run("forward", (x, scale, shift, weight, depthwise, bias, y), computes)
+        if not computes:
+            y.zero_() if bias is None else y.copy_(bias.view(-1, 1, 1))
         return y
 
     def backward(
@@ -197,9 +206,9 @@ class Call:
     def add_affine(self, dx: Tensor, x: Tensor, slope: Tensor, offset: Tensor) -> None:
         """Add slope·x + offset, (I,), to dx in place; all as :meth:`backward` has checked."""
         batch, order, channels, height, width = x.shape
-        sizes = [ctypes.c_int64(n) for n in (batch * order, channels, height * width, torch.get_num_threads())]
-        pointers = [ctypes.c_void_p(t.data_ptr()) for t in (x, slope.contiguous(), offset.contiguous(), dx)]
-        getattr(kernels().library, f"add_affine{SUFFIXES[x.dtype]}")(*sizes, *pointers)
+        sizes = (batch * order, channels, height * width, torch.get_num_threads())
+        tensors = (x, slope.contiguous(), offset.contiguous(), dx)
+        getattr(kernels().library, f"add_affine{SUFFIXES[x.dtype]}")(*sizes, *(t.data_ptr() for t in tensors))
 
     def _run(self, name: str, tensors: tuple[Tensor | None, ...], computes: bool) -> None:
         # The kernels trust what they are given: a tensor that does not fit would be read past its end.
@@ -225,21 +234,26 @@ class Call:
 
     def _settle_anew(self, shapes: tuple[Any, ...], threads: int, suffix: str) -> tuple[Any, tuple[int, int]]:
         """Check the shapes and return the problem, by reference, with the values of work space it needs."""
-        (batch, order, inputs, height, width), scale, _, weight, depthwise, *rest = shapes
-        kernel, sizes = self.geometry.kernel_size, self.geometry.output_size(height, width)
-        outputs = weight[0]
-        y = (batch, order, outputs, *sizes)
-        expected = [
-            shapes[0],
-            scale and (inputs,),
-            scale and (inputs,),
-            (outputs, inputs, order, *(kernel if depthwise is None else (1, 1))),
-            depthwise and (outputs, 1, 1, *kernel),
+        x, scale, _, weight, depthwise, *rest = shapes
+        y, kernel = self.output_shape(x, weight), self.geometry.kernel_size
+        (batch, order, inputs, height, width), (outputs, *sizes) = x, y[2:]
+        names = ["x", "scale", "shift", "weight", "depthwise"]
+        expected: list[tuple[int, ...] | None] = [
+            (batch, self.group.order, inputs, height, width),
+            None if scale is None else (inputs,),
+            None if scale is None else (inputs,),
+            (outputs, inputs, self.group.order, *(kernel if depthwise is None else (1, 1))),
+            None if depthwise is None else (outputs, 1, 1, *kernel),
         ]
-        forward = len(rest) == 2  # bias and output, where backward has the output's gradient and four results
-        expected += [rest[0] and (outputs,), y] if forward else [y, shapes[0], expected[3], expected[4], (2, inputs)]
-        if list(shapes) != expected or order != self.group.order or min(sizes) < 1:
-            raise ArgumentError(f"tensors of shapes {shapes} do not fit {self.group} and {self.geometry}")
+        if len(rest) == 2:
+            names += ["bias", "y"]
+            expected += [None if rest[0] is None else (outputs,), y]
+        else:
+            names += ["the output's gradient", "dx", "dweight", "ddepthwise", "dnorm"]
+            expected += [y, x, expected[3], expected[4], (2, inputs)]
+        for name, shape, fitting in zip(names, shapes, expected, strict=True):
+            if shape != fitting:
+                raise ArgumentError(f"{name} has shape {shape}, not {fitting}, for {self.group} and {self.geometry}")
         library = kernels().library
         if library is None:
             raise ArgumentError(f"algorithm (='native') is not to be had here: {kernels().summary}")
@@ -252,7 +266,7 @@ class Call:
         )  # fmt: skip
         problem.arrays = (blocks, moved, basis, irreps)  # they live as long as it does
         reference = ctypes.byref(problem)
-        if min(batch, inputs, outputs) < 1:
+        if 0 in (*x, outputs):  # there is nothing to compute
             return reference, (0, 0)
         workspace = getattr(library, f"workspace{suffix}")
         return reference, (workspace(reference, 0), workspace(reference, 1))

@@ -190,15 +190,17 @@ def _parse(inputs: Inputs, elements: Integers, *geometry: Integers) -> Call:
 @lru_cache(maxsize=1024)
 def _call_of(elements: tuple[int, ...], kernel: tuple[int, int], *geometry: tuple[int, int]) -> Call:
     rows = zip(elements[::2], elements[1::2], strict=True)
-    stride, (vertical, horizontal), dilation = geometry
-    parsed = Geometry(kernel, stride, (vertical, vertical, horizontal, horizontal), dilation)
-    return call_for(PointGroup(tuple(zip(rows, rows, strict=True))), parsed)
+    group = PointGroup(tuple(zip(rows, rows, strict=True)))
+    stride, padding, dilation = geometry
+    return call_for(group, Geometry.parse(group, kernel, stride, padding, dilation))
 
 
 @group_conv.register_fake
 def _(*args: Any) -> Tensor:
     inputs = Inputs(*args[:8])
-    return inputs.x.new_empty(_parse(inputs, *args[10:]).output_shape(inputs.x, inputs.weight))
+    return inputs.x.new_empty(
+        _parse(inputs, *args[10:]).output_shape(tuple(inputs.x.shape), tuple(inputs.weight.shape))
+    )
 
 
 @group_conv_backward.register_fake

@@ -736,7 +736,6 @@ static Thread NAME(settle)(const Problem *p, Room room, int backward, REAL *spac
     w.weight_grad = space, space += room.weight_grad;
     w.depth_grad = space, space += room.depth_grad;
     w.norm_grad = space;
-    memset(w.weight_grad, 0, (room.weight_grad + room.depth_grad + room.norm_grad) * sizeof(REAL));
     return w;
 }
 
@@ -795,7 +794,9 @@ void NAME(backward)(const Problem *p, const REAL *x, const REAL *scale, const RE
     Layout l = {.images = -1};
     lay_out(p, &whole, LANES, &l);
     REAL *own = space + room.blocks;
-    index_t to_grads = room.thread - room.weight_grad - room.depth_grad - room.norm_grad;
+    index_t grad_count = room.weight_grad + room.depth_grad + room.norm_grad, to_grads = room.thread - grad_count;
+    for (index_t thread = 0; thread < p->threads; thread++) /* all: there may come fewer threads than were asked for */
+        memset(own + thread * room.thread + to_grads, 0, grad_count * sizeof(REAL));
 #pragma omp parallel num_threads((int)p->threads) if (p->threads > 1)
     {
 #pragma omp for

@@ -1,0 +1,223 @@
+"""Hold the compiled kernels to the definition over random problems, every access of theirs watched by sanitizers.
+
+    python -m tests.stress.native --problems 400
+
+The kernels are compiled with AddressSanitizer and UndefinedBehaviorSanitizer (gcc), for each instruction set and
+once without OpenMP, and called through the same checks as ever. Inputs, outputs and work space are buffers of exactly
+the values that the kernels are told, filled with NaN where nothing has been written: an access outside of one ends the
+process, a value that is read before it is written spoils the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sepgroupy.errors import ArgumentError
+from sepgroupy.functional._geometry import Geometry
+from sepgroupy.functional._native import _library
+from sepgroupy.functional._native._operator import Inputs, _definition
+from sepgroupy.groups import C1, C2, C4, D1, D2, D4, PointGroup
+
+SOURCE = Path(_library.__file__).with_name("kernels.c")
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover"]
+COMPILE = ["gcc", "-std=gnu11", "-O1", "-g", "-fPIC", "-shared", "-Wno-psabi", *SANITIZERS]
+BUILDS = {"baseline": ["-fopenmp"], "avx2": ["-fopenmp", "-march=x86-64-v3"], "baseline without OpenMP": []}
+
+BOTH_DIAGONALS = PointGroup.generate([[[0, 1], [1, 0]], [[0, -1], [-1, 0]]], "both diagonals")
+DIAGONAL = PointGroup.generate([[[0, 1], [1, 0]]], "diagonal")
+SHUFFLED = PointGroup((D4.elements[0], *reversed(D4.elements[1:])), "shuffled p4m")
+GROUPS = (C1, C2, C4, C4, D1, D2, D4, D4, D4, DIAGONAL, BOTH_DIAGONALS, SHUFFLED)
+GEOMETRIES = (range(1, 8), (1, 1, 2, 3), (0, 0, 1, 1, 2, 3, 9), (1, 1, 1, 2))  # kernel, stride, padding, dilation
+MULTIPLICATIONS = 3e7  # of the largest problem
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A convolution and the sizes of its tensors."""
+
+    group: PointGroup
+    geometry: Geometry
+    batch: int
+    inputs: int
+    outputs: int
+    size: tuple[int, int]
+    dtype: torch.dtype
+    separable: bool
+    bias: bool
+    norm: bool
+    threads: int
+
+    @classmethod
+    def draw(cls, chance: random.Random) -> Problem:
+        """Draw a problem that is not too long; one in ten is empty, and images are tiny, wide, tall or large."""
+        while True:
+            group, large = chance.choice(GROUPS), chance.random() < 0.2
+            sizes = [chance.choice((1, 2, 3, 5, 8, 9, 16, 17, 31, 32)) for _ in range(2)]
+            if large:
+                sizes[chance.randrange(2)] = chance.randrange(60, 400)
+            channels = [chance.choice((1, 2, 3, 5, 8, 13) if large else (1, 3, 4, 6, 9, 25, 40)) for _ in range(2)]
+            counts = [chance.choice((1, 1, 2, 3, 7, 40)), *channels]
+            if chance.random() < 0.1:
+                counts[chance.randrange(3)] = 0
+            kernel, stride, padding, dilation = (
+                (a, chance.choice((a, a, b))) for a, b in (chance.choices(known, k=2) for known in GEOMETRIES)
+            )
+            try:
+                geometry = Geometry.parse(group, kernel, stride, padding, dilation)
+                geometry.check_size(*sizes)
+            except ArgumentError:
+                continue
+            rows, columns = geometry.output_size(*sizes)
+            if math.prod((rows, columns, *kernel, *counts)) * group.order**2 < MULTIPLICATIONS:
+                dtype = chance.choice((torch.float32, torch.float64))
+                separable, bias, norm = (chance.random() < 0.5 for _ in range(3))
+                batch, inputs, outputs = counts
+                size, threads = (sizes[0], sizes[1]), chance.choice((1, 2))
+                return cls(group, geometry, batch, inputs, outputs, size, dtype, separable, bias, norm, threads)
+
+    def check(self) -> float:
+        """Compute outputs and gradients by the kernels and return how far they are from the definition in float64.
+
+        The error is relative to the largest value of each tensor.
+        """
+        torch.set_num_threads(self.threads)
+        inputs, call = self._inputs(), _library.Call(self.group, self.geometry)
+        x, weight, depthwise, _, scale, shift, *_ = inputs
+        y = call.forward(*inputs[:6])
+        grad = torch.randn(y.shape).to(y)
+        dx, dweight, ddepthwise, dnorm = call.backward(grad, x, weight, depthwise, scale, shift)
+        dscale, dshift = (None, None) if scale is None else dnorm
+        error = _error((y, dx, dweight, ddepthwise, dscale, dshift), self._defined(inputs, grad, call))
+        return max(error, self._statistics_error(x, dx, call)) if x.numel() else error
+
+    def _defined(self, inputs: Inputs, grad: Tensor, call: _library.Call) -> tuple[Tensor | None, ...]:
+        """Return the output, and the gradients of x, weight, depthwise, scale and shift."""
+        exact = Inputs(*(None if t is None else t.double().clone().requires_grad_() for t in inputs))  # type: ignore[arg-type]
+        x, weight, depthwise, bias, scale, shift, *_ = exact
+        wanted = [t for t in (x, weight, depthwise, scale, shift) if t is not None]
+        if x.numel() and grad.numel():
+            y = _definition(exact, 0.0, False, call)
+            gradients = iter(torch.autograd.grad(y, wanted, grad.double()))
+        else:  # torch has no convolution of these
+            y = torch.zeros(grad.shape) if bias is None else bias.view(-1, 1, 1).expand(grad.shape)
+            gradients = map(torch.zeros_like, wanted)
+        return (y.detach(), *(None if t is None else next(gradients) for t in (x, weight, depthwise, scale, shift)))
+
+    def _statistics_error(self, x: Tensor, dx: Tensor, call: _library.Call) -> float:
+        mean, var = _library.statistics(x.flatten(0, 1))
+        expected = x.double().movedim(2, 0).flatten(1)
+        slope, offset = torch.randn(2, self.inputs).to(x).unbind()
+        sums = dx.double() + x.double() * slope.view(-1, 1, 1) + offset.view(-1, 1, 1)
+        call.add_affine(dx, x, slope, offset)
+        return _error([mean, var, dx], [expected.mean(1), expected.var(1, correction=0), sums])
+
+    def _inputs(self) -> Inputs:
+        """Draw them; x and the norm of few digits, so that no rounding moves a value across zero."""
+
+        def drawn(*shape: int, digits: bool = False) -> Tensor:
+            values = torch.randn(shape)
+            return ((values * 8).round() / 8 if digits else values).to(self.dtype)
+
+        order, kernel, norm = self.group.order, self.geometry.kernel_size, (None,) * 4
+        x = drawn(self.batch, order, self.inputs, *self.size, digits=True)
+        weight = drawn(self.outputs, self.inputs, order, *((1, 1) if self.separable else kernel))
+        depthwise = drawn(self.outputs, 1, 1, *kernel) if self.separable else None
+        bias = drawn(self.outputs) if self.bias else None
+        if self.norm:
+            still = (torch.zeros(self.inputs).to(x), torch.ones(self.inputs).to(x))
+            norm = (drawn(self.inputs, digits=True), drawn(self.inputs, digits=True), *still)
+        return Inputs(x, weight, depthwise, bias, *norm)
+
+
+def _error(found: Iterable[Tensor | None], expected: Iterable[Tensor | None]) -> float:
+    errors = [0.0]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None and theirs is not None and ours.numel():
+            assert ours.shape == theirs.shape
+            errors.append((ours.double() - theirs).abs().max().item() / max(1.0, theirs.abs().max().item()))
+    return max(errors) if not any(map(math.isnan, errors)) else math.nan
+
+
+def check(problems: int, seed: int = 0) -> Counter[str]:
+    """Check so many random problems, and count what they were.
+
+    Raises:
+        AssertionError: a result is not that of the definition.
+    """
+    chance, counts = random.Random(seed), Counter[str]()
+    torch.manual_seed(seed)
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)  # then memory that torch allocates is filled with NaN
+    try:
+        for _ in range(problems):
+            problem = Problem.draw(chance)
+            error = problem.check()
+            assert error < (1e-4 if problem.dtype is torch.float32 else 1e-11), (error, problem)
+            counts["gc" if problem.separable else "dense"] += 1
+            counts[f"stride {problem.geometry.stride}"] += 1
+            counts[f"on {problem.group.name}"] += 1
+            counts[str(problem.dtype)] += 1
+            counts[f"{problem.threads} threads"] += 1
+            counts["with norm"] += problem.norm
+            counts["empty"] += 0 in (problem.batch, problem.inputs, problem.outputs)
+            counts["of a pixel"] += problem.size == (1, 1)
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
+    return counts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.stress.native", description=__doc__)
+    parser.add_argument("--problems", type=int, default=400, help="how many, for each build (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the problems (%(default)s)")
+    parser.add_argument("--library", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.library is None:
+        sys.exit(_watch(sys.argv[1:]))
+    _library.FOLDER = options.library
+    assert _library.kernels(), _library.kernels().summary
+    start = time.monotonic()
+    counts = check(options.problems, options.seed)
+    print(f"{options.problems} problems clean, {time.monotonic() - start:.0f} s: ", end="")
+    print(", ".join(f"{count} {what}" for what, count in sorted(counts.items())))
+
+
+def _watch(arguments: list[str]) -> int:
+    """Compile each build, and run this program again with it and the sanitizers; return the first exit code not 0."""
+    preloaded = [
+        subprocess.run(["gcc", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+        for name in ("libasan.so", "libstdc++.so")  # which the sanitizer looks into as it starts
+    ]
+    leaks_of_python = "detect_leaks=0"
+    environment = os.environ | {"LD_PRELOAD": ":".join(preloaded), "ASAN_OPTIONS": leaks_of_python}
+    for name, flags in BUILDS.items():
+        if name == "avx2" and torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            library = Path(folder, "_baseline.so")
+            subprocess.run([*COMPILE, *flags, str(SOURCE), "-o", str(library)], check=True)
+            print(f"{name}: ", end="", flush=True)
+            command = [sys.executable, "-m", "tests.stress.native", *arguments, "--library", folder]
+            if code := subprocess.run(command, env=environment, check=False).returncode:
+                return code
+    return 0
+
+
+if __name__ == "__main__":
+    main()
