@@ -7,17 +7,18 @@ BIN := .venv/bin
 demo: .venv/ready  ## train Z2CNN and gc-P4CNN on the bundled digits, print the table, draw the picture
 	$(BIN)/sepgroupy demo
 
-test: .venv/ready  ## lint, types, tests and doctests
+test: .venv/ready  ## lint, types, tests and doctests; the layers' tests once more without the compiled kernels
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -q
+	SEPGROUPY_NATIVE=0 $(BIN)/pytest -q tests/test_nn_*.py tests/test_functional_*.py tests/test_native_missing.py docs/native.md
 
 format: .venv/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-.venv/ready: pyproject.toml
+.venv/ready: pyproject.toml setup.py $(wildcard src/sepgroupy/functional/_native/kernels.*)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@

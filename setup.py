@@ -9,10 +9,11 @@ import tempfile
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 SOURCES = Path("src/sepgroupy/functional/_native")
-FLAGS = ["-std=gnu11", "-O2", "-ftree-vectorize", "-Wno-psabi"]
+FLAGS = ["-std=gnu11", "-O2", "-g0", "-ftree-vectorize", "-Wno-psabi"]
 VARIANTS: dict[str, list[str]] = {"baseline": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     VARIANTS["avx2"] = ["-march=x86-64-v3"]
@@ -44,6 +45,10 @@ class BuildKernels(build_ext):
         """Export no module."""
         return []
 
+    def get_ext_filename(self, fullname: str) -> str:
+        """Name no version of Python."""
+        return str(Path(*fullname.split("."))) + ".so"
+
     def _compiles(self, flag: str) -> bool:
         with tempfile.TemporaryDirectory() as folder:
             source, program = Path(folder, "empty.c"), Path(folder, "empty")
@@ -54,6 +59,14 @@ class BuildKernels(build_ext):
                 return subprocess.run(command, capture_output=True, check=False).returncode == 0
             except OSError:
                 return False
+
+
+class BuildWheel(bdist_wheel):
+    """Build one wheel for every Python of a platform."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """Ask for a platform alone."""
+        return ("py3", "none", super().get_tag()[2])
 
 
 setup(
@@ -67,5 +80,5 @@ setup(
         )
         for name, flags in VARIANTS.items()
     ],
-    cmdclass={"build_ext": BuildKernels},
+    cmdclass={"build_ext": BuildKernels, "bdist_wheel": BuildWheel},
 )

@@ -8,12 +8,13 @@ its own. A g layer multiplies its filter out, as the published experiments did (
 from __future__ import annotations
 
 import copy
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sepgroupy.groups import action_table
+from sepgroupy.groups import PointGroup, action_table
 from sepgroupy.models import ResNet, RotMNISTNet
 from sepgroupy.nn import GroupConv2d, LiftingConv2d
 
@@ -51,7 +52,7 @@ class BaselineConv(nn.Module):
 
     def expand(self, weight: Tensor) -> Tensor:
         """Return all transformed copies of (O, I, |H| or 1, k, k)."""
-        table = torch.tensor(action_table(self.group, tuple(weight.shape[-2:]), weight.shape[2] > 1))
+        table = _table(self.group, tuple(weight.shape[-2:]), weight.shape[2] > 1, weight.device)
         copies = weight.flatten(2)[:, :, table].transpose(1, 2)  # (O, |H|, I, F·k²)
         return copies.reshape(weight.shape[0] * len(table), -1, *weight.shape[-2:])
 
@@ -96,3 +97,8 @@ class _Baseline(nn.Module):
             y = block.conv2(F.relu(block.bn2(y)))
             x = y + (x if block.downsample is None else block.downsample(x))
         return model.fc(F.relu(model.bn1(x)).mean((-2, -1)).flatten(1))
+
+
+@lru_cache(maxsize=64)
+def _table(group: PointGroup, kernel: tuple[int, ...], fiber: bool, device: torch.device) -> Tensor:
+    return torch.tensor(action_table(group, kernel, fiber), device=device)

@@ -78,7 +78,7 @@ class Problem:
             )
             try:
                 geometry = Geometry.parse(group, kernel, stride, padding, dilation)
-                geometry.check_size(*sizes)
+                geometry.check_size(1, *sizes)
             except ArgumentError:
                 continue
             rows, columns = geometry.output_size(*sizes)
@@ -106,9 +106,12 @@ class Problem:
 
     def _defined(self, inputs: Inputs, grad: Tensor, call: _library.Call) -> tuple[Tensor | None, ...]:
         """Return the output, and the gradients of x, weight, depthwise, scale and shift."""
-        exact = Inputs(*(None if t is None else t.double().clone().requires_grad_() for t in inputs))  # type: ignore[arg-type]
+        copies = [None if t is None else t.double().clone() for t in inputs]
+        exact = Inputs(*copies)  # type: ignore[arg-type]
         x, weight, depthwise, bias, scale, shift, *_ = exact
         wanted = [t for t in (x, weight, depthwise, scale, shift) if t is not None]
+        for leaf in wanted:
+            leaf.requires_grad_()
         if x.numel() and grad.numel():
             y = _definition(exact, 0.0, False, call)
             gradients = iter(torch.autograd.grad(y, wanted, grad.double()))
@@ -132,15 +135,15 @@ class Problem:
             values = torch.randn(shape)
             return ((values * 8).round() / 8 if digits else values).to(self.dtype)
 
-        order, kernel, norm = self.group.order, self.geometry.kernel_size, (None,) * 4
+        order, kernel = self.group.order, self.geometry.kernel_size
         x = drawn(self.batch, order, self.inputs, *self.size, digits=True)
         weight = drawn(self.outputs, self.inputs, order, *((1, 1) if self.separable else kernel))
         depthwise = drawn(self.outputs, 1, 1, *kernel) if self.separable else None
         bias = drawn(self.outputs) if self.bias else None
-        if self.norm:
-            still = (torch.zeros(self.inputs).to(x), torch.ones(self.inputs).to(x))
-            norm = (drawn(self.inputs, digits=True), drawn(self.inputs, digits=True), *still)
-        return Inputs(x, weight, depthwise, bias, *norm)
+        if not self.norm:
+            return Inputs(x, weight, depthwise, bias)
+        scale, shift = drawn(self.inputs, digits=True), drawn(self.inputs, digits=True)
+        return Inputs(x, weight, depthwise, bias, scale, shift, torch.zeros_like(scale), torch.ones_like(scale))
 
 
 def _error(found: Iterable[Tensor | None], expected: Iterable[Tensor | None]) -> float:

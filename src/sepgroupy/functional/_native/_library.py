@@ -102,23 +102,25 @@ def kernels() -> Kernels:
     wide = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
     reasons = []
     for name in ("avx2", "baseline") if wide else ("baseline",):
-        for path in sorted(FOLDER.glob(f"_{name}.*")):
-            if path.suffix not in (".so", ".pyd", ".dylib"):
-                continue
-            try:
-                library = ctypes.CDLL(str(path))
-                for suffix in SUFFIXES.values():
-                    getattr(library, f"workspace{suffix}").restype = ctypes.c_int64
-                    for function, count in (("forward", 9), ("backward", 12)):
-                        getattr(library, function + suffix).argtypes = [ctypes.c_void_p] * count
-                    for function, count in (("statistics", 3), ("add_affine", 4)):
-                        getattr(library, function + suffix).argtypes = [ctypes.c_int64] * 4 + [ctypes.c_void_p] * count
-            except (OSError, AttributeError) as error:
-                reasons.append(str(error))
-                continue
-            return Kernels(library, f"C kernels, {name}")
+        path = FOLDER / f"_{name}.so"
+        try:
+            if path.exists():
+                return Kernels(_load(path), f"C kernels, {name}")
+        except (OSError, AttributeError) as error:  # no library, or not of these kernels
+            reasons.append(str(error))
     missing = "not compiled: pip install sepgroupy where there is a C compiler (gcc or clang)"
     return Kernels(None, "; ".join(reasons) or missing)
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(path))
+    for suffix in SUFFIXES.values():
+        getattr(library, f"workspace{suffix}").restype = ctypes.c_int64
+        for function, count in (("forward", 9), ("backward", 12)):
+            getattr(library, function + suffix).argtypes = [ctypes.c_void_p] * count
+        for function, count in (("statistics", 3), ("add_affine", 4)):
+            getattr(library, function + suffix).argtypes = [ctypes.c_int64] * 4 + [ctypes.c_void_p] * count
+    return library
 
 
 def serves(group: PointGroup, geometry: Geometry) -> str:
@@ -194,7 +196,7 @@ class Call:
         """Return the gradients of x, weight, depthwise and (scale, shift)."""
         dx, dw = torch.empty_like(x), torch.empty_like(weight)
         dd = None if depthwise is None else torch.empty_like(depthwise)
-        dn = x.new_empty(2, x.shape[2])
+        dn = x.new_empty(2, *x.shape[2:3])
         computes = bool(grad.numel() and x.numel())
         self._run("backward", (x, scale, shift, weight, depthwise, grad, dx, dw, dd, dn), computes)
         if not computes:

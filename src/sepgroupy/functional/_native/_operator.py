@@ -184,7 +184,7 @@ def group_conv_backward(*args: Any) -> tuple[Tensor, ...]:
 
 def _parse(inputs: Inputs, elements: Integers, *geometry: Integers) -> Call:
     kernel = (inputs.weight if inputs.depthwise is None else inputs.depthwise).shape[-2:]
-    return _call_of(tuple(elements), tuple(kernel), *map(tuple, geometry))
+    return _call_of(tuple(elements), (int(kernel[0]), int(kernel[1])), *map(tuple, geometry))
 
 
 @lru_cache(maxsize=1024)

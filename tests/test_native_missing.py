@@ -1,0 +1,99 @@
+"""Where the kernels are missing, switched off or broken, layers work all the same and it is said why."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import sepgroupy
+from sepgroupy.errors import ArgumentError
+from sepgroupy.functional._native import _library, kernels
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Look for the libraries in an empty folder."""
+    monkeypatch.setattr(_library, "FOLDER", tmp_path)
+    kernels.cache_clear()
+    yield tmp_path
+    kernels.cache_clear()
+
+
+def assert_works_without(reason: str) -> None:
+    assert not kernels()
+    assert reason in kernels().summary
+    assert sepgroupy.backends()["native"] == kernels().summary
+    layer = sepgroupy.GroupConv2d(3, 4, 3, padding=1, group="p4m")
+    x = torch.randn(2, 3, 8, 40, 40)
+    with torch.no_grad():
+        expected = sepgroupy.GroupConv2d(3, 4, 3, padding=1, group="p4m", algorithm="dense")
+        expected.load_state_dict(layer.state_dict())
+        torch.testing.assert_close(layer(x, torch.nn.BatchNorm2d(3)), expected(x, torch.nn.BatchNorm2d(3)))
+    layer(x).sum().backward()
+    with pytest.raises(ArgumentError, match=r"algorithm \(='native'\) is not to be had here") as refused:
+        sepgroupy.GroupConv2d(3, 4, 3, group="p4m", algorithm="native")
+    assert reason in str(refused.value)
+
+
+def test_without_a_library(folder: Path) -> None:
+    assert_works_without("not compiled: pip install sepgroupy where there is a C compiler")
+
+
+def test_rubbish_in_place_of_a_library(folder: Path) -> None:
+    for name in ("avx2", "baseline"):
+        Path(folder, f"_{name}.so").write_bytes(b"\x7fELF and nothing else")
+    assert_works_without(str(folder / "_baseline.so"))
+
+
+def test_another_library_in_its_place(folder: Path) -> None:
+    spec = importlib.util.find_spec("_ctypes")
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        pytest.skip("this Python has no library to put there")
+    for name in ("avx2", "baseline"):
+        shutil.copy(spec.origin, folder / f"_{name}.so")
+    assert_works_without("workspace_f32")
+
+
+def test_a_library_of_narrower_vectors_serves_where_the_wider_is_broken(folder: Path) -> None:
+    baseline = Path(_library.__file__).with_name("_baseline.so")
+    if not baseline.exists():
+        pytest.skip("not compiled")
+    (folder / "_avx2.so").write_bytes(b"")
+    shutil.copy(baseline, folder)
+    assert kernels().summary == "C kernels, baseline"
+
+
+def test_switched_off() -> None:
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_native_missing as tests; "
+    code += "tests.assert_works_without('switched off by SEPGROUPY_NATIVE=0')"
+    environment = os.environ | {"SEPGROUPY_NATIVE": "0"}
+    subprocess.run([sys.executable, "-W", "error", "-c", code], env=environment, check=True)
+
+
+def test_installing_without_a_compiler(tmp_path: Path) -> None:
+    pytest.importorskip("setuptools", "77")
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    shutil.copytree(ROOT / "src", tree / "src", ignore=shutil.ignore_patterns("*.so", "__pycache__", "*.egg-info"))
+    command = [sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "--no-build-isolation", "--no-index"]
+    environment = os.environ | {"CC": "/bin/false", "CXX": "/bin/false"}
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tree.glob("sepgroupy-*.whl")
+    assert wheel.name.split("-")[2:4] == ["py3", "none"]  # one for every Python
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "sepgroupy/functional/_native/kernels.inl" in names
+    assert not [name for name in names if name.endswith(".so")]
