@@ -274,6 +274,19 @@ def test_empty_and_one_pixel_maps(kind: str, shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("algorithm", ["native", "auto"])
+def test_a_batch_of_nothing_leaves_the_statistics_alone(algorithm: str) -> None:
+    norm = nn.BatchNorm2d(3)
+    before = {name: value.clone() for name, value in norm.state_dict().items()} | {
+        "num_batches_tracked": torch.tensor(1)
+    }
+    x = torch.zeros(0, 3, 8, 5, 6, requires_grad=True)
+    convolution = layer(algorithm=algorithm)
+    convolution(x, norm).sum().backward()
+    torch.testing.assert_close(norm.state_dict(), before)
+    assert all(p.grad is not None and not p.grad.any() for p in (*convolution.parameters(), *norm.parameters()))
+
+
 @pytest.mark.parametrize(("inputs", "size"), [(0, (5, 6)), (3, (0, 6))])
 def test_sums_over_nothing_are_the_bias(inputs: int, size: tuple[int, int]) -> None:
     call = _library.Call(D4, Geometry.parse(D4, 1))

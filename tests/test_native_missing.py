@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Look for the libraries in an empty folder."""
     monkeypatch.setattr(_library, "FOLDER", tmp_path)
+    monkeypatch.delenv("SEPGROUPY_NATIVE", raising=False)
     kernels.cache_clear()
     yield tmp_path
     kernels.cache_clear()

@@ -213,7 +213,7 @@ class Plan:
     def fuses(self, x: Tensor) -> bool:
         """Whether ``apply`` can take a norm along for this input."""
         if self.algorithm == "native":
-            return is_ordinary(x) and not self.geometry.pads_apart
+            return is_ordinary(x) and not self.geometry.pads_apart and x.numel() > 0
         single = self.algorithm == "full" or (self.kind == "dense" and self.algorithm == "dense")
         depthwise = self.kind == "gc" and self.algorithm == "fourier"
         return (single or depthwise) and self._tiles(x) and x.numel() >= FUSED
