@@ -49,7 +49,7 @@ def convert(
         in_size: rows and columns of a picture.
         match: what stays as in the plain network. "width": the number of channels of every layer, each of which has
             |H| values now. "params" or "macs": the number of parameters, or of multiplications for one picture of
-            ``in_size``, as nearly as one factor for all widths allows.
+            ``in_size`` by PyTorch's own operations, as nearly as one factor for all widths allows.
         weights: "fresh": drawn anew. "lift": from the plain network, its filters at the identity element,
             ``w[o,i,e] = w_plain[o,i]``, and zeros at all others. Until it is trained, every map up to the pool is then
             ``y[·, g] = g·plain(g⁻¹·x)`` in evaluation mode, and ``y[·, e]`` the plain network's own; with

@@ -184,7 +184,7 @@ def _fitting(found: Any, path: Path, config: RunConfig) -> dict[str, Tensor]:
     try:
         with torch.device("meta"):  # nothing is allocated for a width that nothing fits
             wanted = _build(config).state_dict()
-    except RuntimeError as error:
+    except (ArgumentError, RuntimeError) as error:
         raise DataError(f"{path} cannot fit width (={config.width}): {error!s:.200}") from None
     if text := misfit(state, wanted):
         raise DataError(f"{path} does not fit the network of this run, {config.model}: {text}")
