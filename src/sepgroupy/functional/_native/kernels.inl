@@ -551,38 +551,48 @@ INLINE void NAME(spread)(const Thread *w, index_t f, index_t outputs, index_t co
     }
 }
 
+/* So many vectors of Σ_t weight[t] from[t], of which `count` values are wanted. */
+INLINE void NAME(weighted_sum)(const REAL *weight, REAL *const *from, index_t at, REAL added, REAL *to, index_t count,
+                               int vectors, int T)
+{
+    vector sum[2];
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; v++) sum[v] = (vector){0} + added;
+#pragma GCC unroll 9
+    for (int tap = 0; tap < T; tap++)
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; v++) sum[v] += weight[tap] * AT(from[tap] + at + v * LANES);
+    if (count >= vectors * LANES) {
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; v++) AT(to + v * LANES) = sum[v];
+    } else {
+        memcpy(to, sum, count * sizeof(REAL));
+    }
+}
+
 /* y[o,g](q) = bias[o] + Σ_t depth[o,t] inner[o,g](q shifted). */
-static void NAME(weigh)(const Problem *p, const Tile *t, const Thread *w, index_t first, index_t outputs,
-                        const REAL *depth, const REAL *bias, REAL *y, Strip s)
+INLINE void NAME(weigh)(const Problem *p, const Tile *t, const Thread *w, index_t first, index_t outputs,
+                        const REAL *depth, const REAL *bias, REAL *y, Strip s, int T)
 {
     const Layout *l = &w->layout;
     index_t plane = p->out_height * p->out_width;
     for (index_t o = 0; o < outputs; o++)
         for (index_t g = 0; g < p->order; g++) {
-            const REAL *weight = depth + (first + o) * p->taps, *from[TAPS];
-            REAL added = bias ? bias[first + o] : 0;
-            for (index_t tap = 0; tap < p->taps; tap++)
+            REAL weight[TAPS], *from[TAPS], added = bias ? bias[first + o] : 0;
+            for (int tap = 0; tap < T; tap++) {
+                weight[tap] = depth[(first + o) * T + tap];
                 from[tap] = w->inner + ((l->phase_of[tap][g] * s.outputs + o) * p->order + g) * l->size
                     + l->shift[tap][g] + l->margin;
+            }
             for (index_t image = 0; image < t->images; image++)
                 for (index_t r = 0; r < t->out_rows; r++) {
                     REAL *to = y + (((t->first_image + image) * p->order + g) * p->out_channels + first + o) * plane
                         + (t->out_row + r) * p->out_width;
-                    index_t at = image * l->image_step + r * l->row_step;
-                    for (index_t c = 0; c < p->out_width; c += WIDTH) {
-                        vector left = (vector){0} + added, right = left;
-                        for (index_t tap = 0; tap < p->taps; tap++) {
-                            left += weight[tap] * AT(from[tap] + at + c);
-                            right += weight[tap] * AT(from[tap] + at + c + LANES);
-                        }
-                        if (c + WIDTH <= p->out_width) {
-                            AT(to + c) = left, AT(to + c + LANES) = right;
-                        } else {
-                            REAL rest[WIDTH];
-                            AT(rest) = left, AT(rest + LANES) = right;
-                            memcpy(to + c, rest, (p->out_width - c) * sizeof(REAL));
-                        }
-                    }
+                    index_t at = image * l->image_step + r * l->row_step, c = 0;
+                    for (; c + LANES < p->out_width; c += WIDTH)
+                        NAME(weighted_sum)(weight, from, at + c, added, to + c, p->out_width - c, 2, T);
+                    if (c < p->out_width)
+                        NAME(weighted_sum)(weight, from, at + c, added, to + c, p->out_width - c, 1, T);
                 }
         }
 }
@@ -652,8 +662,10 @@ static void NAME(forward_tile)(const Problem *p, const Tile *t, Thread *w, const
         }
         if (p->kind == DENSE)
             NAME(write_planes)(p, t, w, first, outputs, bias, y);
+        else if (p->taps == 9)
+            NAME(weigh)(p, t, w, first, outputs, depth, bias, y, s, 9);
         else
-            NAME(weigh)(p, t, w, first, outputs, depth, bias, y, s);
+            NAME(weigh)(p, t, w, first, outputs, depth, bias, y, s, (int)p->taps);
     }
 }
 
