@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from ctypes import c_int64
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,15 @@ def test_another_library_in_its_place(folder: Path) -> None:
     for name in ("avx2", "baseline"):
         shutil.copy(spec.origin, folder / f"_{name}.so")
     assert_works_without("workspace_f32")
+
+
+def test_a_library_of_another_version(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    baseline = Path(_library.__file__).with_name("_baseline.so")
+    if not baseline.exists():
+        pytest.skip("the kernels are not compiled")
+    shutil.copy(baseline, folder)
+    monkeypatch.setattr(_library, "Problem", type("Problem", (_library.Problem,), {"_fields_": [("more", c_int64)]}))
+    assert_works_without("is of another version: install sepgroupy again")
 
 
 def test_a_library_of_narrower_vectors_serves_where_the_wider_is_broken(folder: Path) -> None:

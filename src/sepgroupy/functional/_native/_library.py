@@ -120,6 +120,9 @@ def _load(path: Path) -> ctypes.CDLL:
             getattr(library, function + suffix).argtypes = [ctypes.c_void_p] * count
         for function, count in (("statistics", 3), ("add_affine", 4)):
             getattr(library, function + suffix).argtypes = [ctypes.c_int64] * 4 + [ctypes.c_void_p] * count
+    library.problem_size.restype = ctypes.c_int64
+    if library.problem_size() != ctypes.sizeof(Problem):
+        raise OSError(f"{path} is of another version: install sepgroupy again")
     return library
 
 

@@ -209,3 +209,6 @@ INLINE index_t thread_number(void)
 #define REAL double
 #define SUFFIX _f64
 #include "kernels.inl"
+
+/* For who loads the library: a structure of another size is that of another version. */
+index_t problem_size(void) { return sizeof(Problem); }
