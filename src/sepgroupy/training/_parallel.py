@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import warnings
@@ -48,7 +49,15 @@ def launch(config: RunConfig) -> Fabric:
             f"devices (={config.devices}) times nodes (={config.nodes}) must be the {started} processes that there are"
         )
     fabric.launch()
+    if fabric.world_size > 1:
+        atexit.register(_leave_group)
     return fabric
+
+
+def _leave_group() -> None:
+    """Leave the group while Python still stands: its threads, cut off by the end of the process, would abort it."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def is_first() -> bool:
