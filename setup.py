@@ -74,7 +74,7 @@ setup(
         Extension(
             f"sepgroupy.functional._native._{name}",
             [str(SOURCES / "kernels.c")],
-            depends=[str(SOURCES / "kernels.inl")],
+            depends=[str(path) for path in SOURCES.glob("*.inl")],
             extra_compile_args=FLAGS + flags,
             optional=True,
         )

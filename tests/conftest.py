@@ -40,7 +40,7 @@ OTHER_GROUPS = (
 )
 
 WAYS = [(kind, algorithm) for kind, algorithms in ALGORITHMS.items() for algorithm in (*RULES, *algorithms)]
-WAYS = [way for way in WAYS if way[0] != "lifting" or way[1] == "dense"]  # which has one algorithm and no argument
+WAYS = [way for way in WAYS if way[0] != "lifting" or way[1] in RULES]  # by kernels and without
 if not _native.kernels():
     WAYS = [way for way in WAYS if way[1] != "native"]
 """Every kind of layer, "lifting" among them, with every algorithm that computes it."""
@@ -58,7 +58,7 @@ def build_layer(way: tuple[str, str], *args: Any, **options: Any) -> Any:
     """
     kind, algorithm = way
     if kind == "lifting":
-        layer: Any = LiftingConv2d(*args, **options)
+        layer: Any = LiftingConv2d(*args, algorithm=algorithm, **options)
     else:
         layer = GroupConv2d(*args, kind=kind, algorithm=algorithm, **options)
     if layer.bias is not None:

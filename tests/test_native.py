@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from conftest import DIAGONAL
 from sepgroupy.errors import ArgumentError
 from sepgroupy.functional._geometry import Geometry
-from sepgroupy.functional._native import Inputs, _library, _operator, convolve, kernels
+from sepgroupy.functional._native import Inputs, _call, _library, _maps, _operator, convolve, kernels
 from sepgroupy.groups import C1, C4, D2, D4, PointGroup
 from sepgroupy.nn import GroupConv2d
 from stress import native as stress
@@ -52,9 +52,9 @@ class Untouched:
 
 
 @pytest.fixture
-def untouched(monkeypatch: pytest.MonkeyPatch) -> _library.Call:
+def untouched(monkeypatch: pytest.MonkeyPatch) -> _call.Call:
     monkeypatch.setattr(_library, "kernels", lambda: _library.Kernels(Untouched(), ""))
-    return _library.Call(D4, GEOMETRY)
+    return _call.Call(D4, GEOMETRY)
 
 
 def tensors(separable: bool = False) -> dict[str, Any]:
@@ -66,6 +66,7 @@ def tensors(separable: bool = False) -> dict[str, Any]:
         "bias": torch.randn(4),
         "scale": torch.randn(3),
         "shift": torch.randn(3),
+        "shortcut": torch.randn(2, 8, 4, 5, 6),
     }
 
 
@@ -76,19 +77,20 @@ SHAPES = {
     "bias": [(), (1,), (3,), (4, 1), (5,)],
     "scale": [(), (1,), (4,), (1, 3)],
     "shift": [(), (1,), (4,), (3, 1)],
+    "shortcut": [(), (4, 5, 6), (2, 8, 4, 5, 5), (2, 8, 3, 5, 6), (1, 8, 4, 5, 6)],
 }
 
 
 @pytest.mark.parametrize(("name", "shape"), [(name, shape) for name, shapes in SHAPES.items() for shape in shapes])
-def test_other_shapes_are_refused(name: str, shape: tuple[int, ...], untouched: _library.Call) -> None:
+def test_other_shapes_are_refused(name: str, shape: tuple[int, ...], untouched: _call.Call) -> None:
     given = tensors(separable=name == "depthwise" and shape != (4, 1, 1, 3, 3))  # where the other is refused
     with pytest.raises(ArgumentError, match=f"({name}|scale|weight) .*has shape|x has shape"):
         untouched.forward(**given | {name: torch.randn(shape)})
 
 
 @pytest.mark.parametrize("missing", ["scale", "shift"])
-def test_half_a_norm_is_refused(missing: str, untouched: _library.Call) -> None:
-    with pytest.raises(ArgumentError, match="shift has shape"):
+def test_half_a_norm_is_refused(missing: str, untouched: _call.Call) -> None:
+    with pytest.raises(ArgumentError, match=f"{missing} has shape None"):
         untouched.forward(**tensors() | {missing: None})
 
 
@@ -106,24 +108,24 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("name", ["x", "weight", "depthwise", "bias", "scale", "shift"])
+@pytest.mark.parametrize("name", ["x", "weight", "depthwise", "bias", "scale", "shift", "shortcut"])
 @pytest.mark.filterwarnings("ignore:.*quantiz.*")
-def test_other_kinds_of_tensors_are_refused(name: str, change: str, untouched: _library.Call) -> None:
+def test_other_kinds_of_tensors_are_refused(name: str, change: str, untouched: _call.Call) -> None:
     given = tensors(separable=True)
     with pytest.raises(ArgumentError, match="contiguous CPU tensors of one type, float32 or float64"):
         untouched.forward(**given | {name: CHANGES[change](given[name])})
 
 
 @pytest.mark.parametrize("shape", [(), (2, 8, 4, 5, 5), (2, 8, 3, 5, 6), (1, 8, 4, 5, 6), (2, 8, 4, 30)])
-def test_other_gradients_are_refused(shape: tuple[int, ...], untouched: _library.Call) -> None:
+def test_other_gradients_are_refused(shape: tuple[int, ...], untouched: _call.Call) -> None:
     x, weight, *_ = tensors().values()
     with pytest.raises(ArgumentError, match="the output's gradient has shape"):
         untouched.backward(torch.randn(shape), x, weight, None, None, None)
 
 
-def test_pictures_smaller_than_the_kernel_are_refused(untouched: _library.Call) -> None:
+def test_pictures_smaller_than_the_kernel_are_refused(untouched: _call.Call) -> None:
     with pytest.raises(ArgumentError, match="smaller than the extent of kernel_size"):
-        _library.Call(D4, Geometry.parse(D4, 7)).forward(
+        _call.Call(D4, Geometry.parse(D4, 7)).forward(
             torch.randn(1, 8, 3, 6, 9), torch.randn(4, 3, 8, 7, 7), None, None, None, None
         )
 
@@ -131,9 +133,9 @@ def test_pictures_smaller_than_the_kernel_are_refused(untouched: _library.Call) 
 @pytest.mark.parametrize(
     "x", [torch.zeros(2, 3, 4), torch.zeros(2, 3, 4, 5).half(), torch.zeros(2, 3, 0, 5), torch.zeros(2, 3, 4, 5).mT]
 )
-def test_statistics_of_other_tensors_are_refused(x: Tensor, untouched: _library.Call) -> None:
+def test_statistics_of_other_tensors_are_refused(x: Tensor, untouched: _call.Call) -> None:
     with pytest.raises(ArgumentError, match="no maps that the kernels read"):
-        _library.statistics(x)
+        _maps.statistics(x)
 
 
 @pytest.mark.parametrize(
@@ -145,20 +147,21 @@ def test_statistics_of_other_tensors_are_refused(x: Tensor, untouched: _library.
     ],
     ids=lambda change: "-".join(change),
 )  # fmt: skip
-def test_the_operator_refuses_what_no_layer_asks_for(change: dict[str, Any], untouched: _library.Call) -> None:
+def test_the_operator_refuses_what_no_layer_asks_for(change: dict[str, Any], untouched: _call.Call) -> None:
     with pytest.raises(ArgumentError):
         torch.ops.sepgroupy.group_conv(*(operator_arguments() | change).values())
 
 
 def operator_arguments(separable: bool = False, norm: bool = False) -> dict[str, Any]:
     """Name arguments of the operator, for p4m."""
-    x, weight, depthwise, bias, gamma, beta = tensors(separable).values()
+    x, weight, depthwise, bias, gamma, beta, shortcut = tensors(separable).values()
     parameters = {"x": x, "weight": weight, "depthwise": depthwise, "bias": bias}
     names = ("gamma", "beta", "mean", "var")
     affine = (gamma, beta, torch.randn(3), torch.rand(3) + 0.5) if norm else (None,) * 4
     elements = D4.arrays.flatten().tolist()
     options = {"eps": 1e-5, "batch": False, "elements": elements, "stride": [1, 1], "padding": [1, 1]}
-    return parameters | dict(zip(names, affine, strict=True)) | options | {"dilation": [1, 1]}
+    norm_of_x = dict(zip(names, affine, strict=True))
+    return parameters | norm_of_x | {"shortcut": shortcut} | options | {"dilation": [1, 1]}
 
 
 # ---- the definition, at sizes that are awkward for vectors, tiles and threads ------------------------------------
@@ -167,7 +170,8 @@ def operator_arguments(separable: bool = False, norm: bool = False) -> dict[str,
 def test_random_problems() -> None:
     counts = stress.check(120, seed=3)
     assert counts["empty"] > 3
-    assert min(counts[name] for name in ("with norm", "gc", "dense", "1 threads", "2 threads", "on shuffled p4m")) > 3
+    kinds = ("with norm", "with shortcut", "lifted", "gc", "dense", "1 threads", "2 threads", "on shuffled p4m")
+    assert min(counts[name] for name in kinds) > 3
 
 
 @pytest.mark.parametrize("group", [C1, D2, C4, D4, DIAGONAL, stress.SHUFFLED], ids=lambda group: group.name)
@@ -192,8 +196,8 @@ def test_seven_by_seven(separable: bool, stride: int) -> None:
 
 def test_the_general_transform_is_tested_beside_the_fast_ones() -> None:
     general = (C1, D2, DIAGONAL, stress.BOTH_DIAGONALS, stress.SHUFFLED)
-    assert {_library._transform(group)[0] for group in general} == {_library.GENERAL}
-    assert (_library._transform(C4)[0], _library._transform(D4)[0]) == (_library.CYCLIC4, _library.DIHEDRAL4)
+    assert {_call._transform(group)[0] for group in general} == {_call.GENERAL}
+    assert (_call._transform(C4)[0], _call._transform(D4)[0]) == (_call.CYCLIC4, _call.DIHEDRAL4)
 
 
 WORK = {
@@ -209,14 +213,18 @@ WORK = {
 def test_the_number_of_threads_changes_nothing_but_rounding(work: str, separable: bool) -> None:
     batch, channels, size = WORK[work]
     problem = stress.Problem(D4, GEOMETRY, batch, channels, 4, size, torch.float32, separable, True, True, 1)
-    call, inputs = _library.Call(D4, GEOMETRY), problem._inputs()
+    call, inputs = _call.Call(D4, GEOMETRY), problem._inputs()
     x, weight, depthwise, _, scale, shift, *_ = inputs
     grad = torch.randn(batch, 8, 4, *size)
+    lifting, planes, filters = _call.Call(D4, GEOMETRY, lifting=True), x[:, :1, :3], torch.randn(4, 3, 1, 3, 3)
+    planes, maps = planes.contiguous(), x.flatten(0, 1)
 
     def results(threads: int) -> list[Tensor]:
         torch.set_num_threads(threads)
         found = (call.forward(*inputs[:6]), *call.backward(grad, x, weight, depthwise, scale, shift))
-        return [*(t for t in found if t is not None), *_library.statistics(x.flatten(0, 1))]
+        lifted = lifting.forward(planes, filters, None, None, None, None)
+        lifted_back = lifting.backward_of_lifting(grad, planes, filters)
+        return [*(t for t in found if t is not None), *_maps.statistics(maps), lifted, *lifted_back]
 
     expected = results(1)
     for threads in (1, 2, 3):
@@ -289,7 +297,7 @@ def test_a_batch_of_nothing_leaves_the_statistics_alone(algorithm: str) -> None:
 
 @pytest.mark.parametrize(("inputs", "size"), [(0, (5, 6)), (3, (0, 6))])
 def test_sums_over_nothing_are_the_bias(inputs: int, size: tuple[int, int]) -> None:
-    call = _library.Call(D4, Geometry.parse(D4, 1))
+    call = _call.Call(D4, Geometry.parse(D4, 1))
     arguments = torch.zeros(2, 8, inputs, *size), torch.zeros(4, inputs, 8, 1, 1), None
     if 0 in size:
         with pytest.raises(ArgumentError, match="pixels"):
@@ -352,16 +360,18 @@ def test_derivatives(separable: bool, batch: bool | None, group: PointGroup) -> 
     affine = (torch.rand(2).double() + 0.5, torch.randn(2).double())
     given = [x, weight, *([depthwise] if depthwise is not None else []), torch.randn(2).double()]
     given += [] if batch is None else affine
+    given += [torch.randn(2, group.order, 2, *geometry.output_size(4, 5)).double()]  # a shortcut
+    call = _call.Call(group, geometry)
 
     def function(*leaves: Tensor) -> Tensor:
         rest = iter(leaves)
         x, weight, depthwise, bias = next(rest), next(rest), next(rest) if separable else None, next(rest)
         if batch is None:
-            return convolve(Inputs(x, weight, depthwise, bias), 0.0, False, group, geometry)
+            return convolve(Inputs(x, weight, depthwise, bias, shortcut=next(rest)), 0.0, False, call)
         maps = x.detach().movedim(2, 0).flatten(1)
         mean, var = (maps.mean(1), maps.var(1, correction=0)) if batch else (x.new_ones(2) * 0.1, x.new_ones(2))
-        inputs = Inputs(x, weight, depthwise, bias, next(rest), next(rest), mean, var)
-        return convolve(inputs, 1e-5, bool(batch), group, geometry)
+        inputs = Inputs(x, weight, depthwise, bias, next(rest), next(rest), mean, var, next(rest))
+        return convolve(inputs, 1e-5, bool(batch), call)
 
     leaves = [t.requires_grad_() for t in given]
     assert torch.autograd.gradcheck(function, leaves, fast_mode=True)
@@ -376,11 +386,11 @@ def test_derivatives(separable: bool, batch: bool | None, group: PointGroup) -> 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck looks at it
 def test_the_operators_are_what_torch_expects(separable: bool, norm: bool) -> None:
     arguments = operator_arguments(separable, norm)
-    for name in ("x", "weight", "depthwise", "bias", "gamma", "beta"):
+    for name in ("x", "weight", "depthwise", "bias", "gamma", "beta", "shortcut"):
         if arguments[name] is not None:
             arguments[name].requires_grad_()
     torch.library.opcheck(_operator.group_conv, tuple(arguments.values()))
-    plain = [a.detach() if isinstance(a, Tensor) else a for a in arguments.values()]
+    plain = [a.detach() if isinstance(a, Tensor) else a for name, a in arguments.items() if name != "shortcut"]
     torch.library.opcheck(_operator.group_conv_backward, (torch.randn(2, 8, 4, 5, 6), *plain))
 
 

@@ -64,7 +64,7 @@ def test_another_library_in_its_place(folder: Path) -> None:
         pytest.skip("this Python has no library to put there")
     for name in ("avx2", "baseline"):
         shutil.copy(spec.origin, folder / f"_{name}.so")
-    assert_works_without("workspace_f32")
+    assert_works_without("forward_f32")
 
 
 def test_a_library_of_another_version(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,5 +106,5 @@ def test_installing_without_a_compiler(tmp_path: Path) -> None:
     (wheel,) = tree.glob("sepgroupy-*.whl")
     assert wheel.name.split("-")[2:4] == ["py3", "none"]  # one for every Python
     names = zipfile.ZipFile(wheel).namelist()
-    assert "sepgroupy/functional/_native/kernels.inl" in names
+    assert "sepgroupy/functional/_native/convolution.inl" in names
     assert not [name for name in names if name.endswith(".so")]

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.usefixtures("as_if_large")
 CASES: dict[str, dict[str, Any]] = {
     "1x1-stride": {"kernel_size": 1, "stride": 2},
     "2x2-padding": {"kernel_size": 2, "padding": 1},
+    "3x3": {"kernel_size": 3, "padding": 1},
     "3x3-stride": {"kernel_size": 3, "stride": 2, "padding": 1},
     "groups": {"kernel_size": 2, "groups": 2},
     "circular": {"kernel_size": 2, "padding": 1, "padding_mode": "circular"},

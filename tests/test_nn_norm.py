@@ -1,8 +1,9 @@
-"""A batch norm handed to a layer is the same as one applied before it, in value, gradients and statistics."""
+"""What is fused is the same as step by step, in value, gradients and statistics: norm, ReLU, pooling, shortcut."""
 
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 
 from conftest import build_layer, pairs
+from sepgroupy.errors import ArgumentError
 from sepgroupy.functional import fold, unfold
 from sepgroupy.groups import C4
+from sepgroupy.nn._norm import norm_relu_pool
 
 pytestmark = pytest.mark.usefixtures("as_if_large")
 
@@ -95,11 +98,85 @@ def test_first_and_second_derivatives(way: tuple[str, str], case: dict[str, Any]
     assert gradgradcheck(call, inputs, fast_mode=True)
 
 
-def test_a_watched_norm_is_called() -> None:
-    layer, norm, seen = build_layer(("gc", "auto"), 4, 2, 3, group=C4, dtype=torch.float64), a_norm(), []
+@pytest.mark.parametrize("size", [(6, 8), (7, 5), (2, 2), (30, 141)])  # 141: more windows than are pooled at a time
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("options", NORMS.values(), ids=NORMS)
+def test_pooled_as_by_three_modules(options: dict[str, Any], training: bool, size: tuple[int, int]) -> None:
+    ours, theirs = a_norm(**options), a_norm(**options)
+    theirs.load_state_dict(ours.state_dict())
+    for step in range(2):
+        for norm in (ours, theirs):
+            norm.train(training or step == 0)
+        x = torch.randn(5, 4, *size, dtype=torch.float64) * 3 + 1
+        leaves = [x.clone().requires_grad_() for _ in range(2)]
+        y, y0 = norm_relu_pool(ours, leaves[0]), F.max_pool2d(F.relu(theirs(leaves[1])), 2)
+        torch.testing.assert_close(y, y0, atol=1e-12, rtol=0)
+        weight = torch.randn_like(y)
+        gradients = [
+            torch.autograd.grad((out * weight).sum(), (leaf, *norm.parameters()))
+            for out, leaf, norm in zip((y, y0), leaves, (ours, theirs), strict=True)
+        ]
+        torch.testing.assert_close(*gradients, atol=1e-10, rtol=1e-10)
+        torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_derivatives_of_pooling(training: bool) -> None:
+    norm = a_norm().train(training)
+
+    def call(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        copied = copy.deepcopy(norm)
+        del copied.weight, copied.bias
+        copied.weight, copied.bias = gamma, beta
+        return norm_relu_pool(copied, x)
+
+    inputs = (torch.randn(2, 4, 5, 4, dtype=torch.float64, requires_grad=True), norm.weight, norm.bias)
+    assert gradcheck(call, inputs, fast_mode=True)
+    assert gradgradcheck(call, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_pooling_what_is_no_number(value: float) -> None:
+    norm, x = a_norm().eval(), torch.randn(2, 4, 6, 18, dtype=torch.float64)
+    for pixel in range(4):
+        x[1, pixel, 2 + pixel // 2, 2 * pixel + pixel % 2] = value
+    y = norm_relu_pool(norm, x.requires_grad_())
+    torch.testing.assert_close(y, F.max_pool2d(F.relu(norm(x)), 2), equal_nan=True)
+
+
+def test_equal_pixels_are_told_apart_as_pooling_does() -> None:
+    norm, x = a_norm(affine=False).eval(), torch.ones(1, 4, 4, 4, dtype=torch.float64, requires_grad=True)
+    (ours,) = torch.autograd.grad(norm_relu_pool(norm, x).sum(), x)
+    (theirs,) = torch.autograd.grad(F.max_pool2d(F.relu(norm(x)), 2).sum(), x)
+    assert torch.equal(ours != 0, theirs != 0)
+
+
+@pytest.mark.parametrize("pool", [True, False], ids=["pooled", "convolved"])
+def test_a_watched_norm_is_called_by_all(pool: bool) -> None:
+    norm, seen = a_norm(), []
     norm.register_forward_hook(lambda *_: seen.append(True))
-    layer(torch.randn(2, 4, 4, 5, 5, dtype=torch.float64), norm)
+    x = torch.randn(2, 4, 4, 5, 5, dtype=torch.float64, requires_grad=True)
+    layer = build_layer(("dense", "auto"), 4, 2, 3, group=C4, dtype=torch.float64)
+    norm_relu_pool(norm, fold(x)) if pool else layer(x, norm)
     assert seen == [True]
+
+
+@pytest.mark.parametrize(("way", "case"), WAYS)
+@pytest.mark.parametrize("gradients", [True, False])
+def test_a_shortcut_is_added(way: tuple[str, str], case: dict[str, Any], gradients: bool) -> None:
+    layer, norm = build_layer(way, 4, 6, group=C4, dtype=torch.float64, **case), a_norm().eval()
+    x = torch.randn(3, 4, 4, 5, 5, dtype=torch.float64)
+    with torch.set_grad_enabled(gradients):
+        alone = layer(x, norm)
+        shortcut = torch.randn_like(alone).requires_grad_()
+        y = layer(x, norm, shortcut)
+        torch.testing.assert_close(y, alone + shortcut)
+        if gradients:
+            y.backward(weight := torch.randn_like(y))
+            torch.testing.assert_close(shortcut.grad, weight)
+        for wrong in (shortcut[:1], shortcut[..., :1], shortcut.mean()):
+            with pytest.raises(ArgumentError, match="shortcut has shape"):
+                layer(x, norm, wrong)
 
 
 def test_any_other_module_serves_too() -> None:

@@ -24,11 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sepgroupy.errors import ArgumentError
 from sepgroupy.functional._geometry import Geometry
-from sepgroupy.functional._native import _library
+from sepgroupy.functional._native import _call, _library, _maps
 from sepgroupy.functional._native._operator import Inputs, _definition
 from sepgroupy.groups import C1, C2, C4, D1, D2, D4, PointGroup
 
@@ -60,6 +61,7 @@ class Problem:
     bias: bool
     norm: bool
     threads: int
+    shortcut: bool = False
 
     @classmethod
     def draw(cls, chance: random.Random) -> Problem:
@@ -84,10 +86,11 @@ class Problem:
             rows, columns = geometry.output_size(*sizes)
             if math.prod((rows, columns, *kernel, *counts)) * group.order**2 < MULTIPLICATIONS:
                 dtype = chance.choice((torch.float32, torch.float64))
-                separable, bias, norm = (chance.random() < 0.5 for _ in range(3))
+                separable, bias, norm, shortcut = (chance.random() < 0.5 for _ in range(4))
                 batch, inputs, outputs = counts
                 size, threads = (sizes[0], sizes[1]), chance.choice((1, 2))
-                return cls(group, geometry, batch, inputs, outputs, size, dtype, separable, bias, norm, threads)
+                options = separable, bias, norm, threads, shortcut
+                return cls(group, geometry, batch, inputs, outputs, size, dtype, *options)
 
     def check(self) -> float:
         """Compute outputs and gradients by the kernels and return how far they are from the definition in float64.
@@ -95,16 +98,20 @@ class Problem:
         The error is relative to the largest value of each tensor.
         """
         torch.set_num_threads(self.threads)
-        inputs, call = self._inputs(), _library.Call(self.group, self.geometry)
+        inputs, call = self._inputs(), _call.Call(self.group, self.geometry)
         x, weight, depthwise, _, scale, shift, *_ = inputs
-        y = call.forward(*inputs[:6])
+        y = call.forward(*inputs[:6], inputs.shortcut)
         grad = torch.randn(y.shape).to(y)
         dx, dweight, ddepthwise, dnorm = call.backward(grad, x, weight, depthwise, scale, shift)
         dscale, dshift = (None, None) if scale is None else dnorm
-        error = _error((y, dx, dweight, ddepthwise, dscale, dshift), self._defined(inputs, grad, call))
-        return max(error, self._statistics_error(x, dx, call)) if x.numel() else error
+        errors = [_error((y, dx, dweight, ddepthwise, dscale, dshift), self._defined(inputs, grad, call))]
+        if x.numel():
+            errors += [self._statistics_error(x.flatten(0, 1), dx.flatten(0, 1)), self._pooling_error(x.flatten(0, 1))]
+        if _call.lifts(self.group, self.geometry, self.inputs):
+            errors.append(self._lifting_error(x[:, :1].contiguous()))
+        return math.nan if any(map(math.isnan, errors)) else max(errors)
 
-    def _defined(self, inputs: Inputs, grad: Tensor, call: _library.Call) -> tuple[Tensor | None, ...]:
+    def _defined(self, inputs: Inputs, grad: Tensor, call: _call.Call) -> tuple[Tensor | None, ...]:
         """Return the output, and the gradients of x, weight, depthwise, scale and shift."""
         copies = [None if t is None else t.double().clone() for t in inputs]
         exact = Inputs(*copies)  # type: ignore[arg-type]
@@ -117,33 +124,68 @@ class Problem:
             gradients = iter(torch.autograd.grad(y, wanted, grad.double()))
         else:  # torch has no convolution of these
             y = torch.zeros(grad.shape) if bias is None else bias.view(-1, 1, 1).expand(grad.shape)
+            y = y if exact.shortcut is None else y + exact.shortcut
             gradients = map(torch.zeros_like, wanted)
         return (y.detach(), *(None if t is None else next(gradients) for t in (x, weight, depthwise, scale, shift)))
 
-    def _statistics_error(self, x: Tensor, dx: Tensor, call: _library.Call) -> float:
-        mean, var = _library.statistics(x.flatten(0, 1))
-        expected = x.double().movedim(2, 0).flatten(1)
+    def _statistics_error(self, x: Tensor, dx: Tensor) -> float:
+        mean, var = _maps.statistics(x)
+        expected = x.double().movedim(1, 0).flatten(1)
         slope, offset = torch.randn(2, self.inputs).to(x).unbind()
         sums = dx.double() + x.double() * slope.view(-1, 1, 1) + offset.view(-1, 1, 1)
-        call.add_affine(dx, x, slope, offset)
+        _maps.add_affine(dx, x, slope, offset)
         return _error([mean, var, dx], [expected.mean(1), expected.var(1, correction=0), sums])
+
+    def _pooling_error(self, x: Tensor) -> float:
+        if min(x.shape[-2:]) < 2:  # no window
+            return 0.0
+        exact, gamma, beta = x.double(), self._drawn(self.inputs, digits=True), self._drawn(self.inputs, digits=True)
+        leaves, exact_leaves = [x, gamma, beta], [exact, gamma.double(), beta.double()]
+        for leaf in leaves + exact_leaves:
+            leaf.requires_grad_()
+        mean, var = torch.zeros_like(gamma.detach()), torch.ones_like(gamma.detach())
+        y = _maps.NormReluPool.apply(*leaves, mean, var, 0.0, False)
+        norm = _maps.Affine(mean.double(), var.double(), *exact_leaves[1:], 0.0, False)
+        expected = F.max_pool2d(norm.relu(exact), 2)
+        grad = torch.randn(y.shape).to(y)
+        found = torch.autograd.grad(y, leaves, grad)
+        error = _error([y, *found], [expected, *torch.autograd.grad(expected, exact_leaves, grad.double())])
+        x.requires_grad_(False)
+        return error
+
+    def _lifting_error(self, x: Tensor) -> float:
+        call = _call.Call(self.group, self.geometry, lifting=True)
+        weight = self._drawn(self.outputs, self.inputs, 1, *self.geometry.kernel_size)
+        bias = self._drawn(self.outputs) if self.bias else None
+        y = call.forward(x, weight, None, bias, None, None)
+        grad = torch.randn(y.shape).to(y)
+        found = call.backward_of_lifting(grad, x, weight)
+        if not (x.numel() and grad.numel()):
+            return _error(found, [torch.zeros_like(weight), torch.zeros(self.outputs)])
+        leaves = [weight.double().requires_grad_(), (torch.zeros_like(weight[:, 0, 0, 0, 0]) if bias is None else bias)]
+        leaves[1] = leaves[1].double().requires_grad_()
+        expected = _definition(Inputs(x.double(), leaves[0], bias=leaves[1]), 0.0, False, call)
+        return _error([y, *found], [expected, *torch.autograd.grad(expected, leaves, grad.double())])
+
+    def _drawn(self, *shape: int, digits: bool = False) -> Tensor:
+        values = torch.randn(shape)
+        return ((values * 8).round() / 8 if digits else values).to(self.dtype)
 
     def _inputs(self) -> Inputs:
         """Draw them; x and the norm of few digits, so that no rounding moves a value across zero."""
-
-        def drawn(*shape: int, digits: bool = False) -> Tensor:
-            values = torch.randn(shape)
-            return ((values * 8).round() / 8 if digits else values).to(self.dtype)
-
+        drawn = self._drawn
         order, kernel = self.group.order, self.geometry.kernel_size
         x = drawn(self.batch, order, self.inputs, *self.size, digits=True)
         weight = drawn(self.outputs, self.inputs, order, *((1, 1) if self.separable else kernel))
         depthwise = drawn(self.outputs, 1, 1, *kernel) if self.separable else None
         bias = drawn(self.outputs) if self.bias else None
+        shape = (self.batch, order, self.outputs, *self.geometry.output_size(*self.size))
+        shortcut = drawn(*shape) if self.shortcut else None
         if not self.norm:
-            return Inputs(x, weight, depthwise, bias)
+            return Inputs(x, weight, depthwise, bias, shortcut=shortcut)
         scale, shift = drawn(self.inputs, digits=True), drawn(self.inputs, digits=True)
-        return Inputs(x, weight, depthwise, bias, scale, shift, torch.zeros_like(scale), torch.ones_like(scale))
+        mean, var = torch.zeros_like(scale), torch.ones_like(scale)
+        return Inputs(x, weight, depthwise, bias, scale, shift, mean, var, shortcut)
 
 
 def _error(found: Iterable[Tensor | None], expected: Iterable[Tensor | None]) -> float:
@@ -177,6 +219,8 @@ def check(problems: int, seed: int = 0) -> Counter[str]:
             counts[str(problem.dtype)] += 1
             counts[f"{problem.threads} threads"] += 1
             counts["with norm"] += problem.norm
+            counts["with shortcut"] += problem.shortcut
+            counts["lifted"] += _call.lifts(problem.group, problem.geometry, problem.inputs)
             counts["empty"] += 0 in (problem.batch, problem.inputs, problem.outputs)
             counts["of a pixel"] += problem.size == (1, 1)
     finally:

@@ -75,16 +75,24 @@ class _Tracer(fx.Tracer):
         if isinstance(m, Folded):
             result = self._step(functional.unfold, m.module(self._step(functional.fold, *args)), *args)
         else:
-            norm = kwargs.pop("norm", args[1] if len(args) > 1 else None) if isinstance(m, GroupConv2d) else None
-            if norm is not None:
-                maps = F.relu(norm(self._step(functional.fold, args[0])))
-                args = (self._step(functional.unfold, maps, args[0]),)
+            shortcut = None
+            if isinstance(m, GroupConv2d):
+                x, norm, shortcut = _arguments(*args, **kwargs)
+                if norm is not None:
+                    x = self._step(functional.unfold, F.relu(norm(self._step(functional.fold, x))), x)
+                args, kwargs = (x,), {}
             result = super().call_module(m, forward, args, kwargs)
+            result = result if shortcut is None else result + shortcut
         self.at = before  # not after an error, which is to be told where it happened
         return result
 
     def _step(self, function: Any, *args: Any) -> Any:
         return self.create_proxy("call_function", function, args, {})
+
+
+def _arguments(x: Any, norm: Any = None, shortcut: Any = None) -> tuple[Any, Any, Any]:
+    """Order the arguments of a group convolution."""
+    return x, norm, shortcut
 
 
 def _named(name: str) -> str:

@@ -34,16 +34,21 @@ def unfold(x: Tensor, order: int) -> Tensor:
     """
     if x.shape[0] % order:
         raise ArgumentError(f"x has {x.shape[0]} rows, which is no multiple of the group's order (={order})")
-    return x.unflatten(0, (x.shape[0] // order, order)).transpose(1, 2)
+    return x.view(x.shape[0] // order, order, *x.shape[1:]).transpose(1, 2)
 
 
 def merge_fiber(x: Tensor, groups: int = 1) -> Tensor:
     """Turn (B, C, |H|, Y, X) into the (B, groups·|H|·C/groups, Y, X) that a bank of filters reads."""
+    if groups == 1:
+        return x.transpose(1, 2).flatten(1, 2)
     channels = x.shape[1] // groups
     return x.transpose(1, 2).unflatten(2, (groups, channels)).transpose(1, 2).flatten(1, 3)
 
 
 def split_fiber(y: Tensor, order: int, groups: int = 1) -> Tensor:
     """Turn the (B, groups·|H|·C/groups, Y, X) that a bank of filters gives into (B, C, |H|, Y, X)."""
-    channels = y.shape[1] // (order * groups)
+    batch, channels, *size = y.shape
+    channels //= order * groups
+    if groups == 1:
+        return y.view(batch, order, channels, *size).transpose(1, 2)
     return y.unflatten(1, (groups, order, channels)).transpose(1, 2).flatten(2, 3).transpose(1, 2)

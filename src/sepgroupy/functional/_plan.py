@@ -7,7 +7,7 @@ dense      lifting, dense      one convolution with the bank of all transformed 
 dense      g, gc               two steps: pointwise with its expanded matrix, then depthwise
 full       g, gc               the factors are multiplied out, then one convolution as for a dense layer
 fourier    gc, dense 1×1       the pointwise step in the group's Fourier domain
-native     dense, g, gc        the whole convolution in the Fourier domain, by compiled kernels (``_native/kernels.c``)
+native     all                 compiled kernels (``_native/``): lifting directly, else all in the Fourier domain
 =========  ==================  =======================================================================
 
 ``auto`` takes, as ``benchmarks/`` measures, the kernels wherever they serve and the Fourier domain saves more than two
@@ -25,24 +25,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ArgumentError
 from ..groups import PointGroup, fourier_basis
 from . import _native
+from ._execute import AffineNorm, Filters, by_kernels, by_torch
 from ._filters import full_filter, gather_bank, index_table, lift_depthwise
 from ._geometry import Geometry
-from ._layout import merge_fiber, split_fiber
 from ._native import is_ordinary
-from ._pointwise import Bands, fourier_bands, fourier_pointwise, fourier_tables
-from ._tiled import BankBody, FourierBody, Norm, TiledConv
+from ._pointwise import fourier_bands, fourier_tables
 
 ALGORITHMS = {
-    "lifting": ("dense",),
+    "lifting": ("dense", "native"),
     "dense": ("dense", "fourier", "native"),
     "g": ("dense", "full", "native"),
     "gc": ("dense", "full", "fourier", "native"),
@@ -61,19 +60,8 @@ LEAST = 8192
 FUSED = 2**18
 """Values of a map from which on a norm is fused: smaller ones stay in the cache without it."""
 
-
-AffineNorm = tuple[Norm, Tensor | None, Tensor | None]  # statistics, gamma, beta
-
-
-@dataclass(frozen=True)
-class Filters:
-    """Filters ready for use: bands of the pointwise step, and banks of all transformed copies.
-
-    The kernels read parameters as they are: there the banks are the dense filter, or depthwise and pointwise factor.
-    """
-
-    banks: tuple[Tensor, ...]
-    bands: Bands = ()
+SIZES = 64
+"""Shapes of inputs that are remembered as checked."""
 
 
 @dataclass(frozen=True)
@@ -100,19 +88,22 @@ class Plan:
         """Check that kind and algorithm are known and serve the geometry."""
         if kind not in ALGORITHMS:
             raise ArgumentError(f"kind (={kind!r}) must be one of dense, g, gc")
-        if algorithm not in (*RULES, *ALGORITHMS[kind]):
-            known = ", ".join((*RULES, *ALGORITHMS[kind]))
+        offered = (*RULES, *ALGORITHMS[kind][: -1 if kind == "lifting" else None])  # lifting kernels are no operator
+        if algorithm not in offered:
+            known = ", ".join(offered)
             raise ArgumentError(f"algorithm (={algorithm!r}) must be one of {known} for a layer of kind {kind}")
-        plan = cls(group, kind, algorithm, geometry)
-        if algorithm == "fourier" and not plan._has_fourier:
-            needs = "groups=1, and kernel_size=1 in a layer of kind dense"
-            raise ArgumentError(f"algorithm (='fourier') needs {needs}; groups (={geometry.groups})")
         if algorithm == "native":
             if needs := _native.serves(group, geometry):
                 raise ArgumentError(f"algorithm (='native') needs {needs}")
             if not _native.kernels():
                 raise ArgumentError(f"algorithm (='native') is not to be had here: {_native.kernels().summary}")
-        if algorithm in RULES and kind != "lifting":
+        plan = cls(group, kind, algorithm, geometry)
+        if algorithm == "fourier" and not plan._has_fourier:
+            needs = "groups=1, and kernel_size=1 in a layer of kind dense"
+            raise ArgumentError(f"algorithm (='fourier') needs {needs}; groups (={geometry.groups})")
+        if kind == "lifting":
+            return replace(plan, native=algorithm == "auto" and not _native.serves(group, geometry))
+        if algorithm in RULES:
             saving = group.order**2 / fourier_basis(group).multiplications
             saves = saving > 1 if kind == "gc" else saving > 2
             native = algorithm == "auto" and saves and not _native.serves(group, geometry)
@@ -126,12 +117,32 @@ class Plan:
         if self.algorithm not in RULES:
             return self
         algorithm = "full" if self.kind == "g" else "dense"
-        small = not torch.is_grad_enabled() and x.numel() < LEAST
-        if self.native and not small and _native.takes(x) and is_ordinary(x) and _native.kernels():
+        if self.native and kernels_pay(x) and (self.kind != "lifting" or self._lifts(x)):
             algorithm = "native"
         elif self._has_fourier and self.saving > 2 and x.shape[1] * x.shape[-1] * x.shape[-2] * self.saving >= SMALL:
             algorithm = "fourier"
-        return replace(self, algorithm=algorithm, automatic=True)
+        return self._settled[algorithm]
+
+    def _lifts(self, x: Tensor) -> bool:
+        return _native.is_direct(x) and _native.lifts(self.group, self.geometry, x.shape[1])
+
+    # What would take longer to make, call by call, than a small layer itself.
+    _settled: dict[str, Plan] = field(init=False, repr=False, compare=False)
+    _sizes: set[torch.Size] = field(init=False, repr=False, compare=False)  # that have been checked
+    call: _native.Call | None = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        call, ways = None, ALGORITHMS[self.kind] if self.algorithm in RULES else ()
+        settled = {way: replace(self, algorithm=way, automatic=True) for way in ways if way != "native" or self.native}
+        if self.native or self.algorithm == "native":
+            top, _, left, _ = (0,) * 4 if self.geometry.pads_apart else self.geometry.padding
+            geometry = replace(self.geometry, padding=(top, top, left, left), padding_mode="zeros")
+            call = _native.call_for(self.group, geometry, self.kind == "lifting")
+        for name, value in (("_settled", settled), ("_sizes", set()), ("call", call)):
+            object.__setattr__(self, name, value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), tuple(getattr(self, f.name) for f in fields(self) if f.init)
 
     @property
     def expands(self) -> bool:
@@ -161,6 +172,8 @@ class Plan:
     def filters(self, parameters: Mapping[str, Tensor], tables: Mapping[str, Tensor]) -> Filters:
         """Expand the free parameters, under their published names, to what :meth:`apply` reads."""
         groups = self.geometry.groups
+        if self.algorithm == "native" and self.kind == "lifting":
+            return Filters((parameters["weight"],))
         if self.kind == "lifting":
             return Filters((gather_bank(parameters["weight"], tables["plane"], groups),))
         if self.kind == "dense":
@@ -180,35 +193,24 @@ class Plan:
             return Filters((bank,), fourier_bands(pointwise, tables))
         return Filters((gather_bank(pointwise, tables["point"], groups), bank))
 
-    def apply(self, x: Tensor, filters: Filters, bias: Tensor | None, norm: AffineNorm | None = None) -> Tensor:
-        """Convolve x, (B, I, Y, X) or (B, I, |H|, Y, X), to (B, O, |H|, Y', X').
+    def apply(
+        self,
+        x: Tensor,
+        filters: Filters,
+        bias: Tensor | None,
+        norm: AffineNorm | None = None,
+        shortcut: Tensor | None = None,
+    ) -> Tensor:
+        """Convolve x, (B, I, Y, X) or (B, I, |H|, Y, X), to (B, O, |H|, Y', X'), and add the shortcut.
 
         With a norm, which :meth:`fuses` must allow, convolve relu(norm(x)).
         """
-        order, groups = self.group.order, self.geometry.groups
         if self.algorithm == "native":
-            return self._apply_native(x, filters, bias, norm)
-        if bias is not None:
-            bias = bias.repeat(order) if groups == 1 else bias.reshape(groups, 1, -1).expand(-1, order, -1).flatten()
-        if filters.bands and not filters.banks:  # 1×1: only the pixels that its stride reaches
-            x = _stride_pixels(x, self.geometry)
-        if (filters.bands or norm) and self._tiles(x):
-            return self._apply_tiled(x, filters, bias, norm)
-        if filters.bands:
-            u = fourier_pointwise(x.transpose(1, 2), filters.bands).flatten(1, 2)
-            if not filters.banks:
-                return split_fiber(u if bias is None else u + bias.to(u.dtype).view(-1, 1, 1), order)
-            (depthwise,) = filters.banks
-            return split_fiber(conv2d(u, depthwise, bias, self.geometry, depthwise.shape[0]), order)
-        maps = x if self.kind == "lifting" else merge_fiber(x, groups)
-        if len(filters.banks) == 1:
-            return split_fiber(conv2d(maps, filters.banks[0], bias, self.geometry), order, groups)
-        pointwise, depthwise = filters.banks
-        if self.kind == "gc":
-            u = F.conv2d(maps, pointwise, groups=groups)
-        else:
-            u = _pointwise_apart(maps, pointwise, order, groups)
-        return split_fiber(conv2d(u, depthwise, bias, self.geometry, depthwise.shape[0]), order, groups)
+            return by_kernels(self, x, filters, bias, norm, shortcut)
+        y = by_torch(self, x, filters, bias, norm)
+        if shortcut is None:
+            return y
+        return y + shortcut if torch.is_grad_enabled() else y.add_(shortcut)  # in place, autograd would copy a gradient
 
     def fuses(self, x: Tensor) -> bool:
         """Whether ``apply`` can take a norm along for this input."""
@@ -216,36 +218,12 @@ class Plan:
             return is_ordinary(x) and not self.geometry.pads_apart and x.numel() > 0
         single = self.algorithm == "full" or (self.kind == "dense" and self.algorithm == "dense")
         depthwise = self.kind == "gc" and self.algorithm == "fourier"
-        return (single or depthwise) and self._tiles(x) and x.numel() >= FUSED
+        return (single or depthwise) and self.tiles(x) and x.numel() >= FUSED
 
-    def _tiles(self, x: Tensor) -> bool:
+    def tiles(self, x: Tensor) -> bool:
         """Whether the input is an ordinary tensor on the CPU, and the geometry one that tiles know."""
         known = not self.geometry.pads_apart and self.geometry.groups == 1
         return self.automatic and known and x.device.type == "cpu" and is_ordinary(x)
-
-    def _apply_tiled(self, x: Tensor, filters: Filters, bias: Tensor | None, norm: AffineNorm | None) -> Tensor:
-        tensors = [t for band in filters.bands for t in band] + [*filters.banks] + ([] if bias is None else [bias])
-        body = FourierBody(len(filters.bands), self.geometry if filters.banks else None)
-        statistics, gamma, beta = norm or (None, None, None)
-        maps = x.transpose(1, 2).contiguous()
-        y = TiledConv.apply(body if filters.bands else BankBody(self.geometry), statistics, maps, gamma, beta, *tensors)
-        return y.transpose(1, 2)
-
-    def _apply_native(self, x: Tensor, filters: Filters, bias: Tensor | None, norm: AffineNorm | None) -> Tensor:
-        *depthwise, weight = filters.banks
-        maps, (vertical, horizontal) = _pad(x.transpose(1, 2).flatten(0, 1), self.geometry)
-        geometry = replace(self.geometry, padding=(vertical, vertical, horizontal, horizontal), padding_mode="zeros")
-        statistics, gamma, beta = norm or (None, None, None)
-        inputs = _native.Inputs(
-            maps.unflatten(0, (x.shape[0], x.shape[2])),
-            weight,
-            depthwise[0] if depthwise else None,
-            bias,
-            *((gamma, beta, statistics.mean, statistics.var) if statistics else ()),
-        )
-        eps, batch = (statistics.eps, statistics.batch) if statistics else (0.0, False)
-        y = _native.convolve(inputs, eps, batch, self.group, geometry)
-        return y.transpose(1, 2)
 
     def check_input(self, x: Tensor, in_channels: int, weight: Tensor) -> None:
         """Refuse an input of another shape or type, by name."""
@@ -258,7 +236,20 @@ class Plan:
                 f"x has shape {tuple(x.shape)}; this layer reads (B, {axes}, Y, X)"
                 + ("" if planar else f", a map on the group {self.group.name} with in_channels (={in_channels})")
             )
-        self.geometry.check_size(math.prod(x.shape[:-2]), *x.shape[-2:])
+        if not is_ordinary(x):  # sizes may be symbols
+            self.geometry.check_size(math.prod(x.shape[:-2]), *x.shape[-2:])
+        elif x.shape not in self._sizes:
+            self.geometry.check_size(math.prod(x.shape[:-2]), *x.shape[-2:])
+            if len(self._sizes) == SIZES:
+                self._sizes.clear()
+            self._sizes.add(x.shape)
+
+
+def kernels_pay(x: Tensor) -> bool:
+    """Whether there are kernels for x, an ordinary tensor, and it is large enough for them or a gradient is wanted."""
+    if not is_ordinary(x) or not _native.takes(x):
+        return False
+    return (torch.is_grad_enabled() or x.numel() >= LEAST) and bool(_native.kernels())
 
 
 def check_tensor(x: Tensor, weight: Tensor) -> None:
@@ -272,40 +263,3 @@ def check_tensor(x: Tensor, weight: Tensor) -> None:
         raise ArgumentError(f"x must be a dense tensor, not {what}")
     if x.dtype != weight.dtype and (x.is_meta or not torch.is_autocast_enabled(x.device.type)):
         raise ArgumentError(f"x is {x.dtype} and the layer's parameters are {weight.dtype}: they must be of one type")
-
-
-def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, groups: int | None = None) -> Tensor:
-    """Apply ``torch.nn.functional.conv2d`` under the geometry, whatever its padding."""
-    x, padding = _pad(x, geometry)
-    groups = geometry.groups if groups is None else groups
-    return F.conv2d(x, weight, bias, geometry.stride, padding, geometry.dilation, groups)
-
-
-def _stride_pixels(x: Tensor, geometry: Geometry) -> Tensor:
-    """Pad x and keep the pixels that a 1×1 kernel reads."""
-    if any(geometry.padding):
-        top, bottom, left, right = geometry.padding
-        mode = "constant" if geometry.padding_mode == "zeros" else geometry.padding_mode
-        x = F.pad(x.flatten(1, 2), (left, right, top, bottom), mode=mode).unflatten(1, x.shape[1:3])
-    return x if geometry.stride == (1, 1) else x[..., :: geometry.stride[0], :: geometry.stride[1]]
-
-
-def _pad(x: Tensor, geometry: Geometry) -> tuple[Tensor, tuple[int, int]]:
-    """Pad x where ``conv2d`` itself can not; return it with the padding that is left to do."""
-    top, bottom, left, right = geometry.padding
-    if not geometry.pads_apart:
-        return x, (top, left)
-    mode = "constant" if geometry.padding_mode == "zeros" else geometry.padding_mode
-    return F.pad(x, (left, right, top, bottom), mode=mode), (0, 0)
-
-
-def _pointwise_apart(
-    x: Tensor,  # (B, groups·|H|·I/groups, Y, X)
-    bank: Tensor,  # (groups·|H|·O/groups, |H|·I/groups, 1, 1)
-    order: int,
-    groups: int,
-) -> Tensor:  # (B, groups·|H|·O/groups·I/groups, Y, X)
-    """Sum over h alone, each input channel by itself: the first step of a g layer."""
-    maps = x.unflatten(1, (groups, order, x.shape[1] // (groups * order)))
-    matrix = bank.reshape(groups, bank.shape[0] // groups, order, maps.shape[3])
-    return torch.einsum("kohi,bkhiyx->bkoiyx", matrix, maps).flatten(1, 3)

@@ -39,6 +39,7 @@ class Layers:
     ) -> None:
         check_choice("kind", kind, (*plain_kinds, "dense", "g", "gc"))
         self.kind, self.algorithm = kind, algorithm
+        self.kernels = algorithm in ("auto", "native")  # whether compiled kernels may be taken at all
         self.group = None if kind in plain_kinds else as_group(group)
         self.order = self.group.order if self.group else 1
         if self.group is None and algorithm != "auto":
@@ -48,7 +49,10 @@ class Layers:
         """Make the first convolution, which lifts the picture to the group."""
         if self.group is None:
             return nn.Conv2d(in_channels, out_channels, kernel, padding=padding, bias=bias)
-        return LiftingConv2d(in_channels, out_channels, kernel, padding=padding, bias=bias, group=self.group)
+        algorithm = "auto" if self.kernels else "torch"
+        return LiftingConv2d(
+            in_channels, out_channels, kernel, padding=padding, bias=bias, group=self.group, algorithm=algorithm
+        )
 
     def hidden(
         self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, padding: int = 0, bias: bool = True
@@ -77,13 +81,16 @@ class Layers:
         )
 
 
-def convolve(convolution: nn.Module, x: Tensor, order: int, norm: nn.Module | None = None) -> Tensor:
-    """Convolve a folded map (or lift a picture), or relu(norm(x)) of it if there is a norm."""
+def convolve(
+    convolution: nn.Module, x: Tensor, order: int, norm: nn.Module | None = None, shortcut: Tensor | None = None
+) -> Tensor:
+    """Convolve a folded map (or lift a picture), or relu(norm(x)) of it if there is a norm, and add the shortcut."""
     if isinstance(convolution, LiftingConv2d):
         return fold(convolution(x))
     if isinstance(convolution, GroupConv2d):
-        return fold(convolution(unfold(x, order), norm))
-    return convolution(x if norm is None else F.relu(norm(x)))
+        return fold(convolution(unfold(x, order), norm, None if shortcut is None else unfold(shortcut, order)))
+    y = convolution(x if norm is None else F.relu(norm(x)))
+    return y if shortcut is None else y + shortcut
 
 
 def check_choice(name: str, value: str, known: Sequence[str]) -> None:

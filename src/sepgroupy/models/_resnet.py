@@ -103,9 +103,7 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map folded maps, (B·|H|, C, Y, X), to folded maps."""
         y = convolve(self.conv1, x, self.order, self.bn1)
-        y = convolve(self.conv2, y, self.order, self.bn2)
         if self.downsample is not None:
             x = F.avg_pool2d(x, 2) if self.average else x
             x = self.downsample[1](convolve(self.downsample[0], x, self.order))
-        # In place, autograd would copy the gradient of a view.
-        return y + x if torch.is_grad_enabled() else y.add_(x)
+        return convolve(self.conv2, y, self.order, self.bn2, x)

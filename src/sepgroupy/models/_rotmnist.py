@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..functional import unfold
 from ..groups import PointGroup
 from ..nn import GroupPool
+from ..nn._norm import norm_relu_pool
 from ._layers import Layers, check_counts, check_pictures, convolve
 
 KERNELS = (3, 3, 3, 3, 3, 3, 4)
@@ -50,7 +51,7 @@ class RotMNISTNet(nn.Module):
         check_counts(width=width, in_channels=in_channels, classes=classes)
         self.in_channels = in_channels
         layers = Layers(kind, group, ("plain", "c"), algorithm)
-        self.group, self.order = layers.group, layers.order
+        self.group, self.order, self.kernels = layers.group, layers.order, layers.kernels
         for index, kernel in enumerate(KERNELS, start=1):
             convolution = (
                 layers.first(in_channels, width, kernel) if index == 1 else layers.hidden(width, width, kernel)
@@ -68,6 +69,6 @@ class RotMNISTNet(nn.Module):
             norm = getattr(self, f"bn{index - 1}") if index not in (1, 3) else None
             x = convolve(getattr(self, f"conv{index}"), x, self.order, norm)
             if index == 2:
-                x = F.relu(F.max_pool2d(self.bn2(x), 2))  # as the other way round, on a quarter of the pixels
+                x = norm_relu_pool(self.bn2, x, self.kernels)
         x = F.relu(self.bn7(x))
         return F.log_softmax(self.fc(torch.flatten(self.pool(unfold(x, self.order)), 1)), dim=1)

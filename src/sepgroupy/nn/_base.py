@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
+from ..functional._execute import Filters
 from ..functional._geometry import LARGEST_SIZE, check_numbers
-from ..functional._plan import Filters, Plan, is_ordinary
+from ..functional._plan import Plan, is_ordinary
 
 
 @dataclass

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..errors import ArgumentError
+from ..functional import fold
 from ..functional._geometry import Geometry, Pair
 from ..functional._plan import Plan
 from ..groups import PointGroup, as_group
@@ -29,6 +31,8 @@ class LiftingConv2d(GroupConvolution):
         bias: whether to add one number for each output channel.
         padding_mode: "zeros", "reflect", "replicate" or "circular".
         group: the point group: "p4", "p4m", …, a PointGroup or a list of generators.
+        algorithm: how the result, the same to rounding, is computed: "auto", by compiled kernels on a CPU where they
+            are faster, or "torch" (or "dense"), one convolution of PyTorch's with all transformed filters.
         device: where to make the parameters.
         dtype: their type.
 
@@ -59,6 +63,7 @@ class LiftingConv2d(GroupConvolution):
         padding_mode: str = "zeros",
         *,
         group: PointGroup | str,
+        algorithm: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -69,7 +74,7 @@ class LiftingConv2d(GroupConvolution):
         super().__init__(
             in_channels,
             out_channels,
-            Plan.make(group, "lifting", "auto", geometry),
+            Plan.make(group, "lifting", algorithm, geometry),
             shapes,
             bias,
             device,
@@ -153,18 +158,24 @@ class GroupConv2d(GroupConvolution):
         plan = Plan.make(group, kind, algorithm, geometry)
         super().__init__(in_channels, out_channels, plan, shapes, bias, device, dtype)
 
-    def forward(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
+    def forward(self, x: Tensor, norm: nn.Module | None = None, shortcut: Tensor | None = None) -> Tensor:
         """Convolve x to a map on the group, (B, out_channels, |H|, Y', X').
 
         Args:
             x: map on the group, (B, in_channels, |H|, Y, X).
             norm: a planar batch norm; if given, ``relu(norm(x))`` is convolved, its group axis folded into the batch.
                 The same as applying it before, but on a CPU without the passes and the memory of the map between.
+            shortcut: a map to add to the result, of its shape; the same as adding it after, without the pass.
         """
         self.plan.check_input(x, self.in_channels, self.main_weight)
-        plan = self.plan.settle(x)
-        if norm is None:
-            return plan.apply(x, self._filters(plan), self.bias)
-        if isinstance(norm, nn.BatchNorm2d) and is_plain(norm) and plan.fuses(x):
-            return plan.apply(x, self._filters(plan), self.bias, read_norm(norm, x))
-        return plan.apply(norm_relu(norm, x), self._filters(plan), self.bias)
+        if shortcut is not None:
+            size = self.plan.geometry.output_size(*x.shape[-2:])
+            if shortcut.shape != (expected := (x.shape[0], self.out_channels, self.plan.group.order, *size)):
+                raise ArgumentError(f"shortcut has shape {tuple(shortcut.shape)}; the result has {expected}")
+        plan, affine = self.plan.settle(x), None
+        if norm is not None:
+            if is_plain(norm) and plan.fuses(x):
+                affine = read_norm(norm, fold(x))
+            else:
+                x = norm_relu(norm, x)
+        return plan.apply(x, self._filters(plan), self.bias, affine, shortcut)

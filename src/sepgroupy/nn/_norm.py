@@ -1,13 +1,16 @@
-"""Batch norm and ReLU ahead of a group convolution, fused with it where that saves passes and memory."""
+"""Batch norm and ReLU, fused with what follows them where that saves passes and memory."""
 
 from __future__ import annotations
+
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..functional import _native, fold, unfold
-from ..functional._plan import AffineNorm
+from ..functional._execute import AffineNorm
+from ..functional._plan import kernels_pay
 from ..functional._tiled import Norm
 
 
@@ -16,14 +19,24 @@ def norm_relu(norm: nn.Module, x: Tensor) -> Tensor:
     return unfold(F.relu(norm(fold(x))), x.shape[2])
 
 
-def is_plain(norm: nn.Module) -> bool:
+def norm_relu_pool(norm: nn.Module, x: Tensor, kernels: bool = True) -> Tensor:
+    """Return max_pool2d(relu(norm(x)), 2) of folded maps (N, C, Y, X), by kernels without the maps between."""
+    direct = kernels and _native.is_direct(x) and x.numel() > 0 and min(x.shape[-2:]) > 1 and kernels_pay(x)
+    if direct and is_plain(norm) and (norm.weight is None or norm.weight.dtype == x.dtype):
+        used, *affine = read_norm(norm, x)
+        y: Tensor = _native.NormReluPool.apply(x, *affine, used.mean, used.var, used.eps, used.batch)
+        return y
+    return F.relu(F.max_pool2d(norm(x), 2))  # as the other way round, on a quarter of the pixels
+
+
+def is_plain(norm: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
     """Whether the module is a batch norm that nobody watches by hooks, so that its call may be fused."""
     watched = norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks
     return type(norm) is nn.BatchNorm2d and not watched
 
 
-def read_norm(norm: nn.BatchNorm2d, x: Tensor) -> AffineNorm:
-    """Return what the norm would use on x, (B, C, |H|, Y, X), and update its running statistics as its call would."""
+def read_norm(norm: nn.BatchNorm2d, maps: Tensor) -> AffineNorm:
+    """Return what the norm would use on maps (N, C, Y, X), and update its running statistics as its call would."""
     if not norm.training and norm.running_mean is not None and norm.running_var is not None:
         mean, var = norm.running_mean.clone(), norm.running_var.clone()  # they may move before the backward pass
         return Norm(mean, var, norm.eps, batch=False), norm.weight, norm.bias
@@ -33,9 +46,8 @@ def read_norm(norm: nn.BatchNorm2d, x: Tensor) -> AffineNorm:
         norm.num_batches_tracked.add_(1)
         if momentum is None:
             momentum = 1.0 / float(norm.num_batches_tracked)
-    maps = fold(x)
     with torch.no_grad():
-        if not (_native.kernels() and _native.takes(x) and maps.is_contiguous()):
+        if not (_native.kernels() and _native.takes(maps) and maps.is_contiguous()):
             mean, var = torch.batch_norm_update_stats(maps, running_mean, running_var, momentum or 0.0)
         else:
             mean, var = _native.statistics(maps)

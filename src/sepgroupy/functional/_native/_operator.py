@@ -9,11 +9,14 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_input
 
 from ...groups import PointGroup
 from .._filters import full_filter, gather_bank, index_table
 from .._geometry import Geometry
-from ._library import SUFFIXES, Call, call_for
+from ._call import Call, call_for
+from ._library import SUFFIXES
+from ._maps import Affine, add_affine
 
 Integers = Sequence[int]
 
@@ -21,27 +24,21 @@ Integers = Sequence[int]
 class Inputs(NamedTuple):
     """What is convolved, in this order everywhere: relu(norm(x)) where there are a mean and a variance, else x."""
 
-    x: Tensor  # (B, |H|, I, Y, X)
-    weight: Tensor  # (O, I, |H|, k, k), or (O, I, |H|, 1, 1) with a depthwise factor
+    x: Tensor  # (B, |H|, I, Y, X), or planes (B, 1, I, Y, X) to lift
+    weight: Tensor  # (O, I, |H|, k, k); (O, I, |H|, 1, 1) with a depthwise factor; (O, I, 1, k, k) to lift
     depthwise: Tensor | None = None  # (O, 1, 1, k, k)
     bias: Tensor | None = None  # (O,)
     gamma: Tensor | None = None  # (I,), of the norm
     beta: Tensor | None = None
     mean: Tensor | None = None
     var: Tensor | None = None
+    shortcut: Tensor | None = None  # (B, |H|, O, Y', X'), added to the result
 
-    def affine_map(self, eps: float) -> tuple[Tensor | None, Tensor | None]:
-        """Return scale and shift of the norm."""
+    def affine(self, eps: float, batch: bool) -> Affine | None:
+        """Return the norm."""
         if self.mean is None or self.var is None:
-            return None, None
-        scale = (self.var + eps).rsqrt()
-        scale = scale if self.gamma is None else scale * self.gamma
-        return scale, -self.mean * scale if self.beta is None else torch.addcmul(self.beta, self.mean, scale, value=-1)
-
-    def contiguous(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return x and the factors of the filter as the kernels read them."""
-        depthwise = None if self.depthwise is None else self.depthwise.contiguous()
-        return self.x.contiguous(), self.weight.contiguous(), depthwise
+            return None
+        return Affine(self.mean, self.var, self.gamma, self.beta, eps, batch)
 
 
 def takes(x: Tensor) -> bool:
@@ -61,8 +58,13 @@ def is_ordinary(x: Tensor) -> bool:
     )
 
 
-def convolve(inputs: Inputs, eps: float, batch: bool, group: PointGroup, geometry: Geometry) -> Tensor:
-    """Convolve to (B, |H|, O, Y', X') as :class:`sepgroupy.nn.GroupConv2d` defines.
+def is_direct(x: Tensor) -> bool:
+    """Whether x is ordinary and no dispatch mode sees what is called either."""
+    return is_ordinary(x) and not torch._C._len_torch_dispatch_stack()
+
+
+def convolve(inputs: Inputs, eps: float, batch: bool, call: Call) -> Tensor:
+    """Convolve to (B, |H|, O, Y', X') as :class:`sepgroupy.nn.GroupConv2d` defines, and add the shortcut.
 
     The padding must be of zeros, the same on both sides. Types shorter than float32 are computed in it, autocast's too.
 
@@ -70,22 +72,20 @@ def convolve(inputs: Inputs, eps: float, batch: bool, group: PointGroup, geometr
         inputs: tensors on the CPU.
         eps: of the norm.
         batch: whether the norm's statistics are those of x, so that gradients pass through them.
-        group: the point group.
-        geometry: stride, padding and dilation.
+        call: the convolution, of a group or lifting to one; the latter of ordinary tensors alone.
     """
     autocast = inputs.x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if autocast else inputs.x.dtype
     if inputs.x.dtype not in SUFFIXES:
         inputs = Inputs(*(None if t is None else t.float() for t in inputs))  # type: ignore[arg-type]
     y: Tensor
-    if is_ordinary(inputs.x) and not torch._C._len_torch_dispatch_stack():
-        y = GroupConv.apply(*inputs, eps, batch, call_for(group, geometry))
+    if is_direct(inputs.x):
+        y = GroupConv.apply(*inputs, eps, batch, call)
     elif torch._C._are_functorch_transforms_active():
-        y = _definition(inputs, eps, batch, call_for(group, geometry))
+        y = _definition(inputs, eps, batch, call)
     else:
-        elements = [entry for matrix in group.elements for row in matrix for entry in row]
-        padding = [geometry.padding[0], geometry.padding[2]]
-        y = group_conv(*inputs, eps, batch, elements, geometry.stride, padding, geometry.dilation)
+        elements = [entry for matrix in call.group.elements for row in matrix for entry in row]
+        y = group_conv(*inputs, eps, batch, elements, *_options(call.geometry))
     return y.to(dtype)
 
 
@@ -96,70 +96,95 @@ class GroupConv(torch.autograd.Function):
     def forward(ctx: Any, *args: Any) -> Tensor:
         """Convolve; the arguments are the inputs, eps, batch and the call."""
         *tensors, ctx.eps, ctx.batch, ctx.call = args
-        ctx.save_for_backward(*tensors)
+        ctx.save_for_backward(*tensors[:-1])  # not the shortcut
         return _forward(Inputs(*tensors), ctx.eps, ctx.call)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         """Return the gradients, through the definition if they are to be differentiated in turn."""
         inputs, needs = Inputs(*ctx.saved_tensors), ctx.needs_input_grad
+        shortcut = grad if needs[8] else None
         if not torch.is_grad_enabled():
-            return (*_backward(grad, inputs, ctx.eps, ctx.batch, ctx.call), *(None,) * 5)
+            gradients = _backward(grad, inputs, ctx.eps, ctx.batch, ctx.call, needs[0])
+            return (*gradients, None, None, shortcut, None, None, None)
         y = _definition(inputs, ctx.eps, ctx.batch, ctx.call)
-        wanted = [t for t, need in zip(inputs, needs, strict=False) if need and t is not None]
+        wanted = [t for t, need in zip(inputs[:8], needs, strict=False) if need and t is not None]
         found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
-        return tuple(next(found) if need else None for need in needs)
+        return (*(next(found) if need else None for need in needs[:8]), shortcut, None, None, None)
+
+
+def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
+    return [None if t is None else t.contiguous() for t in tensors]
 
 
 def _forward(inputs: Inputs, eps: float, call: Call) -> Tensor:
-    bias = None if inputs.bias is None else inputs.bias.contiguous()
-    return call.forward(*inputs.contiguous(), bias, *inputs.affine_map(eps))
+    affine = inputs.affine(eps, False)
+    scale, shift = affine.scale_and_shift() if affine else (None, None)
+    depthwise, bias, shortcut = _contiguous(inputs.depthwise, inputs.bias, inputs.shortcut)
+    return call.forward(inputs.x.contiguous(), inputs.weight.contiguous(), depthwise, bias, scale, shift, shortcut)
 
 
-def _backward(grad: Tensor, inputs: Inputs, eps: float, batch: bool, call: Call) -> tuple[Tensor | None, ...]:
+def _backward(
+    grad: Tensor, inputs: Inputs, eps: float, batch: bool, call: Call, needs_x: bool = True
+) -> tuple[Tensor | None, ...]:
     """Return the gradients of x, weight, depthwise, bias, gamma and beta."""
-    x, weight, depthwise = inputs.contiguous()
-    dx, dweight, ddepthwise, dnorm = call.backward(grad.contiguous(), x, weight, depthwise, *inputs.affine_map(eps))
+    grad, x, weight = grad.contiguous(), inputs.x.contiguous(), inputs.weight.contiguous()
+    if call.lifting:
+        dweight, lifted_dbias = call.backward_of_lifting(grad, x, weight)
+        dbias = None if inputs.bias is None else lifted_dbias
+        return _planes_grad(grad, inputs, call) if needs_x else None, dweight, None, dbias, None, None
+    affine = inputs.affine(eps, batch)
+    scale, shift = affine.scale_and_shift() if affine else (None, None)
+    (depthwise,) = _contiguous(inputs.depthwise)
+    dx, dweight, ddepthwise, dnorm = call.backward(grad, x, weight, depthwise, scale, shift)
     dbias = None if inputs.bias is None else grad.sum((0, 1, 3, 4))
-    if inputs.mean is None or inputs.var is None:
+    if affine is None:
         return dx, dweight, ddepthwise, dbias, None, None
-    # x̂ = (x - μ)/σ, z = γ·x̂ + β: dβ = Σ dz, dγ = Σ dz·x̂, and through the statistics dx -= γ/σ·(dβ + x̂·dγ)/n.
-    inverse = (inputs.var + eps).rsqrt()
-    dbeta, dgamma = dnorm[1].clone(), torch.addcmul(dnorm[0], inputs.mean, dnorm[1], value=-1) * inverse
-    if batch:
-        factor = -inverse / (x.numel() // x.shape[2])
-        factor = factor if inputs.gamma is None else factor * inputs.gamma
-        slope = factor * dgamma * inverse
-        call.add_affine(dx, x, slope, factor * dbeta - slope * inputs.mean)
-    affine = (None if inputs.gamma is None else dgamma, None if inputs.beta is None else dbeta)
-    return dx, dweight, ddepthwise, dbias, *affine
+    dgamma, dbeta, slope, offset = affine.gradients(dnorm, x.numel() // x.shape[2])
+    if slope is not None and offset is not None:
+        add_affine(dx.flatten(0, 1), x.flatten(0, 1), slope, offset)
+    affine_gradients = (None if inputs.gamma is None else dgamma, None if inputs.beta is None else dbeta)
+    return dx, dweight, ddepthwise, dbias, *affine_gradients
+
+
+def _planes_grad(grad: Tensor, inputs: Inputs, call: Call) -> Tensor:
+    size, options = inputs.x.flatten(1, 2).shape, _options(call.geometry)
+    dx = conv2d_input(size, _bank(inputs, call), grad.flatten(1, 2), *options)  # type: ignore[arg-type]
+    return dx.view_as(inputs.x)
 
 
 def _definition(inputs: Inputs, eps: float, batch: bool, call: Call) -> Tensor:
     """Compute the same by PyTorch's own operations, for second derivatives and function transforms."""
-    x, weight, depthwise, bias, gamma, beta, mean, var = inputs
-    order, geometry = call.group.order, call.geometry
-    if mean is not None:
-        mean, var = (None, None) if batch else (mean, var)
-        x = F.batch_norm(x.flatten(0, 1), mean, var, gamma, beta, batch, 0.0, eps).relu().view_as(x)
-    filters = weight if depthwise is None else full_filter(depthwise, weight)
-    bank = gather_bank(filters, index_table(call.group, geometry.kernel_size, fiber=True))
-    padding = (geometry.padding[0], geometry.padding[2])
-    bias = None if bias is None else bias.repeat(order)
-    y = F.conv2d(x.flatten(1, 2), bank, bias, geometry.stride, padding, geometry.dilation)
-    return y.unflatten(1, (order, -1))
+    x, affine, order = inputs.x, inputs.affine(eps, batch), call.group.order
+    if affine is not None:
+        x = affine.relu(x.flatten(0, 1)).view_as(x)
+    bias = None if inputs.bias is None else inputs.bias.expand(order, -1).flatten()
+    y = F.conv2d(x.flatten(1, 2), _bank(inputs, call), bias, *_options(call.geometry)).unflatten(1, (order, -1))
+    return y if inputs.shortcut is None else y + inputs.shortcut
+
+
+def _bank(inputs: Inputs, call: Call) -> Tensor:
+    filters = inputs.weight if inputs.depthwise is None else full_filter(inputs.depthwise, inputs.weight)
+    return gather_bank(filters, index_table(call.group, call.geometry.kernel_size, fiber=not call.lifting))
+
+
+def _options(geometry: Geometry) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    return geometry.stride, (geometry.padding[0], geometry.padding[2]), geometry.dilation
 
 
 # ---- the same as an operator, for torch.compile, torch.export, autocast and dispatch modes ---------------------------
 
-_ARGUMENTS = (
-    "Tensor x, Tensor weight, Tensor? depthwise, Tensor? bias, Tensor? gamma, Tensor? beta, Tensor? mean, Tensor? var, "
-    "float eps, bool batch, int[] elements, int[] stride, int[] padding, int[] dilation"
+_TENSORS = (
+    "Tensor x, Tensor weight, Tensor? depthwise, Tensor? bias, Tensor? gamma, Tensor? beta, Tensor? mean, Tensor? var"
 )
+_OPTIONS = "float eps, bool batch, int[] elements, int[] stride, int[] padding, int[] dilation"
 
 
 @torch.library.custom_op(
-    "sepgroupy::group_conv", mutates_args=(), device_types="cpu", schema=f"({_ARGUMENTS}) -> Tensor"
+    "sepgroupy::group_conv",
+    mutates_args=(),
+    device_types="cpu",
+    schema=f"({_TENSORS}, Tensor? shortcut, {_OPTIONS}) -> Tensor",
 )
 def group_conv(*args: Any) -> Tensor:
     """Convolve on the group whose elements' entries are given."""
@@ -172,7 +197,7 @@ def group_conv(*args: Any) -> Tensor:
     "sepgroupy::group_conv_backward",
     mutates_args=(),
     device_types="cpu",
-    schema=f"(Tensor grad, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    schema=f"(Tensor grad, {_TENSORS}, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def group_conv_backward(*args: Any) -> tuple[Tensor, ...]:
     """Return the gradients of x, weight, depthwise, bias, gamma and beta, empty for what there is not."""
@@ -197,9 +222,9 @@ def _call_of(elements: tuple[int, ...], kernel: tuple[int, int], *geometry: tupl
 
 @group_conv.register_fake
 def _(*args: Any) -> Tensor:
-    inputs = Inputs(*args[:8])
+    inputs = Inputs(*args[:9])
     return inputs.x.new_empty(
-        _parse(inputs, *args[10:]).output_shape(tuple(inputs.x.shape), tuple(inputs.weight.shape))
+        _parse(inputs, *args[11:]).output_shape(tuple(inputs.x.shape), tuple(inputs.weight.shape))
     )
 
 
@@ -209,14 +234,15 @@ def _(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:8])
-    ctx.options = inputs[8:]
+    ctx.save_for_backward(*inputs[:8])  # not the shortcut
+    ctx.options = inputs[9:]
 
 
 def _operator_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     gradients = group_conv_backward(grad, *ctx.saved_tensors, *ctx.options)
     found = (g if need else None for g, need in zip(gradients, ctx.needs_input_grad, strict=False))
-    return (*found, *(None,) * (len(ctx.needs_input_grad) - len(gradients)))
+    shortcut = grad if ctx.needs_input_grad[8] else None
+    return (*found, None, None, shortcut, *(None,) * len(ctx.options))
 
 
 group_conv.register_autograd(_operator_backward, setup_context=_keep)

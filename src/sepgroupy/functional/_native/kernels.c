@@ -23,6 +23,9 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 #if defined(__AVX2__)
 #include <immintrin.h>
 #define VECTOR_BYTES 32
@@ -35,6 +38,8 @@
 #define PHASES 9   /* strides up to 3 */
 #define TAPS 49    /* kernels up to 7×7 */
 #define ROWS 6     /* of a matrix product's register block; it is two vectors wide */
+#define TERMS 9    /* of a filter whose gradients are summed at a time */
+#define WINDOWS 128 /* pooled at a time */
 
 typedef int64_t index_t;
 
@@ -201,14 +206,43 @@ INLINE index_t thread_number(void)
 #define JOIN(a, b) JOIN_(a, b)
 #define NAME(name) JOIN(name, SUFFIX)
 
+/* What follows is included once for each type. */
+#define vector NAME(lanes)
+#define LANES ((index_t)(VECTOR_BYTES / sizeof(REAL)))
+#define WIDTH (2 * LANES) /* of a register block */
+#define AT(pointer) (*(vector *)(pointer))
+#define mask __typeof__((vector){0} < (vector){0})
+#define Thread NAME(thread)
+#define Norm NAME(norm)
+#define Strip NAME(strip)
+#define Room NAME(room_of)
+#define Frame NAME(frame_of)
+#define Pixels NAME(pixels)
+
 #define REAL float
 #define SUFFIX _f32
-#include "kernels.inl"
+#include "convolution.inl"
+#include "lifting.inl"
+#include "maps.inl"
 #undef REAL
 #undef SUFFIX
 #define REAL double
 #define SUFFIX _f64
-#include "kernels.inl"
+#include "convolution.inl"
+#include "lifting.inl"
+#include "maps.inl"
+
+/* Ask for large pages where so much is about to be written that the system hands out fresh memory for it. */
+void expect_writes(void *start, index_t bytes)
+{
+#ifdef MADV_HUGEPAGE
+    uintptr_t page = 4096, first = ((uintptr_t)start + page - 1) / page * page;
+    uintptr_t last = ((uintptr_t)start + (uintptr_t)bytes) / page * page;
+    if (last > first) madvise((void *)first, last - first, MADV_HUGEPAGE);
+#else
+    (void)start, (void)bytes;
+#endif
+}
 
 /* For who loads the library: a structure of another size is that of another version. */
 index_t problem_size(void) { return sizeof(Problem); }

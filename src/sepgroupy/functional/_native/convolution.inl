@@ -1,11 +1,6 @@
-/* The kernels for one type of number: REAL, and SUFFIX for the names. Included by kernels.c. */
+/* Convolutions on a group for one type of number: REAL, and SUFFIX for the names. Included by kernels.c. */
 
-typedef REAL NAME(vector) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
-#define vector NAME(vector)
-#define LANES ((index_t)(VECTOR_BYTES / sizeof(REAL)))
-#define WIDTH (2 * LANES) /* of a register block */
-#define AT(pointer) (*(vector *)(pointer))
-#define mask __typeof__((vector){0} < (vector){0})
+typedef REAL vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
 
 /* ---- matrix products ---------------------------------------------------------------------------------------- */
 
@@ -70,6 +65,10 @@ INLINE void NAME(add_sums)(const vector *sum, REAL *c, index_t columns)
         __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps((__m256)sum[0], (__m256)sum[1]),
                                       _mm256_hadd_ps((__m256)sum[2], (__m256)sum[3]));
         __m128 all = _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
+        if (columns >= 4) {
+            _mm_storeu_ps((float *)c, _mm_add_ps(_mm_loadu_ps((float *)c), all));
+            return;
+        }
         memcpy(total, &all, sizeof all < sizeof total ? sizeof all : sizeof total);
     } else
 #endif
@@ -175,12 +174,10 @@ typedef struct {
     REAL *weight_grad;       /* gradient of the blocks W, laid out as in pack() */
     REAL *depth_grad;        /* (O, taps) */
     REAL *norm_grad;         /* (2, I) */
-} NAME(Thread);
-#define Thread NAME(Thread)
+} Thread;
 
 /* A map's values that go into the product are max(0, scale·x + shift) where there is a norm. */
-typedef struct { const REAL *scale, *shift; } NAME(Norm);
-#define Norm NAME(Norm)
+typedef struct { const REAL *scale, *shift; } Norm;
 
 INLINE void NAME(lay_places)(const Problem *p, const Tile *t, Thread *w)
 {
@@ -326,7 +323,7 @@ INLINE void NAME(unload)(const Problem *p, const Tile *t, const Thread *w, const
     }
 }
 
-/* Copy a tile's part of the gradient of y to planes, (outputs, order, size), zeros between; and back, adding the bias. */
+/* Copy a tile's part of the gradient of y to planes, (outputs, order, size), zeros between; and back, plus bias and more. */
 static void NAME(read_planes)(const Problem *p, const Tile *t, const Thread *w, index_t first, index_t outputs,
                               const REAL *y)
 {
@@ -344,7 +341,7 @@ static void NAME(read_planes)(const Problem *p, const Tile *t, const Thread *w, 
 }
 
 static void NAME(write_planes)(const Problem *p, const Tile *t, const Thread *w, index_t first, index_t outputs,
-                               const REAL *bias, REAL *y)
+                               const REAL *bias, const REAL *more, REAL *y)
 {
     const Layout *l = &w->layout;
     index_t plane = p->out_height * p->out_width;
@@ -352,11 +349,14 @@ static void NAME(write_planes)(const Problem *p, const Tile *t, const Thread *w,
         for (index_t g = 0; g < p->order; g++)
             for (index_t image = 0; image < t->images; image++) {
                 const REAL *from = w->planes + (o * p->order + g) * l->size + l->margin + image * l->image_step;
-                REAL *to = y + (((t->first_image + image) * p->order + g) * p->out_channels + first + o) * plane
-                    + t->out_row * p->out_width, added = bias ? bias[first + o] : 0;
-                for (index_t r = 0; r < t->out_rows; r++)
-                    for (index_t c = 0; c < p->out_width; c++)
-                        to[r * p->out_width + c] = from[r * l->row_step + c] + added;
+                index_t place = (((t->first_image + image) * p->order + g) * p->out_channels + first + o) * plane
+                    + t->out_row * p->out_width;
+                REAL added = bias ? bias[first + o] : 0;
+                for (index_t r = 0; r < t->out_rows; r++, place += p->out_width, from += l->row_step)
+                    if (more)
+                        for (index_t c = 0; c < p->out_width; c++) y[place + c] = from[c] + added + more[place + c];
+                    else
+                        for (index_t c = 0; c < p->out_width; c++) y[place + c] = from[c] + added;
             }
 }
 
@@ -380,59 +380,53 @@ INLINE index_t NAME(phase_taps)(const Problem *p, const Phase *phase)
 static void NAME(transform_filters)(const Problem *p, const Layout *l, index_t o, REAL *weight, REAL *blocks,
                                     const REAL *grads, index_t grad_step)
 {
-    index_t I = p->in_channels, order = p->order, taps = p->kind == SEPARABLE ? 1 : p->taps, start = 0;
-    REAL values[ORDER][LANES];
-    if (grads) memset(weight + o * I * order * taps, 0, I * order * taps * sizeof(REAL));
-    for (index_t f = 0; f < l->phases; f++) {
-        const Phase *phase = &l->phase[f];
-        index_t count = NAME(phase_taps)(p, phase);
-        const double *irrep = p->irreps;
-        for (index_t b = 0; b < p->blocks; b++) {
-            index_t size = p->block[3 * b + 1];
-            for (index_t n = 0; n < count; n++) {
-                index_t tap = p->kind == SEPARABLE ? 0 : phase->tap[n];
-                for (index_t first = 0; first < I; first += LANES) {
-                    index_t lanes = smaller(LANES, I - first);
-                    REAL *pairs = weight + (o * I + first) * order * taps + tap;
-                    for (index_t k = 0; k < order; k++)
-                        for (index_t lane = 0; lane < lanes; lane++)
-                            values[k][lane] = grads ? 0 : pairs[(lane * order + k) * taps];
-                    for (index_t a = 0; a < size; a++)
-                        for (index_t c = 0; c < size; c++) {
-                            const double *entry = irrep + (a * size + c) * order;
-                            index_t at = start + (((a * p->out_channels + o) * count + n) * size + c) * I + first;
-                            REAL total[LANES];
-                            for (index_t lane = 0; lane < LANES; lane++) total[lane] = 0;
-                            if (grads) {
-                                for (index_t thread = 0; thread < p->threads; thread++)
-                                    for (index_t lane = 0; lane < lanes; lane++)
-                                        total[lane] += grads[thread * grad_step + at + lane];
-                                for (index_t k = 0; k < order; k++)
-                                    for (index_t lane = 0; lane < LANES; lane++)
-                                        values[k][lane] += (REAL)entry[k] * total[lane];
-                            } else {
-                                for (index_t k = 0; k < order; k++)
-                                    for (index_t lane = 0; lane < LANES; lane++)
-                                        total[lane] += (REAL)entry[k] * values[k][lane];
-                                for (index_t lane = 0; lane < lanes; lane++) blocks[at + lane] = total[lane];
-                            }
+    index_t I = p->in_channels, order = p->order, taps = p->kind == SEPARABLE ? 1 : p->taps;
+    REAL values[ORDER * TAPS][LANES]; /* of LANES input channels */
+    for (index_t first = 0; first < I; first += LANES) {
+        index_t lanes = smaller(LANES, I - first), start = 0;
+        REAL *pairs = weight + (o * I + first) * order * taps;
+        if (grads)
+            memset(values, 0, sizeof values);
+        else
+            for (index_t lane = 0; lane < LANES; lane++)
+                for (index_t n = 0; n < order * taps; n++)
+                    values[n][lane] = lane < lanes ? pairs[lane * order * taps + n] : 0;
+        for (index_t f = 0; f < l->phases; f++) {
+            index_t count = NAME(phase_taps)(p, &l->phase[f]);
+            const double *irrep = p->irreps;
+            for (index_t b = 0; b < p->blocks; b++) {
+                index_t size = p->block[3 * b + 1];
+                for (index_t entry = 0; entry < size * size; entry++, irrep += order)
+                    for (index_t n = 0; n < count; n++) {
+                        index_t tap = p->kind == SEPARABLE ? 0 : l->phase[f].tap[n], a = entry / size, c = entry % size;
+                        index_t at = start + (((a * p->out_channels + o) * count + n) * size + c) * I + first;
+                        vector total = {0};
+                        if (grads) {
+                            REAL sum[LANES] = {0};
+                            for (index_t thread = 0; thread < p->threads; thread++)
+                                for (index_t lane = 0; lane < lanes; lane++)
+                                    sum[lane] += grads[thread * grad_step + at + lane];
+                            total = AT(sum);
+                            for (index_t k = 0; k < order; k++)
+                                AT(values[k * taps + tap]) += (REAL)irrep[k] * total;
+                        } else {
+                            for (index_t k = 0; k < order; k++)
+                                total += (REAL)irrep[k] * AT(values[k * taps + tap]);
+                            memcpy(blocks + at, &total, lanes * sizeof(REAL));
                         }
-                    if (grads)
-                        for (index_t k = 0; k < order; k++)
-                            for (index_t lane = 0; lane < lanes; lane++)
-                                pairs[(lane * order + k) * taps] += values[k][lane];
-                }
+                    }
+                start += size * size * p->out_channels * count * I;
             }
-            irrep += size * size * order;
-            start += size * size * p->out_channels * count * I;
         }
+        if (grads)
+            for (index_t lane = 0; lane < lanes; lane++)
+                for (index_t n = 0; n < order * taps; n++) pairs[lane * order * taps + n] = values[n][lane];
     }
 }
 
 /* ---- a block of outputs on a strip of columns ------------------------------------------------------------------ */
 
-typedef struct { index_t outputs, columns, step; } NAME(Strip); /* of how many outputs and columns, and of its rows */
-#define Strip NAME(Strip)
+typedef struct { index_t outputs, columns, step; } Strip; /* of how many outputs and columns, and of its rows */
 
 static Strip NAME(strip_of)(const Problem *p, int backward)
 {
@@ -551,13 +545,19 @@ INLINE void NAME(spread)(const Thread *w, index_t f, index_t outputs, index_t co
     }
 }
 
-/* So many vectors of Σ_t weight[t] from[t], of which `count` values are wanted. */
-INLINE void NAME(weighted_sum)(const REAL *weight, REAL *const *from, index_t at, REAL added, REAL *to, index_t count,
-                               int vectors, int T)
+/* So many vectors of bias + more + Σ_t weight[t] from[t], of which `count` values are wanted; more may be null. */
+INLINE void NAME(weighted_sum)(const REAL *weight, REAL *const *from, index_t at, REAL bias, const REAL *more, REAL *to,
+                               index_t count, int vectors, int T)
 {
-    vector sum[2];
+    vector sum[2] = {{0}, {0}};
+    if (more && count >= vectors * LANES) {
 #pragma GCC unroll 2
-    for (int v = 0; v < vectors; v++) sum[v] = (vector){0} + added;
+        for (int v = 0; v < vectors; v++) sum[v] = AT(more + v * LANES);
+    } else if (more) {
+        memcpy(sum, more, count * sizeof(REAL));
+    }
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; v++) sum[v] += bias;
 #pragma GCC unroll 9
     for (int tap = 0; tap < T; tap++)
 #pragma GCC unroll 2
@@ -570,9 +570,18 @@ INLINE void NAME(weighted_sum)(const REAL *weight, REAL *const *from, index_t at
     }
 }
 
-/* y[o,g](q) = bias[o] + Σ_t depth[o,t] inner[o,g](q shifted). */
+INLINE void NAME(weighted_row)(const REAL *weight, REAL *const *from, index_t at, REAL bias, const REAL *more, REAL *to,
+                               index_t count, int T)
+{
+    index_t c = 0;
+    for (; c + LANES < count; c += WIDTH)
+        NAME(weighted_sum)(weight, from, at + c, bias, more ? more + c : NULL, to + c, count - c, 2, T);
+    if (c < count) NAME(weighted_sum)(weight, from, at + c, bias, more ? more + c : NULL, to + c, count - c, 1, T);
+}
+
+/* y[o,g](q) = bias[o] + Σ_t depth[o,t] inner[o,g](q shifted), plus more. */
 INLINE void NAME(weigh)(const Problem *p, const Tile *t, const Thread *w, index_t first, index_t outputs,
-                        const REAL *depth, const REAL *bias, REAL *y, Strip s, int T)
+                        const REAL *depth, const REAL *bias, const REAL *more, REAL *y, Strip s, int T)
 {
     const Layout *l = &w->layout;
     index_t plane = p->out_height * p->out_width;
@@ -586,13 +595,10 @@ INLINE void NAME(weigh)(const Problem *p, const Tile *t, const Thread *w, index_
             }
             for (index_t image = 0; image < t->images; image++)
                 for (index_t r = 0; r < t->out_rows; r++) {
-                    REAL *to = y + (((t->first_image + image) * p->order + g) * p->out_channels + first + o) * plane
+                    index_t place = (((t->first_image + image) * p->order + g) * p->out_channels + first + o) * plane
                         + (t->out_row + r) * p->out_width;
-                    index_t at = image * l->image_step + r * l->row_step, c = 0;
-                    for (; c + LANES < p->out_width; c += WIDTH)
-                        NAME(weighted_sum)(weight, from, at + c, added, to + c, p->out_width - c, 2, T);
-                    if (c < p->out_width)
-                        NAME(weighted_sum)(weight, from, at + c, added, to + c, p->out_width - c, 1, T);
+                    index_t at = image * l->image_step + r * l->row_step;
+                    NAME(weighted_row)(weight, from, at, added, more ? more + place : NULL, y + place, p->out_width, T);
                 }
         }
 }
@@ -640,7 +646,8 @@ INLINE void NAME(weigh_back)(const Thread *w, index_t f, index_t first, index_t 
 /* ---- whole tiles ------------------------------------------------------------------------------------------------ */
 
 static void NAME(forward_tile)(const Problem *p, const Tile *t, Thread *w, const REAL *x, Norm norm,
-                               const REAL *blocks, const REAL *depth, const REAL *bias, REAL *y, Strip s)
+                               const REAL *blocks, const REAL *depth, const REAL *bias, const REAL *more, REAL *y,
+                               Strip s)
 {
     const Layout *l = &w->layout;
     BY_ORDER(p, NAME(load)(p, t, w, x, norm, N, TRANSFORM));
@@ -661,11 +668,13 @@ static void NAME(forward_tile)(const Problem *p, const Tile *t, Thread *w, const
             start += NAME(blocks_size)(p, taps);
         }
         if (p->kind == DENSE)
-            NAME(write_planes)(p, t, w, first, outputs, bias, y);
+            NAME(write_planes)(p, t, w, first, outputs, bias, more, y);
+        else if (p->taps == 9 && !more) /* spelled out, so that the weights stay in registers */
+            NAME(weigh)(p, t, w, first, outputs, depth, bias, NULL, y, s, 9);
         else if (p->taps == 9)
-            NAME(weigh)(p, t, w, first, outputs, depth, bias, y, s, 9);
+            NAME(weigh)(p, t, w, first, outputs, depth, bias, more, y, s, 9);
         else
-            NAME(weigh)(p, t, w, first, outputs, depth, bias, y, s, (int)p->taps);
+            NAME(weigh)(p, t, w, first, outputs, depth, bias, more, y, s, (int)p->taps);
     }
 }
 
@@ -706,8 +715,7 @@ static void NAME(backward_tile)(const Problem *p, const Tile *t, Thread *w, cons
 /* How many values each part of the work space holds: shared blocks, then for each thread its own. */
 typedef struct {
     index_t blocks, places, hat, strip, planes, inner, blank, weight_grad, depth_grad, norm_grad, thread;
-} NAME(Room);
-#define Room NAME(Room)
+} Room;
 
 static Room NAME(room)(const Problem *p, const Division *d, Strip s, int backward)
 {
@@ -769,9 +777,9 @@ index_t NAME(workspace)(const Problem *p, int backward)
 }
 
 /* y (B,|H|,O,Y',X') of x (B,|H|,I,Y,X); weight (O,I,|H|,taps), or (O,I,|H|) with depth (O,taps); bias (O) or null;
- * scale and shift (I) or null: x is replaced by max(0, scale·x + shift). */
+ * scale and shift (I) or null: x is replaced by max(0, scale·x + shift); more, of y's shape or null, is added. */
 void NAME(forward)(const Problem *p, const REAL *x, const REAL *scale, const REAL *shift, const REAL *weight,
-                   const REAL *depth, const REAL *bias, REAL *y, REAL *space)
+                   const REAL *depth, const REAL *bias, const REAL *more, REAL *y, REAL *space)
 {
     Division d = divide(p, p->out_height, 0);
     Strip s = NAME(strip_of)(p, 0);
@@ -789,7 +797,7 @@ void NAME(forward)(const Problem *p, const REAL *x, const REAL *scale, const REA
         for (index_t n = 0; n < d.tiles; n++) {
             Tile t = tile_at(p, &d, n, 0);
             NAME(prepare)(p, &t, &w, room);
-            NAME(forward_tile)(p, &t, &w, x, (Norm){scale, shift}, space, depth, bias, y, s);
+            NAME(forward_tile)(p, &t, &w, x, (Norm){scale, shift}, space, depth, bias, more, y, s);
         }
     }
 }
@@ -833,56 +841,3 @@ void NAME(backward)(const Problem *p, const REAL *x, const REAL *scale, const RE
             norm_grad[i] = grads[room.depth_grad + i] + (thread ? norm_grad[i] : 0);
     }
 }
-
-/* out (maps, channels, pixels) += slope[channel]·x + offset[channel]. */
-void NAME(add_affine)(index_t maps, index_t channels, index_t pixels, index_t threads, const REAL *x,
-                      const REAL *slope, const REAL *offset, REAL *out)
-{
-#pragma omp parallel for num_threads((int)threads) if (threads > 1)
-    for (index_t n = 0; n < maps; n++)
-        for (index_t i = 0; i < channels; i++) {
-            const REAL *from = x + (n * channels + i) * pixels;
-            REAL *to = out + (n * channels + i) * pixels, a = slope[i], b = offset[i];
-            for (index_t c = 0; c < pixels; c++) to[c] += a * from[c] + b;
-        }
-}
-
-/* Mean and biased variance of each channel of x (maps, channels, pixels): sums of each plane, joined as Chan et al. do. */
-void NAME(statistics)(index_t maps, index_t channels, index_t pixels, index_t threads, const REAL *x, REAL *mean,
-                      REAL *var)
-{
-#pragma omp parallel for num_threads((int)threads) if (threads > 1)
-    for (index_t i = 0; i < channels; i++) {
-        double average = 0, squares = 0; /* squares of deviations from the average */
-        for (index_t n = 0; n < maps; n++) {
-            const REAL *from = x + (n * channels + i) * pixels;
-            vector sums = {0}, deviations = {0};
-            REAL sum = 0, deviation = 0;
-            index_t c = 0;
-            for (; c + LANES <= pixels; c += LANES) sums += AT(from + c);
-            for (; c < pixels; c++) sum += from[c];
-            for (index_t lane = 0; lane < LANES; lane++) sum += sums[lane];
-            REAL middle = sum / (REAL)pixels;
-            for (c = 0; c + LANES <= pixels; c += LANES) {
-                vector d = AT(from + c) - middle;
-                deviations += d * d;
-            }
-            for (; c < pixels; c++) deviation += (from[c] - middle) * (from[c] - middle);
-            for (index_t lane = 0; lane < LANES; lane++) deviation += deviations[lane];
-            double step = (double)middle - average;
-            average += step / (double)(n + 1);
-            squares += (double)deviation + step * step * (double)pixels * (double)n / (double)(n + 1);
-        }
-        mean[i] = (REAL)average;
-        var[i] = (REAL)(squares / ((double)maps * (double)pixels));
-    }
-}
-#undef vector
-#undef mask
-#undef Thread
-#undef Norm
-#undef Strip
-#undef Room
-#undef LANES
-#undef WIDTH
-#undef AT

@@ -1,0 +1,222 @@
+"""Convolutions by the compiled kernels: what one needs to know, and memory that fits what they are told."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...errors import ArgumentError
+from ...groups import PointGroup, action_table, fourier_basis, moved_size
+from .._geometry import Geometry
+from . import _library
+from ._library import SUFFIXES, Problem, check_readable, empty, invoke, workspace
+
+GENERAL, CYCLIC4, DIHEDRAL4 = 0, 4, 8
+MAX_TAPS, MAX_STRIDE, MAX_ORDER = 49, 3, 8
+
+Tensors = dict[str, "Tensor | None"]
+
+
+# The fast transforms of kernels.c, row by row.
+_FAST = {
+    CYCLIC4: [[1, 1, 1, 1], [1, -1, 1, -1], [1, 0, -1, 0], [0, 1, 0, -1]],
+    DIHEDRAL4: [
+        [1, 1, 1, 1, 1, 1, 1, 1],
+        [1, 1, 1, 1, -1, -1, -1, -1],
+        [1, -1, 1, -1, 1, -1, 1, -1],
+        [1, -1, 1, -1, -1, 1, -1, 1],
+        [1, 0, -1, 0, 1, 0, -1, 0],
+        [0, 1, 0, -1, 0, 1, 0, -1],
+        [0, -1, 0, 1, 0, 1, 0, -1],
+        [1, 0, -1, 0, -1, 0, 1, 0],
+    ],
+}
+
+
+@lru_cache(maxsize=64)
+def _transform(group: PointGroup) -> tuple[int, NDArray[np.int32], NDArray[np.float64], NDArray[np.float64]]:
+    """Return which transform the kernels take, the blocks, H, and the irreps scaled to go with it."""
+    basis = fourier_basis(group)
+    kind, matrix, scale = GENERAL, basis.matrix, np.ones(group.order)
+    for fast, rows in _FAST.items():
+        unscaled = np.array(rows, dtype=np.float64)
+        norms = np.linalg.norm(unscaled, axis=1)
+        if len(rows) == group.order and np.allclose(unscaled / norms[:, None], basis.matrix):
+            kind, matrix, scale = fast, unscaled, 1 / norms
+    blocks = np.array([(b.start, b.size, b.copies) for b in basis.blocks], dtype=np.int32)
+    irreps = [b.irrep.reshape(-1, group.order) * scale[b.start] ** 2 for b in basis.blocks]
+    return kind, blocks, np.ascontiguousarray(matrix), np.concatenate(irreps)
+
+
+@lru_cache(maxsize=256)
+def _moved_taps(group: PointGroup, geometry: Geometry) -> NDArray[np.int32]:
+    """Return row and column, in pixels, of each tap after each element has moved it; shape (taps, order, 2)."""
+    kernel, table = geometry.kernel_size, action_table(group, geometry.kernel_size)
+    moved = np.empty((table.shape[1], group.order, 2), dtype=np.int32)
+    for g, sources in enumerate(table):
+        size = moved_size(group.arrays[g], kernel)
+        rows, columns = np.unravel_index(np.arange(len(sources)), size)
+        moved[sources, g, 0], moved[sources, g, 1] = rows * geometry.dilation[0], columns * geometry.dilation[1]
+    return moved
+
+
+def serves(group: PointGroup, geometry: Geometry) -> str:
+    """Return "" if the kernels compute such convolutions, else what they would need."""
+    needs = {
+        "groups=1": geometry.groups == 1,
+        f"strides up to {MAX_STRIDE}": max(geometry.stride) <= MAX_STRIDE,
+        f"kernels of up to {MAX_TAPS} taps": geometry.kernel_size[0] * geometry.kernel_size[1] <= MAX_TAPS,
+        f"a group of order up to {MAX_ORDER}": group.order <= MAX_ORDER,
+    }
+    return ", ".join(need for need, holds in needs.items() if not holds)
+
+
+def lifts(group: PointGroup, geometry: Geometry, in_channels: int) -> bool:
+    """Whether the kernels lift such planes to the group."""
+    terms = geometry.kernel_size[0] * geometry.kernel_size[1] * in_channels
+    return not serves(group, geometry) and geometry.stride == (1, 1) and terms <= MAX_TAPS
+
+
+@lru_cache(maxsize=1024)
+def call_for(group: PointGroup, geometry: Geometry, lifting: bool = False) -> Call:
+    """Return what convolves under this group and geometry."""
+    return Call(group, geometry, lifting)
+
+
+class Call:
+    """One convolution: maps (B, |H|, C, Y, X), weight (O, I, |H|, k, k) or a gc layer's pair of factors.
+
+    A lifting one reads planes (B, 1, I, Y, X) and a weight (O, I, 1, k, k).
+    """
+
+    def __init__(self, group: PointGroup, geometry: Geometry, lifting: bool = False) -> None:
+        self.group, self.geometry, self.lifting = group, geometry, lifting
+        if missing := serves(group, geometry):
+            raise ArgumentError(f"the kernels need {missing}")
+        self._settle = lru_cache(maxsize=64)(self._settle_anew)
+        self._shape = lru_cache(maxsize=64)(self.output_shape)
+
+    def output_shape(self, x: tuple[int, ...], weight: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the output for an input and a filter of these shapes."""
+        if len(x) != 5 or len(weight) != 5:
+            shapes = f"x has shape {tuple(x)} and weight {tuple(weight)}"
+            raise ArgumentError(f"{shapes}; the kernels read five axes of each")
+        self.geometry.check_size(x[0] * x[1] * x[2], *x[-2:])
+        return (x[0], self.group.order, weight[0], *self.geometry.output_size(*x[-2:]))
+
+    def forward(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        depthwise: Tensor | None,
+        bias: Tensor | None,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        shortcut: Tensor | None = None,
+    ) -> Tensor:
+        """Convolve x, or max(0, scale·x + shift) if there is a scale, and add the shortcut, of the output's shape."""
+        y = empty(x, self._shape(x.shape, weight.shape))
+        computes = bool(y.numel() and x.numel())
+        if self.lifting:
+            self._run("lift", {"x": x, "weight": weight, "bias": bias, "y": y}, computes)
+        else:
+            norm = {"x": x, "scale": scale, "shift": shift}
+            filters = {"weight": weight, "depthwise": depthwise, "bias": bias}
+            self._run("forward", {**norm, **filters, "shortcut": shortcut, "y": y}, computes)
+        if not computes:
+            y.copy_(y.new_zeros(()) if shortcut is None else shortcut)
+            if bias is not None:
+                y += bias.view(-1, 1, 1)
+        return y
+
+    def backward(
+        self,
+        grad: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        depthwise: Tensor | None,
+        scale: Tensor | None,
+        shift: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Return the gradients of x, weight, depthwise and (scale, shift)."""
+        dx, dw = empty(x, x.shape), torch.empty_like(weight)
+        dd = None if depthwise is None else torch.empty_like(depthwise)
+        dn = x.new_empty(2, *x.shape[2:3])
+        given = {"x": x, "scale": scale, "shift": shift, "weight": weight, "depthwise": depthwise, "grad": grad}
+        found = {"dx": dx, "dweight": dw, "ddepthwise": dd, "dnorm": dn}
+        self._run("backward", {**given, **found}, bool(grad.numel() and x.numel()))
+        return dx, dw, dd, dn
+
+    def backward_of_lifting(self, grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradients of weight and bias."""
+        dw, db = torch.empty_like(weight), weight.new_empty(weight.shape[:1])
+        self._run("lift_back", {"x": x, "grad": grad, "dweight": dw, "dbias": db}, bool(grad.numel() and x.numel()))
+        return dw, db
+
+    def _run(self, name: str, tensors: Tensors, computes: bool) -> None:
+        # The kernels trust what they are given: a tensor that does not fit would be read past its end.
+        values = list(tensors.values())
+        check_readable(values)
+        x = tensors["x"]
+        assert x is not None
+        shapes = tuple([None if t is None else t.shape for t in values])
+        problem, room = self._settle(name, tuple(tensors), shapes, torch.get_num_threads(), SUFFIXES[x.dtype])
+        if computes:
+            invoke(name, (problem,), [*values, workspace.take(room * x.itemsize)])
+            return
+        for result in ("dx", "dweight", "ddepthwise", "dnorm", "dbias"):
+            if (gradient := tensors.get(result)) is not None:
+                gradient.zero_()
+
+    def _settle_anew(
+        self, name: str, names: tuple[str, ...], shapes: tuple[Any, ...], threads: int, suffix: str
+    ) -> tuple[Any, int]:
+        """Check the shapes and return the problem, by reference, with the values of work space it needs."""
+        given = dict(zip(names, shapes, strict=True))
+        x, weight = given["x"], given.get("weight") or given["dweight"]
+        y, kernel = self.output_shape(x, weight), self.geometry.kernel_size
+        (batch, _, inputs, height, width), outputs, order = x, weight[0], self.group.order
+        fiber, separable = 1 if self.lifting else order, given.get("depthwise") is not None
+        expected = {
+            "x": (batch, fiber, inputs, height, width),
+            "scale": (inputs,),
+            "shift": (inputs,),
+            "weight": (outputs, inputs, fiber, *((1, 1) if separable else kernel)),
+            "depthwise": (outputs, 1, 1, *kernel),
+            "bias": (outputs,),
+            "shortcut": y,
+            "y": y,
+            "grad": y,
+            "dnorm": (2, inputs),
+        }
+        expected |= {f"d{of}": expected[of] for of in ("x", "weight", "depthwise", "bias")}
+        other = {"scale": given.get("shift"), "shift": given.get("scale")}  # neither is given without the other
+        for what, shape in given.items():
+            if shape != expected[what] and not (shape is None and other.get(what) is None):
+                label = "the output's gradient" if what == "grad" else what
+                raise ArgumentError(
+                    f"{label} has shape {shape if shape is None else tuple(shape)}, not {tuple(expected[what])}, for "
+                    f"{self.group} and {self.geometry}"
+                )
+        found = _library.kernels()
+        if not found:
+            raise ArgumentError(f"algorithm (='native') is not to be had here: {found.summary}")
+        transform, blocks, basis, irreps = _transform(self.group)
+        moved = _moved_taps(self.group, self.geometry)
+        problem = Problem(
+            batch, inputs, outputs, height, width, *y[3:], *self.geometry.stride, self.geometry.padding[0],
+            self.geometry.padding[2], len(moved), separable, threads, order, len(blocks), transform,
+            *(array.ctypes.data for array in (blocks, moved, basis, irreps)),
+        )  # fmt: skip
+        problem.arrays = (blocks, moved, basis, irreps)  # they live as long as it does
+        reference = ctypes.byref(problem)
+        if 0 in (*x, outputs):  # there is nothing to compute
+            return reference, 0
+        needs = getattr(found.library, ("lift_workspace" if self.lifting else "workspace") + suffix)
+        return reference, needs(reference, int("back" in name))
