@@ -97,7 +97,7 @@ def assert_close(found: Any, wanted: Any, tolerance: float = 1e-5) -> None:
     ("name", "backend"),
     [
         *[(f"{kind}-auto", "aot_eager") for kind in ("dense", "g", "gc")],
-        ("lifting-dense", "aot_eager"),
+        ("lifting-auto", "aot_eager"),
         ("dense-fourier-1x1", "aot_eager"),
         ("transposed", "aot_eager"),
         ("norm-pool", "aot_eager"),

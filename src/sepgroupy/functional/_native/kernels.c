@@ -15,7 +15,9 @@
  *   column   a pixel of a tile as the matrix products see it, phase after phase;
  *   plane    pixels of a tile with so many zeros between rows and images that a shift is one offset for all of them.
  *
- * Maps lie in memory as (B, |H|, C, Y, X). Plain C, the widest vectors that the compiler's flags allow.
+ * Maps lie in memory as (B, |H|, C, Y, X). Plain C, the widest vectors that the compiler's flags allow. Here stands what
+ * knows no type of number; convolution.inl computes the above, lifting.inl the step from the plane to the group, and
+ * maps.inl batch norm's passes and pooling.
  */
 #include <stdint.h>
 #include <stdlib.h>
