@@ -16,14 +16,14 @@ import torch
 
 from sepgroupy._files import atomic
 
-from . import layers, models, scaling
+from . import across, layers, models, scaling
 from .machine import describe
 from .measure import DisagreementError
 from .pictures import draw
 from .summary import read, slower, targets
 
 ROOT = Path(__file__).parents[1]
-SUITES = {"layers": layers.jobs, "models": models.jobs, "scaling": scaling.jobs}
+SUITES = {"layers": layers.jobs, "models": models.jobs, "across": across.jobs, "scaling": scaling.jobs}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     before = torch.get_num_threads()
     for suite in options.only:
         rows: list[dict[str, Any]] = []
-        for threads in options.threads if device.type == "cpu" and suite != "scaling" else options.threads[-1:]:
+        every = device.type == "cpu" and suite in ("layers", "models")
+        for threads in options.threads if every else options.threads[-1:]:
             torch.set_num_threads(threads)
             rows += _measure(suite, device, options, refused)
         if rows:
@@ -85,7 +86,7 @@ def _measure(suite: str, device: torch.device, options: argparse.Namespace, refu
             print("REFUSED", flush=True)
             continue
         rows += [row | describe(device) for row in found]
-        ours = next(row for row in found if row["variant"] == "sepgroupy")
+        ours = next(row for row in found if row["variant"] in ("sepgroupy", row.get("model")))
         times = [f"{what} ×{ours[f'{what}_speedup']}" for what in ("evaluation", "step") if ours[f"{what}_speedup"]]
         print(f" {', '.join(times)}  ({time.perf_counter() - begin:.1f} s)", flush=True)
     return rows

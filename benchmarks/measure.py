@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from statistics import median
@@ -150,6 +150,20 @@ def compare(
             "rounds": rounds,
         }
         for index, variant in enumerate(variants)
+    ]
+
+
+def race(
+    named: Mapping[str, Variant], x: Tensor, labels: Tensor | None = None, rounds: int = 5
+) -> list[dict[str, Any]]:
+    """Measure training steps as :func:`compare` does, of what need not compute the same."""
+    runs = [Run(variant, x, labels) for variant in named.values()]
+    for run in runs:
+        run.module.train()
+    step = _take_turns(runs, True, rounds)
+    return [
+        {"variant": name, **_summary("evaluation", None, n), **_summary("step", step, n), "rounds": rounds}
+        for n, name in enumerate(named)
     ]
 
 

@@ -186,7 +186,12 @@ def test_targets_read_the_rows_they_name() -> None:
     slow = {**ours, **times, "threads": "1", "step_ms": "900"}
     alone = {**ours, "variant": "sepgroupy torch", "step_ms": "240"}
     found = [{**row, **times}, {**ours, **times}, {**alone, **times}, slow]
-    table = summary.targets({"models": [{"precision": "float32", **each} for each in found]})
+    against = {"model": "gc-p4cnn", "against": "p4cnn", "batch": "256", "threads": "2", "step_ms": "250"}
+    pair = [
+        {**against, "variant": name, "step_speedup": s} for name, s in (("p4cnn baseline", "1"), ("gc-p4cnn", "1.04"))
+    ]
+    table = summary.targets({"models": [{"precision": "float32", **each} for each in found], "across": pair})
+    assert "| P4CNN's published step over gc-P4CNN's, batch 256 | >= 1 | 1.04 | yes |" in table
     assert "| gc-p4m-ResNet44, evaluation, batch 16 | >= 2 | 2.25 | yes |" in table
     assert "| gc-p4m-ResNet44, training step, batch 16 | >= 1.8 | 1.25 | no |" in table
     assert "| gc-p4m-ResNet44, training step, batch 16 | >= 3 | 1.50 | no |" in table
