@@ -24,8 +24,10 @@ _LINES = {
 
 
 def draw(results: Mapping[str, Sequence[Row]], folder: Path) -> None:
-    """Draw every suite that has rows to ``benchmark-<suite>.png``."""
+    """Draw every suite that has rows, but for pairs of networks, to ``benchmark-<suite>.png``."""
     for suite, rows in results.items():
+        if suite == "across":
+            continue
         figure = _scaling(select(rows)) if suite == "scaling" else _relative(select(rows), suite == "layers")
         with atomic(folder / f"benchmark-{suite}.png") as temporary:
             figure.savefig(temporary)
