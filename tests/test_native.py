@@ -123,6 +123,16 @@ def test_other_gradients_are_refused(shape: tuple[int, ...], untouched: _call.Ca
         untouched.backward(torch.randn(shape), x, weight, None, None, None)
 
 
+@pytest.mark.parametrize(("planes", "stride"), [(6, 1), (1, 2)])
+def test_what_cannot_be_lifted_is_refused(planes: int, stride: int, untouched: _call.Call) -> None:
+    call = _call.Call(D4, Geometry.parse(D4, 3, stride, 1), lifting=True)
+    x, weight = torch.randn(2, 1, planes, 5, 5), torch.randn(4, planes, 1, 3, 3)
+    with pytest.raises(ArgumentError, match="the kernels lift with stride 1 and 49 terms at most"):
+        call.forward(x, weight, None, None, None, None)
+    with pytest.raises(ArgumentError, match="the kernels lift with stride 1 and 49 terms at most"):
+        call.backward_of_lifting(torch.randn(2, 8, 4, *call.geometry.output_size(5, 5)), x, weight)
+
+
 def test_pictures_smaller_than_the_kernel_are_refused(untouched: _call.Call) -> None:
     with pytest.raises(ArgumentError, match="smaller than the extent of kernel_size"):
         _call.Call(D4, Geometry.parse(D4, 7)).forward(

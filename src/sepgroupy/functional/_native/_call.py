@@ -204,6 +204,8 @@ class Call:
                     f"{label} has shape {shape if shape is None else tuple(shape)}, not {tuple(expected[what])}, for "
                     f"{self.group} and {self.geometry}"
                 )
+        if self.lifting and not lifts(self.group, self.geometry, inputs):
+            raise ArgumentError(f"x has {inputs} planes; the kernels lift with stride 1 and {MAX_TAPS} terms at most")
         found = _library.kernels()
         if not found:
             raise ArgumentError(f"algorithm (='native') is not to be had here: {found.summary}")
