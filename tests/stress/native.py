@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sepgroupy.errors import ArgumentError
+from sepgroupy.functional._affine import Affine
 from sepgroupy.functional._geometry import Geometry
 from sepgroupy.functional._native import _call, _library, _maps
 from sepgroupy.functional._native._operator import Inputs, _definition
@@ -145,7 +146,7 @@ class Problem:
             leaf.requires_grad_()
         mean, var = torch.zeros_like(gamma.detach()), torch.ones_like(gamma.detach())
         y = _maps.NormReluPool.apply(*leaves, mean, var, 0.0, False)
-        norm = _maps.Affine(mean.double(), var.double(), *exact_leaves[1:], 0.0, False)
+        norm = Affine(mean.double(), var.double(), *exact_leaves[1:], 0.0, False)
         expected = F.max_pool2d(norm.relu(exact), 2)
         grad = torch.randn(y.shape).to(y)
         found = torch.autograd.grad(y, leaves, grad)

@@ -10,15 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _native
+from ._affine import Affine
 from ._geometry import Geometry
 from ._layout import merge_fiber, split_fiber
 from ._pointwise import Bands, fourier_pointwise
-from ._tiled import BankBody, FourierBody, Norm, TiledConv
+from ._tiled import BankBody, FourierBody, TiledConv
 
 if TYPE_CHECKING:
     from ._plan import Plan
-
-AffineNorm = tuple[Norm, Tensor | None, Tensor | None]  # statistics, gamma, beta
 
 
 @dataclass(frozen=True)
@@ -33,31 +32,23 @@ class Filters:
 
 
 def by_kernels(
-    plan: Plan, x: Tensor, filters: Filters, bias: Tensor | None, norm: AffineNorm | None, shortcut: Tensor | None
+    plan: Plan, x: Tensor, filters: Filters, bias: Tensor | None, norm: Affine | None, shortcut: Tensor | None
 ) -> Tensor:
     """Convolve by the compiled kernels."""
     *depthwise, weight = filters.banks
     maps = x.unsqueeze(1) if plan.kind == "lifting" else x.transpose(1, 2)
     if plan.geometry.pads_apart:
         maps = _pad(maps.flatten(0, 1), plan.geometry)[0].unflatten(0, maps.shape[:2])
-    statistics, gamma, beta = norm or (None, None, None)
-    inputs = _native.Inputs(
-        maps,
-        weight,
-        depthwise[0] if depthwise else None,
-        bias,
-        gamma,
-        beta,
-        statistics.mean if statistics else None,
-        statistics.var if statistics else None,
-        None if shortcut is None else shortcut.transpose(1, 2),
-    )
-    eps, batch = (statistics.eps, statistics.batch) if statistics else (0.0, False)
+    added = None if shortcut is None else shortcut.transpose(1, 2)
+    inputs = _native.Inputs(maps, weight, depthwise[0] if depthwise else None, bias, shortcut=added)
+    if norm:
+        inputs = inputs._replace(gamma=norm.gamma, beta=norm.beta, mean=norm.mean, var=norm.var)
+    eps, batch = (norm.eps, norm.batch) if norm else (0.0, False)
     assert plan.call is not None
     return _native.convolve(inputs, eps, batch, plan.call).transpose(1, 2)
 
 
-def by_torch(plan: Plan, x: Tensor, filters: Filters, bias: Tensor | None, norm: AffineNorm | None) -> Tensor:
+def by_torch(plan: Plan, x: Tensor, filters: Filters, bias: Tensor | None, norm: Affine | None) -> Tensor:
     """Convolve by PyTorch's own operations."""
     order, groups = plan.group.order, plan.geometry.groups
     if bias is not None:
@@ -83,12 +74,12 @@ def by_torch(plan: Plan, x: Tensor, filters: Filters, bias: Tensor | None, norm:
     return split_fiber(conv2d(u, depthwise, bias, plan.geometry, depthwise.shape[0]), order, groups)
 
 
-def _by_tiles(plan: Plan, x: Tensor, filters: Filters, bias: Tensor | None, norm: AffineNorm | None) -> Tensor:
+def _by_tiles(plan: Plan, x: Tensor, filters: Filters, bias: Tensor | None, norm: Affine | None) -> Tensor:
     tensors = [t for band in filters.bands for t in band] + [*filters.banks] + ([] if bias is None else [bias])
     body = FourierBody(len(filters.bands), plan.geometry if filters.banks else None)
-    statistics, gamma, beta = norm or (None, None, None)
+    affine = (norm.gamma, norm.beta) if norm else (None, None)
     maps = x.transpose(1, 2).contiguous()
-    y = TiledConv.apply(body if filters.bands else BankBody(plan.geometry), statistics, maps, gamma, beta, *tensors)
+    y = TiledConv.apply(body if filters.bands else BankBody(plan.geometry), norm, maps, *affine, *tensors)
     return y.transpose(1, 2)
 
 

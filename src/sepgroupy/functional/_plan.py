@@ -34,7 +34,8 @@ from torch import Tensor
 from ..errors import ArgumentError
 from ..groups import PointGroup, fourier_basis
 from . import _native
-from ._execute import AffineNorm, Filters, by_kernels, by_torch
+from ._affine import Affine
+from ._execute import Filters, by_kernels, by_torch
 from ._filters import full_filter, gather_bank, index_table, lift_depthwise
 from ._geometry import Geometry
 from ._native import is_ordinary
@@ -198,7 +199,7 @@ class Plan:
         x: Tensor,
         filters: Filters,
         bias: Tensor | None,
-        norm: AffineNorm | None = None,
+        norm: Affine | None = None,
         shortcut: Tensor | None = None,
     ) -> Tensor:
         """Convolve x, (B, I, Y, X) or (B, I, |H|, Y, X), to (B, O, |H|, Y', X'), and add the shortcut.

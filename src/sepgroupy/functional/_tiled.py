@@ -8,35 +8,20 @@ few MiB, forward and backward; only the input is kept for the backward pass and 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._affine import Affine
 from ._geometry import Geometry
 from ._pointwise import Bands, fourier_pointwise, from_band, to_band
 
 TILE_BYTES = 4 * 2**20
 
 Gradients = tuple[Tensor | None, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Norm:
-    """Batch norm before a ReLU before a convolution: the affine maps' statistics and where they come from."""
-
-    mean: Tensor  # (C,)
-    var: Tensor  # (C,), biased
-    eps: float
-    batch: bool
-    """Whether mean and var are those of the input itself, so that gradients pass through them."""
-
-    def __call__(self, x: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
-        """Return relu(norm(x)) of maps (n, |H|, C, Y, X)."""
-        y = F.batch_norm(x.flatten(0, 1), self.mean, self.var, gamma, beta, False, 0.0, self.eps)
-        return y.relu_().unflatten(0, x.shape[:2])
 
 
 class Body(Protocol):
@@ -124,14 +109,20 @@ class TiledConv(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, body: Body, norm: Norm | None, x: Tensor, gamma: Tensor | None, beta: Tensor | None, *filters: Tensor
+        ctx: Any,
+        body: Body,
+        norm: Affine | None,
+        x: Tensor,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        *filters: Tensor,
     ) -> Tensor:
-        """Convolve."""
-        ctx.body, ctx.norm = body, norm
+        """Convolve; gamma and beta are those of the norm, which PyTorch must see by themselves."""
+        ctx.body, ctx.norm = body, norm and replace(norm, gamma=None, beta=None)
         ctx.save_for_backward(x, gamma, beta, *filters)
         out: Tensor | None = None
         for part in _tiles(x):
-            y = body.forward(norm(x[part], gamma, beta) if norm else x[part], filters)
+            y = body.forward(_before(norm, x[part]), filters)
             if y.shape[0] == x.shape[0]:
                 return torch.ops.aten._unsafe_view(y, y.shape)  # no view, so that a caller may add to it in place
             out = y.new_empty(x.shape[0], *y.shape[1:]) if out is None else out
@@ -145,21 +136,21 @@ class TiledConv(torch.autograd.Function):
         x, gamma, beta, *filters = ctx.saved_tensors
         if torch.is_grad_enabled():
             return (None, None, *_differentiable_backward(ctx, x, gamma, beta, filters, grad))
-        body, norm, filters = ctx.body, ctx.norm, tuple(filters)
+        body, norm, filters = ctx.body, ctx.norm and replace(ctx.norm, gamma=gamma, beta=beta), tuple(filters)
         dx = torch.empty_like(x)
         sums: list[Tensor | None] = [None] * (2 + len(filters))
         for part in _tiles(x):
-            maps = norm(x[part], gamma, beta) if norm else x[part]
+            maps = _before(norm, x[part])
             dmaps, gradients = body.backward(maps, filters, grad[part])
             if norm:
-                dmaps, *affine = _norm_backward(dmaps, maps, x[part], norm, gamma)
+                dmaps, *affine = _norm_backward(dmaps, maps, x[part], norm)
                 gradients = (*affine, *gradients)
             else:
                 gradients = (None, None, *gradients)
             dx[part] = dmaps
             sums = [g if s is None else s.add_(g) if g is not None else s for s, g in zip(sums, gradients, strict=True)]
         if norm and norm.batch:
-            _through_statistics(dx, x, norm, gamma, sums[0], sums[1])
+            _through_statistics(dx, x, norm, sums[0], sums[1])
         if gamma is None:
             sums[:2] = None, None
         return (None, None, dx, *sums)
@@ -188,27 +179,27 @@ def _conv_backward(
     return dx, tuple(gradients[: len(filters)])
 
 
-def _norm_backward(
-    grad: Tensor, maps: Tensor, x: Tensor, norm: Norm, gamma: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def _before(norm: Affine | None, x: Tensor) -> Tensor:
+    return norm.relu(x.flatten(0, 1)).view_as(x) if norm else x
+
+
+def _norm_backward(grad: Tensor, maps: Tensor, x: Tensor, norm: Affine) -> tuple[Tensor, Tensor, Tensor]:
     """Go back through ReLU and affine map, statistics held fixed: gradients of x, gamma and beta."""
     grad = torch.ops.aten.threshold_backward(grad, maps, 0).flatten(0, 1)
-    weight = torch.ones_like(norm.mean) if gamma is None else gamma
+    weight = torch.ones_like(norm.mean) if norm.gamma is None else norm.gamma
     dx, dgamma, dbeta = torch.ops.aten.native_batch_norm_backward(
         grad, x.flatten(0, 1), weight, norm.mean, norm.var, None, None, False, norm.eps, [True, True, True]
     )
     return dx.view_as(x), dgamma, dbeta
 
 
-def _through_statistics(
-    dx: Tensor, x: Tensor, norm: Norm, gamma: Tensor | None, dgamma: Tensor | None, dbeta: Tensor | None
-) -> None:
+def _through_statistics(dx: Tensor, x: Tensor, norm: Affine, dgamma: Tensor | None, dbeta: Tensor | None) -> None:
     """Add to dx, in place, what passes through mean and variance: ``-γ/σ·(dβ + x̂·dγ)/n`` with x̂ = (x - μ)/σ."""
     assert dgamma is not None
     assert dbeta is not None
     count = x.numel() // x.shape[2]
     scale = (norm.var + norm.eps).rsqrt()
-    factor = -scale / count if gamma is None else -scale * gamma / count
+    factor = -scale / count if norm.gamma is None else -scale * norm.gamma / count
     for part in _tiles(x):
         maps = x[part].flatten(0, 1)
         # The affine map that batch norm itself would make of x, with γ' = factor·dγ and β' = factor·dβ.
@@ -220,11 +211,9 @@ def _through_statistics(
 def _differentiable_backward(
     ctx: Any, x: Tensor, gamma: Tensor | None, beta: Tensor | None, filters: list[Tensor], grad: Tensor
 ) -> tuple[Any, ...]:
-    norm, inputs, needs = ctx.norm, [x, gamma, beta, *filters], ctx.needs_input_grad[2:]
-    maps = x
-    if norm:
-        mean, var = (None, None) if norm.batch else (norm.mean, norm.var)
-        maps = F.batch_norm(x.flatten(0, 1), mean, var, gamma, beta, norm.batch, 0.0, norm.eps).relu().view_as(x)
+    inputs, needs = [x, gamma, beta, *filters], ctx.needs_input_grad[2:]
+    norm = ctx.norm and replace(ctx.norm, gamma=gamma, beta=beta)
+    maps = norm.relu(x.flatten(0, 1), derive=True).view_as(x) if norm else x
     y = ctx.body.forward(maps, tuple(filters))
     wanted = [t for t, need in zip(inputs, needs, strict=True) if need and t is not None]
     found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))

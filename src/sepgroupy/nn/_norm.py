@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..functional import _native, fold, unfold
-from ..functional._execute import AffineNorm
+from ..functional._affine import Affine
 from ..functional._plan import kernels_pay
-from ..functional._tiled import Norm
 
 
 def norm_relu(norm: nn.Module, x: Tensor) -> Tensor:
@@ -23,8 +22,8 @@ def norm_relu_pool(norm: nn.Module, x: Tensor, kernels: bool = True) -> Tensor:
     """Return max_pool2d(relu(norm(x)), 2) of folded maps (N, C, Y, X), by kernels without the maps between."""
     direct = kernels and _native.is_direct(x) and x.numel() > 0 and min(x.shape[-2:]) > 1 and kernels_pay(x)
     if direct and is_plain(norm) and (norm.weight is None or norm.weight.dtype == x.dtype):
-        used, *affine = read_norm(norm, x)
-        y: Tensor = _native.NormReluPool.apply(x, *affine, used.mean, used.var, used.eps, used.batch)
+        used = read_norm(norm, x)
+        y: Tensor = _native.NormReluPool.apply(x, used.gamma, used.beta, used.mean, used.var, used.eps, used.batch)
         return y
     return F.relu(F.max_pool2d(norm(x), 2))  # as the other way round, on a quarter of the pixels
 
@@ -35,11 +34,11 @@ def is_plain(norm: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
     return type(norm) is nn.BatchNorm2d and not watched
 
 
-def read_norm(norm: nn.BatchNorm2d, maps: Tensor) -> AffineNorm:
+def read_norm(norm: nn.BatchNorm2d, maps: Tensor) -> Affine:
     """Return what the norm would use on maps (N, C, Y, X), and update its running statistics as its call would."""
     if not norm.training and norm.running_mean is not None and norm.running_var is not None:
         mean, var = norm.running_mean.clone(), norm.running_var.clone()  # they may move before the backward pass
-        return Norm(mean, var, norm.eps, batch=False), norm.weight, norm.bias
+        return Affine(mean, var, norm.weight, norm.bias, norm.eps, batch=False)
     momentum = norm.momentum
     running_mean, running_var = (norm.running_mean, norm.running_var) if norm.training else (None, None)
     if running_mean is not None and norm.num_batches_tracked is not None:
@@ -55,4 +54,4 @@ def read_norm(norm: nn.BatchNorm2d, maps: Tensor) -> AffineNorm:
                 count = maps.numel() // maps.shape[1]
                 running_mean.lerp_(mean.to(running_mean.dtype), momentum or 0.0)
                 running_var.lerp_(var.to(running_var.dtype) * (count / max(1, count - 1)), momentum or 0.0)
-    return Norm(mean, var, norm.eps, batch=True), norm.weight, norm.bias
+    return Affine(mean, var, norm.weight, norm.bias, norm.eps, batch=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,56 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import ArgumentError
+from .._affine import Affine
 from ._library import SUFFIXES, check_readable, empty, invoke
-
-
-@dataclass(frozen=True, eq=False)
-class Affine:
-    """A batch norm as the map scale·x + shift of each channel, and what its gradients need beside.
-
-    Args:
-        mean: of each channel.
-        var: biased, of each channel.
-        gamma: or None, where it is 1.
-        beta: or None, where it is 0.
-        eps: added to the variance.
-        batch: whether mean and var are those of x itself, so that gradients pass through them.
-    """
-
-    mean: Tensor
-    var: Tensor
-    gamma: Tensor | None
-    beta: Tensor | None
-    eps: float
-    batch: bool
-
-    def relu(self, x: Tensor) -> Tensor:
-        """Apply norm and ReLU to maps (N, C, Y, X) by PyTorch's own operations."""
-        mean, var = (None, None) if self.batch else (self.mean, self.var)
-        return F.batch_norm(x, mean, var, self.gamma, self.beta, self.batch, 0.0, self.eps).relu()
-
-    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """Return scale = γ/σ and shift = β - μ·scale."""
-        scale = (self.var + self.eps).rsqrt()
-        scale = scale if self.gamma is None else scale * self.gamma
-        if self.beta is None:
-            return scale, -self.mean * scale
-        return scale, torch.addcmul(self.beta, self.mean, scale, value=-1)
-
-    def gradients(self, norm_grad: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Return dγ and dβ from the gradients of (scale, shift), and slope and offset of what x has to be given more.
-
-        x̂ = (x - μ)/σ, z = γ·x̂ + β: dβ = Σ dz, dγ = Σ dz·x̂, and through the statistics, over ``count`` values,
-        dx -= γ/σ·(dβ + x̂·dγ)/count = -(slope·x + offset).
-        """
-        inverse = (self.var + self.eps).rsqrt()
-        dbeta, dgamma = norm_grad[1].clone(), torch.addcmul(norm_grad[0], self.mean, norm_grad[1], value=-1) * inverse
-        if not self.batch:
-            return dgamma, dbeta, None, None
-        factor = inverse / -count
-        factor = factor if self.gamma is None else factor * self.gamma
-        slope = factor * dgamma * inverse
-        return dgamma, dbeta, slope, torch.addcmul(factor * dbeta, slope, self.mean, value=-1)
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int, int]:
@@ -105,7 +56,7 @@ class NormReluPool(torch.autograd.Function):
         x, gamma, beta, mean, var = ctx.saved_tensors
         affine = Affine(mean, var, gamma, beta, ctx.eps, ctx.batch)
         if torch.is_grad_enabled():
-            y = F.max_pool2d(affine.relu(x), 2)
+            y = F.max_pool2d(affine.relu(x, derive=True), 2)
             wanted = [t for t, need in zip((x, gamma, beta), ctx.needs_input_grad, strict=False) if need]
             found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
             return tuple(next(found) if need else None for need in ctx.needs_input_grad)

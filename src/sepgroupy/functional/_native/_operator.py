@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input
 
 from ...groups import PointGroup
+from .._affine import Affine
 from .._filters import full_filter, gather_bank, index_table
 from .._geometry import Geometry
 from ._call import Call, call_for
 from ._library import SUFFIXES
-from ._maps import Affine, add_affine
+from ._maps import add_affine
 
 Integers = Sequence[int]
 
@@ -157,7 +158,7 @@ def _definition(inputs: Inputs, eps: float, batch: bool, call: Call) -> Tensor:
     """Compute the same by PyTorch's own operations, for second derivatives and function transforms."""
     x, affine, order = inputs.x, inputs.affine(eps, batch), call.group.order
     if affine is not None:
-        x = affine.relu(x.flatten(0, 1)).view_as(x)
+        x = affine.relu(x.flatten(0, 1), derive=True).view_as(x)
     bias = None if inputs.bias is None else inputs.bias.expand(order, -1).flatten()
     y = F.conv2d(x.flatten(1, 2), _bank(inputs, call), bias, *_options(call.geometry)).unflatten(1, (order, -1))
     return y if inputs.shortcut is None else y + inputs.shortcut
