@@ -51,8 +51,8 @@ class Affine:
     def gradients(self, norm_grad: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """Return dγ and dβ from the gradients of (scale, shift), and slope and offset of what x has to be given more.
 
-        x̂ = (x - μ)/σ, z = γ·x̂ + β: dβ = Σ dz, dγ = Σ dz·x̂, and through the statistics, over ``count`` values,
-        dx -= γ/σ·(dβ + x̂·dγ)/count = -(slope·x + offset).
+        x̂ = (x - μ)/σ, z = γ·x̂ + β: dβ = Σ dz, dγ = Σ dz·x̂, and through the statistics of ``count`` values dx gains
+        slope·x + offset = -γ/σ·(dβ + x̂·dγ)/count; None if they are not those of x.
         """
         inverse = (self.var + self.eps).rsqrt()
         dbeta, dgamma = norm_grad[1].clone(), torch.addcmul(norm_grad[0], self.mean, norm_grad[1], value=-1) * inverse
