@@ -83,11 +83,12 @@ INLINE void NAME(add_sums)(const vector *sum, REAL *c, index_t columns)
 static void NAME(inner_products)(index_t rows, index_t columns, index_t count, const REAL *a, index_t a_step,
                                  const REAL *b, index_t b_step, REAL *c, index_t c_step)
 {
-    for (index_t m = 0; m < rows; m += 3) {
-        const REAL *a0 = a + m * a_step, *a1 = m + 1 < rows ? a0 + a_step : a0, *a2 = m + 2 < rows ? a1 + a_step : a1;
-        for (index_t n = 0; n < columns; n += 4) {
-            const REAL *b0 = b + n * b_step, *b1 = n + 1 < columns ? b0 + b_step : b0;
-            const REAL *b2 = n + 2 < columns ? b1 + b_step : b1, *b3 = n + 3 < columns ? b2 + b_step : b2;
+    for (index_t n = 0; n < columns; n += 4) {
+        const REAL *b0 = b + n * b_step, *b1 = n + 1 < columns ? b0 + b_step : b0;
+        const REAL *b2 = n + 2 < columns ? b1 + b_step : b1, *b3 = n + 3 < columns ? b2 + b_step : b2;
+        for (index_t m = 0; m < rows; m += 3) { /* inside: there are fewer rows of A than of B to come back to */
+            const REAL *a0 = a + m * a_step, *a1 = m + 1 < rows ? a0 + a_step : a0;
+            const REAL *a2 = m + 2 < rows ? a1 + a_step : a1;
             vector sum[3][4];
 #pragma GCC unroll 12
             for (int i = 0; i < 12; i++) sum[i / 4][i % 4] = (vector){0};
@@ -603,6 +604,80 @@ INLINE void NAME(weigh)(const Problem *p, const Tile *t, const Thread *w, index_
         }
 }
 
+/* One vector in each of R rows of bias + more + a 3×3 correlation; `count` values of it are wanted. */
+INLINE void NAME(correlate)(const vector *weight, const REAL *from, index_t row_step, REAL bias, const REAL *more,
+                            REAL *to, index_t to_step, index_t count, int R)
+{
+    vector sum[4];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++) {
+        sum[r] = (vector){0} + bias;
+        if (more && count >= LANES) {
+            sum[r] += AT(more + r * to_step);
+        } else if (more) {
+            vector some = {0};
+            memcpy(&some, more + r * to_step, count * sizeof(REAL));
+            sum[r] += some;
+        }
+    }
+#pragma GCC unroll 6
+    for (int row = 0; row < R + 2; row++)
+#pragma GCC unroll 3
+        for (int column = 0; column < 3; column++) {
+            vector value = AT(from + row * row_step + column);
+#pragma GCC unroll 4
+            for (int r = 0; r < R; r++)
+                if (row - r >= 0 && row - r < 3) sum[r] += weight[3 * (row - r) + column] * value;
+        }
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++)
+        if (count >= LANES)
+            AT(to + r * to_step) = sum[r];
+        else
+            memcpy(to + r * to_step, &sum[r], count * sizeof(REAL));
+}
+
+INLINE void NAME(correlate_rows)(const vector *weight, const REAL *from, index_t row_step, REAL bias,
+                                 const REAL *more, REAL *to, index_t to_step, index_t count, int R)
+{
+    index_t c = 0;
+    for (; c + LANES <= count; c += LANES)
+        NAME(correlate)(weight, from + c, row_step, bias, more ? more + c : NULL, to + c, to_step, LANES, R);
+    if (c == count) return;
+    index_t back = c ? c + LANES - count : 0; /* the last vector overlaps the one before if it can */
+    c -= back, count = smaller(count - c, LANES);
+    NAME(correlate)(weight, from + c, row_step, bias, more ? more + c : NULL, to + c, to_step, count, R);
+}
+
+/* The same of 3×3 taps side by side, at stride 1: each value is read once for all rows that it reaches. */
+INLINE void NAME(weigh_square)(const Problem *p, const Tile *t, const Thread *w, index_t first, index_t outputs,
+                               const REAL *depth, const REAL *bias, const REAL *more, REAL *y)
+{
+    const Layout *l = &w->layout;
+    index_t plane = p->out_height * p->out_width, width = p->out_width, step = l->row_step;
+    for (index_t o = 0; o < outputs; o++)
+        for (index_t g = 0; g < p->order; g++) {
+            vector weight[9];
+            REAL added = bias ? bias[first + o] : 0;
+            for (int tap = 0; tap < 9; tap++) {
+                const int32_t *place = p->moved + 2 * (tap * p->order + g);
+                weight[3 * place[0] + place[1]] = (vector){0} + depth[(first + o) * 9 + tap];
+            }
+            for (index_t image = 0; image < t->images; image++) {
+                const REAL *from = w->inner + (o * p->order + g) * l->size + l->margin + image * l->image_step
+                    - l->padding * step - p->padding_x;
+                index_t place = (((t->first_image + image) * p->order + g) * p->out_channels + first + o) * plane
+                    + t->out_row * width, r = 0;
+                REAL *to = y + place;
+                const REAL *also = more ? more + place : NULL;
+                for (; r + 4 <= t->out_rows; r += 4, from += 4 * step, to += 4 * width, also += also ? 4 * width : 0)
+                    NAME(correlate_rows)(weight, from, step, added, also, to, width, width, 4);
+                for (; r < t->out_rows; r++, from += step, to += width, also += also ? width : 0)
+                    NAME(correlate_rows)(weight, from, step, added, also, to, width, width, 1);
+            }
+        }
+}
+
 /* strip: û in, the gradient of it out; depth_grad[o,t] += Σ_g u[o,g] · (gradient of y, shifted). */
 INLINE void NAME(weigh_back)(const Thread *w, index_t f, index_t first, index_t outputs,
                              index_t column, index_t count, const REAL *depth, Strip s, int N, int TRANSFORM, int T)
@@ -610,36 +685,55 @@ INLINE void NAME(weigh_back)(const Thread *w, index_t f, index_t first, index_t 
     const Layout *l = &w->layout;
     const int32_t *place = w->place + column / LANES;
     for (index_t o = 0; o < outputs; o++) {
-        const REAL *weight = depth + (first + o) * T, *from[ORDER][TAPS];
-        vector sum[TAPS];
+        REAL *strip = w->strip + o * s.step;
+        index_t step = outputs * s.step;
+        vector weight[TAPS], total[TAPS];
         for (int tap = 0; tap < T; tap++) {
-            sum[tap] = (vector){0};
-            for (int g = 0; g < N; g++)
-                from[g][tap] =
-                    l->phase_of[tap][g] == f ? w->planes + (o * N + g) * l->size - l->shift[tap][g] : w->blank;
+            weight[tap] = (vector){0} + depth[(first + o) * T + tap];
+            total[tap] = (vector){0};
         }
         for (index_t c = 0; c < count; c += LANES) {
             vector v[ORDER];
-            index_t at = place[c / LANES];
 #pragma GCC unroll 8
-            for (int g = 0; g < N; g++) v[g] = AT(w->strip + (g * outputs + o) * s.step + c);
+            for (int g = 0; g < N; g++) v[g] = AT(strip + g * step + c);
             NAME(vectors_inverse)(v, N, TRANSFORM, w->basis);
-            for (int g = 0; g < N; g++) {
-                vector grad = {0};
+#pragma GCC unroll 8
+            for (int g = 0; g < N; g++) AT(strip + g * step + c) = v[g];
+        }
+        for (int g = 0; g < N; g++) {
+            const REAL *from[TAPS];
+            vector sum[TAPS];
+#pragma GCC unroll 9
+            for (int tap = 0; tap < T; tap++) {
+                from[tap] = l->phase_of[tap][g] == f ? w->planes + (o * N + g) * l->size - l->shift[tap][g] : w->blank;
+                sum[tap] = (vector){0};
+            }
+            for (index_t c = 0; c < count; c += WIDTH) { /* two vectors, that a weight may serve both */
+                index_t at = place[c / LANES], at2 = place[c / LANES + 1];
+                REAL *to = strip + g * step + c;
+                vector u = AT(to), u2 = AT(to + LANES), grad = {0}, grad2 = {0};
 #pragma GCC unroll 9
                 for (int tap = 0; tap < T; tap++) {
-                    vector shifted = AT(from[g][tap] + at);
-                    grad += weight[tap] * shifted;
-                    sum[tap] += v[g] * shifted;
+                    vector shifted = AT(from[tap] + at), shifted2 = AT(from[tap] + at2);
+                    grad += weight[tap] * shifted, grad2 += weight[tap] * shifted2;
+                    sum[tap] += u * shifted;
+                    sum[tap] += u2 * shifted2;
                 }
-                v[g] = grad;
+                AT(to) = grad, AT(to + LANES) = grad2;
             }
+#pragma GCC unroll 9
+            for (int tap = 0; tap < T; tap++) total[tap] += sum[tap];
+        }
+        for (index_t c = 0; c < count; c += LANES) {
+            vector v[ORDER];
+#pragma GCC unroll 8
+            for (int g = 0; g < N; g++) v[g] = AT(strip + g * step + c);
             NAME(vectors_forward)(v, N, TRANSFORM, w->basis);
 #pragma GCC unroll 8
-            for (int g = 0; g < N; g++) AT(w->strip + (g * outputs + o) * s.step + c) = v[g];
+            for (int g = 0; g < N; g++) AT(strip + g * step + c) = v[g];
         }
         for (int tap = 0; tap < T; tap++)
-            for (index_t lane = 0; lane < LANES; lane++) w->depth_grad[(first + o) * T + tap] += sum[tap][lane];
+            for (index_t lane = 0; lane < LANES; lane++) w->depth_grad[(first + o) * T + tap] += total[tap][lane];
     }
 }
 
@@ -669,9 +763,9 @@ static void NAME(forward_tile)(const Problem *p, const Tile *t, Thread *w, const
         }
         if (p->kind == DENSE)
             NAME(write_planes)(p, t, w, first, outputs, bias, more, y);
-        else if (p->taps == 9 && !more) /* spelled out, so that the weights stay in registers */
-            NAME(weigh)(p, t, w, first, outputs, depth, bias, NULL, y, s, 9);
-        else if (p->taps == 9)
+        else if (l->square)
+            NAME(weigh_square)(p, t, w, first, outputs, depth, bias, more, y);
+        else if (p->taps == 9) /* spelled out, so that the weights stay in registers */
             NAME(weigh)(p, t, w, first, outputs, depth, bias, more, y, s, 9);
         else
             NAME(weigh)(p, t, w, first, outputs, depth, bias, more, y, s, (int)p->taps);
@@ -815,10 +909,11 @@ void NAME(backward)(const Problem *p, const REAL *x, const REAL *scale, const RE
     lay_out(p, &whole, LANES, &l);
     REAL *own = space + room.blocks;
     index_t grad_count = room.weight_grad + room.depth_grad + room.norm_grad, to_grads = room.thread - grad_count;
-    for (index_t thread = 0; thread < p->threads; thread++) /* all: there may come fewer threads than were asked for */
-        memset(own + thread * room.thread + to_grads, 0, grad_count * sizeof(REAL));
 #pragma omp parallel num_threads((int)p->threads) if (p->threads > 1)
     {
+#pragma omp for nowait
+        for (index_t thread = 0; thread < p->threads; thread++) /* all: fewer may come than were asked for */
+            memset(own + thread * room.thread + to_grads, 0, grad_count * sizeof(REAL));
 #pragma omp for
         for (index_t o = 0; o < p->out_channels; o++)
             NAME(transform_filters)(p, &l, o, (REAL *)weight, space, NULL, 0);

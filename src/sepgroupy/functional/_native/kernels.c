@@ -73,6 +73,7 @@ typedef struct {
 typedef struct {
     index_t in_rows, out_rows, images, padding; /* what it was laid out for */
     index_t phases, columns;
+    int square;                        /* one phase, and taps that every element moves to the same 3×3 pixels */
     Phase phase[PHASES];
     index_t row_step, image_step, margin, size;  /* of a plane */
     index_t shift[TAPS][ORDER];        /* from an output pixel to the input pixel, in a plane of its phase */
@@ -155,6 +156,8 @@ static int lay_out(const Problem *p, const Tile *t, index_t lanes, Layout *l)
         phase->rows = (larger(0, t->in_rows - phase->row) + s - 1) / s;
         phase->columns = (larger(0, p->width - phase->column) + p->stride_x - 1) / p->stride_x;
     }
+    l->square = l->phases == 1 && p->taps == 9;
+    for (index_t i = 0; i < 2 * p->taps * p->order; i++) l->square &= p->moved[i] < 3;
     index_t step[TAPS][ORDER][2];
     for (index_t tap = 0; tap < p->taps; tap++)
         for (index_t g = 0; g < p->order; g++) {
