@@ -93,11 +93,11 @@ static void NAME(inner_products)(index_t rows, index_t columns, index_t count, c
 #pragma GCC unroll 12
             for (int i = 0; i < 12; i++) sum[i / 4][i % 4] = (vector){0};
             for (index_t p = 0; p < count; p += LANES) {
-                vector v0 = AT(b0 + p), v1 = AT(b1 + p), v2 = AT(b2 + p), v3 = AT(b3 + p);
-                vector w0 = AT(a0 + p), w1 = AT(a1 + p), w2 = AT(a2 + p);
-                sum[0][0] += w0 * v0, sum[0][1] += w0 * v1, sum[0][2] += w0 * v2, sum[0][3] += w0 * v3;
-                sum[1][0] += w1 * v0, sum[1][1] += w1 * v1, sum[1][2] += w1 * v2, sum[1][3] += w1 * v3;
-                sum[2][0] += w2 * v0, sum[2][1] += w2 * v1, sum[2][2] += w2 * v2, sum[2][3] += w2 * v3;
+                vector w0 = AT(a0 + p), w1 = AT(a1 + p), w2 = AT(a2 + p), v; /* and twelve sums: 16 registers */
+                v = AT(b0 + p), sum[0][0] += w0 * v, sum[1][0] += w1 * v, sum[2][0] += w2 * v;
+                v = AT(b1 + p), sum[0][1] += w0 * v, sum[1][1] += w1 * v, sum[2][1] += w2 * v;
+                v = AT(b2 + p), sum[0][2] += w0 * v, sum[1][2] += w1 * v, sum[2][2] += w2 * v;
+                v = AT(b3 + p), sum[0][3] += w0 * v, sum[1][3] += w1 * v, sum[2][3] += w2 * v;
             }
 #pragma GCC unroll 3
             for (int i = 0; i < 3; i++)
