@@ -10,6 +10,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from ctypes import c_int64
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import torch
 
 import sepgroupy
 from sepgroupy.errors import ArgumentError
+from sepgroupy.functional import _native, _plan
 from sepgroupy.functional._native import _library, kernels
 
 ROOT = Path(__file__).parents[1]
@@ -83,6 +85,30 @@ def test_a_library_of_narrower_vectors_serves_where_the_wider_is_broken(folder: 
     (folder / "_avx2.so").write_bytes(b"")
     shutil.copy(baseline, folder)
     assert kernels().summary == "C kernels, baseline"
+
+
+def test_kernels_of_one_thread_leave_more_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = kernels()
+    if not loaded:
+        pytest.skip(loaded.summary)
+    monkeypatch.setattr(_native, "kernels", lambda: replace(loaded, threaded=False))
+    x, threads = torch.randn(2, 8, 8, 6, 6), torch.get_num_threads()
+    try:
+        for count in (1, 2, 8):
+            torch.set_num_threads(count)
+            assert _plan.kernels_pay(x) == (count < 3)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_compiled_without_threads(folder: Path) -> None:
+    compiler = shutil.which("gcc") or shutil.which("clang")
+    if not compiler or sys.platform != "linux":
+        pytest.skip("no compiler")
+    source, library = Path(_library.__file__).with_name("kernels.c"), folder / "_baseline.so"
+    subprocess.run([compiler, "-O0", "-w", "-shared", "-fPIC", str(source), "-o", str(library)], check=True)
+    assert kernels().summary == "C kernels, baseline, one thread: compiled without OpenMP"
+    assert not kernels().threaded
 
 
 def test_switched_off() -> None:

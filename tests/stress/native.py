@@ -234,7 +234,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.stress.native", description=__doc__)
     parser.add_argument("--problems", type=int, default=400, help="how many, for each build (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the problems (%(default)s)")
-    parser.add_argument("--library", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--library", type=Path, metavar="FOLDER",
+        help="hold the _baseline.so in this folder to the definition, as it is: of another compiler or machine",
+    )  # fmt: skip
     options = parser.parse_args()
     if options.library is None:
         sys.exit(_watch(sys.argv[1:]))

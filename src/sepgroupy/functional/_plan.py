@@ -58,6 +58,9 @@ SMALL = 6000
 LEAST = 8192
 """Values of a map from which on the kernels evaluate faster than PyTorch with the filters that it has kept."""
 
+ALONE = 2
+"""PyTorch's threads up to which kernels that were compiled without threads are as fast, being twice to four times so."""
+
 FUSED = 2**18
 """Values of a map from which on a norm is fused: smaller ones stay in the cache without it."""
 
@@ -248,9 +251,10 @@ class Plan:
 
 def kernels_pay(x: Tensor) -> bool:
     """Whether there are kernels for x, an ordinary tensor, and it is large enough for them or a gradient is wanted."""
-    if not is_ordinary(x) or not _native.takes(x):
+    if not is_ordinary(x) or not _native.takes(x) or not (torch.is_grad_enabled() or x.numel() >= LEAST):
         return False
-    return (torch.is_grad_enabled() or x.numel() >= LEAST) and bool(_native.kernels())
+    kernels = _native.kernels()
+    return bool(kernels) and (kernels.threaded or torch.get_num_threads() <= ALONE)
 
 
 def check_tensor(x: Tensor, weight: Tensor) -> None:

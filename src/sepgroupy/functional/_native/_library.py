@@ -56,6 +56,7 @@ class Kernels:
 
     library: Any
     summary: str
+    threaded: bool = True
 
     def __bool__(self) -> bool:
         return self.library is not None
@@ -72,7 +73,9 @@ def kernels() -> Kernels:
         path = FOLDER / f"_{name}.so"
         try:
             if path.exists():
-                return Kernels(_load(path), f"C kernels, {name}")
+                library = _load(path)
+                alone = "" if library.threaded() else ", one thread: compiled without OpenMP"
+                return Kernels(library, f"C kernels, {name}{alone}", not alone)
         except (OSError, AttributeError) as error:  # no library, or not of these kernels
             reasons.append(str(error))
     missing = "not compiled: pip install sepgroupy where there is a C compiler (gcc or clang)"

@@ -249,5 +249,15 @@ void expect_writes(void *start, index_t bytes)
 #endif
 }
 
+/* Whether the work is shared between threads. */
+int threaded(void)
+{
+#ifdef _OPENMP
+    return 1;
+#else
+    return 0;
+#endif
+}
+
 /* For who loads the library: a structure of another size is that of another version. */
 index_t problem_size(void) { return sizeof(Problem); }
