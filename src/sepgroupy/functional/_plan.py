@@ -15,7 +15,7 @@ times (for gc, anything), but for evaluations of maps of fewer than ``LEAST`` va
 
 * for g the multiplied-out filter: its two steps would keep I·O·|H| maps between them;
 * for gc and dense 1×1 the Fourier domain, unless it saves too little (groups of order 1 and 2, whose transforms cost as
-  much) or the map is ``SMALL``;
+  much) or the layer is ``SMALL``;
 * for all else the dense way,
 
 and then it also takes a batch norm and ReLU before the convolution along, as the kernels do, tile by tile on a CPU.
@@ -52,14 +52,17 @@ ALGORITHMS = {
 RULES = ("auto", "torch")
 """Names for what the rule chooses, of all algorithms or of PyTorch's own operations alone."""
 
-SMALL = 6000
-"""Channels × pixels of a map × share of multiplications saved, below which calls cost more than the saving."""
+SMALL = 1.5e10
+"""Values of a map × (multiplications saved for each)², from which on the Fourier domain pays for its passes."""
 
 LEAST = 8192
 """Values of a map from which on the kernels evaluate faster than PyTorch with the filters that it has kept."""
 
 ALONE = 2
-"""PyTorch's threads up to which kernels that were compiled without threads are as fast, being twice to four times so."""
+"""PyTorch's threads up to which kernels compiled without any are as fast: their one does the work of two to four."""
+
+TRACED = 16
+"""Batch that is assumed while a program is traced, where it may be a symbol."""
 
 FUSED = 2**18
 """Values of a map from which on a norm is fused: smaller ones stay in the cache without it."""
@@ -123,8 +126,10 @@ class Plan:
         algorithm = "full" if self.kind == "g" else "dense"
         if self.native and kernels_pay(x) and (self.kind != "lifting" or self._lifts(x)):
             algorithm = "native"
-        elif self._has_fourier and self.saving > 2 and x.shape[1] * x.shape[-1] * x.shape[-2] * self.saving >= SMALL:
-            algorithm = "fourier"
+        elif self._has_fourier and self.saving > 2:
+            saved = x.shape[1] * self.group.order * (1 - 1 / self.saving)
+            values = (x.shape[0] if is_ordinary(x) else TRACED) * math.prod(x.shape[1:])
+            algorithm = "fourier" if values * saved**2 >= SMALL else algorithm
         return self._settled[algorithm]
 
     def _lifts(self, x: Tensor) -> bool:
