@@ -17,6 +17,7 @@ FLAGS = ["-std=gnu11", "-O2", "-g0", "-ftree-vectorize", "-Wno-psabi"]
 VARIANTS: dict[str, list[str]] = {"baseline": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     VARIANTS["avx2"] = ["-march=x86-64-v3"]
+    VARIANTS["avx512"] = ["-march=x86-64-v4", "-mprefer-vector-width=256"]
 
 
 class BuildKernels(build_ext):

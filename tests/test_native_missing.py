@@ -55,7 +55,7 @@ def test_without_a_library(folder: Path) -> None:
 
 
 def test_rubbish_in_place_of_a_library(folder: Path) -> None:
-    for name in ("avx2", "baseline"):
+    for name in _library.VARIANTS:
         Path(folder, f"_{name}.so").write_bytes(b"\x7fELF and nothing else")
     assert_works_without(str(folder / "_baseline.so"))
 
@@ -64,7 +64,7 @@ def test_another_library_in_its_place(folder: Path) -> None:
     spec = importlib.util.find_spec("_ctypes")
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         pytest.skip("this Python has no library to put there")
-    for name in ("avx2", "baseline"):
+    for name in _library.VARIANTS:
         shutil.copy(spec.origin, folder / f"_{name}.so")
     assert_works_without("forward_f32")
 
@@ -82,7 +82,8 @@ def test_a_library_of_narrower_vectors_serves_where_the_wider_is_broken(folder: 
     baseline = Path(_library.__file__).with_name("_baseline.so")
     if not baseline.exists():
         pytest.skip("not compiled")
-    (folder / "_avx2.so").write_bytes(b"")
+    for wider in _library.VARIANTS[:-1]:
+        (folder / f"_{wider}.so").write_bytes(b"")
     shutil.copy(baseline, folder)
     assert kernels().summary == "C kernels, baseline"
 

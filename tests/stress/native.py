@@ -37,7 +37,12 @@ from sepgroupy.groups import C1, C2, C4, D1, D2, D4, PointGroup
 SOURCE = Path(_library.__file__).with_name("kernels.c")
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover"]
 COMPILE = ["gcc", "-std=gnu11", "-O1", "-g", "-fPIC", "-shared", "-Wno-psabi", *SANITIZERS]
-BUILDS = {"baseline": ["-fopenmp"], "avx2": ["-fopenmp", "-march=x86-64-v3"], "baseline without OpenMP": []}
+BUILDS = {
+    "baseline": ["-fopenmp"],
+    "avx2": ["-fopenmp", "-march=x86-64-v3"],
+    "avx512": ["-fopenmp", "-march=x86-64-v4", "-mprefer-vector-width=256"],
+    "baseline without OpenMP": [],
+}
 
 BOTH_DIAGONALS = PointGroup.generate([[[0, 1], [1, 0]], [[0, -1], [-1, 0]]], "both diagonals")
 DIAGONAL = PointGroup.generate([[[0, 1], [1, 0]]], "diagonal")
@@ -258,7 +263,7 @@ def _watch(arguments: list[str]) -> int:
     leaks_of_python = "detect_leaks=0"
     environment = os.environ | {"LD_PRELOAD": ":".join(preloaded), "ASAN_OPTIONS": leaks_of_python}
     for name, flags in BUILDS.items():
-        if name == "avx2" and torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        if name in set(_library.VARIANTS) - set(_library.variants()):
             continue
         with tempfile.TemporaryDirectory() as folder:
             library = Path(folder, "_baseline.so")

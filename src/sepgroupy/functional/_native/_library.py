@@ -21,6 +21,7 @@ from torch import Tensor
 from ...errors import ArgumentError
 
 FOLDER = Path(__file__).parent  # of the libraries
+VARIANTS = ("avx512", "avx2", "baseline")  # the widest vectors first
 SUFFIXES = {torch.float32: "_f32", torch.float64: "_f64"}
 LARGE = 2**25  # bytes from which on the C library's allocator takes fresh memory for every tensor
 
@@ -62,14 +63,19 @@ class Kernels:
         return self.library is not None
 
 
+def variants() -> tuple[str, ...]:
+    """Return the variants that this processor runs, the fastest first."""
+    known = torch.backends.cpu.get_cpu_capability().lower()
+    return VARIANTS[VARIANTS.index(known) if known in VARIANTS else -1 :]
+
+
 @lru_cache(maxsize=1)
 def kernels() -> Kernels:
     """Load the kernels compiled for the widest vectors that this processor has."""
     if os.environ.get("SEPGROUPY_NATIVE") == "0":
         return Kernels(None, "switched off by SEPGROUPY_NATIVE=0")
-    wide = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
     reasons = []
-    for name in ("avx2", "baseline") if wide else ("baseline",):
+    for name in variants():
         path = FOLDER / f"_{name}.so"
         try:
             if path.exists():

@@ -1,48 +1,76 @@
 /* Convolutions on a group for one type of number: REAL, and SUFFIX for the names. Included by kernels.c. */
 
 typedef REAL vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
+typedef REAL wide __attribute__((vector_size(WIDE_BYTES), aligned(sizeof(REAL)), may_alias));
 
 /* ---- matrix products ---------------------------------------------------------------------------------------- */
 
-/* C (rows × WIDTH) = or += Σ A B over so many parts, each depth long, those of B contiguous; rows at most ROWS. */
-INLINE void NAME(block_product)(int add, index_t rows, index_t parts, index_t depth, const REAL *restrict a,
+/* C (R rows × V wide vectors) = or += Σ A B over so many parts, each depth long, those of B contiguous. */
+INLINE void NAME(block_product)(int add, int R, int V, index_t parts, index_t depth, const REAL *restrict a,
                                 index_t a_row, index_t a_depth, index_t a_part, const REAL *restrict b,
                                 index_t b_step, REAL *restrict c, index_t c_step)
 {
     const REAL *row[ROWS];
-    vector sum[ROWS][2];
+    wide sum[ROWS][2];
 #pragma GCC unroll 6
-    for (int m = 0; m < ROWS; m++) {
-        row[m] = a + smaller(m, rows - 1) * a_row; /* rows that are not there repeat the last, unread */
-        sum[m][0] = sum[m][1] = (vector){0};
+    for (int m = 0; m < R; m++) {
+        row[m] = a + m * a_row;
+        sum[m][0] = sum[m][1] = (wide){0};
     }
     for (index_t part = 0; part < parts; part++)
         for (index_t k = 0; k < depth; k++, b += b_step) {
-            vector left = AT(b), right = AT(b + LANES);
+            wide left = WIDE_AT(b), right = V == 2 ? WIDE_AT(b + WIDE_LANES) : left;
 #pragma GCC unroll 6
-            for (int m = 0; m < ROWS; m++) {
+            for (int m = 0; m < R; m++) {
                 REAL factor = row[m][part * a_part + k * a_depth];
                 sum[m][0] += factor * left;
-                sum[m][1] += factor * right;
+                if (V == 2) sum[m][1] += factor * right;
             }
         }
 #pragma GCC unroll 6
-    for (int m = 0; m < ROWS; m++) {
-        if (m >= rows) break;
+    for (int m = 0; m < R; m++) {
         REAL *to = c + m * c_step;
-        if (add) sum[m][0] += AT(to), sum[m][1] += AT(to + LANES);
-        AT(to) = sum[m][0], AT(to + LANES) = sum[m][1];
+        if (add) sum[m][0] += WIDE_AT(to);
+        WIDE_AT(to) = sum[m][0];
+        if (V == 1) continue;
+        if (add) sum[m][1] += WIDE_AT(to + WIDE_LANES);
+        WIDE_AT(to + WIDE_LANES) = sum[m][1];
     }
 }
 
-/* C (rows × count) = A (rows × depth) B (depth × count); count divides by WIDTH, depth is contiguous in A. */
+/* Call a function whose loops the compiler unrolls for each number of rows. */
+#define BY_ROWS(rows, most, call)                                                                                     \
+    switch (rows) {                                                                                                   \
+    case 1: if (1 <= (most)) { enum { R = 1 }; call; } break;                                                         \
+    case 2: if (2 <= (most)) { enum { R = 2 }; call; } break;                                                         \
+    case 3: if (3 <= (most)) { enum { R = 3 }; call; } break;                                                         \
+    case 4: if (4 <= (most)) { enum { R = 4 }; call; } break;                                                         \
+    case 5: if (5 <= (most)) { enum { R = 5 }; call; } break;                                                         \
+    case 6: if (6 <= (most)) { enum { R = 6 }; call; } break;                                                         \
+    }
+
+/* C (rows × count) = or += A B, block by block; count divides by WIDTH. */
+INLINE void NAME(blocks_product)(int add, index_t rows, index_t parts, index_t depth, index_t count, const REAL *a,
+                                 index_t a_row, index_t a_depth, index_t a_part, const REAL *b, index_t b_step,
+                                 REAL *c, index_t c_step)
+{
+    for (index_t j = 0; j < count; j += 2 * WIDE_LANES)
+        for (index_t m = 0, height; m < rows; m += height) {
+            height = block_rows(rows - m, ROWS);
+            if (WIDTH < 2 * WIDE_LANES && j + WIDTH == count)
+                BY_ROWS(height, ROWS, NAME(block_product)(add, R, 1, parts, depth, a + m * a_row, a_row, a_depth,
+                                                          a_part, b + j, b_step, c + m * c_step + j, c_step))
+            else
+                BY_ROWS(height, ROWS, NAME(block_product)(add, R, 2, parts, depth, a + m * a_row, a_row, a_depth,
+                                                          a_part, b + j, b_step, c + m * c_step + j, c_step))
+        }
+}
+
+/* C (rows × count) = A (rows × depth) B (depth × count); depth is contiguous in A. */
 static void NAME(product)(index_t rows, index_t depth, index_t count, const REAL *a, index_t a_row, const REAL *b,
                           index_t b_step, REAL *c, index_t c_step)
 {
-    for (index_t j = 0; j < count; j += WIDTH)
-        for (index_t m = 0; m < rows; m += ROWS)
-            NAME(block_product)(0, smaller(ROWS, rows - m), 1, depth, a + m * a_row, a_row, 1, 0, b + j, b_step,
-                                c + m * c_step + j, c_step);
+    NAME(blocks_product)(0, rows, 1, depth, count, a, a_row, 1, 0, b, b_step, c, c_step);
 }
 
 /* C (rows × count) += Aᵀ B with A (parts × depth × rows), rows contiguous, and B (parts·depth × count). */
@@ -50,20 +78,25 @@ static void NAME(transposed_product)(index_t rows, index_t parts, index_t depth,
                                      index_t a_part, index_t a_depth, const REAL *b, index_t b_step, REAL *c,
                                      index_t c_step)
 {
-    for (index_t j = 0; j < count; j += WIDTH)
-        for (index_t m = 0; m < rows; m += ROWS)
-            NAME(block_product)(1, smaller(ROWS, rows - m), parts, depth, a + m, 1, a_depth, a_part, b + j, b_step,
-                                c + m * c_step + j, c_step);
+    NAME(blocks_product)(1, rows, parts, depth, count, a, 1, a_depth, a_part, b, b_step, c, c_step);
 }
 
-/* Add the sums of four vectors' values to c[0..3]. */
-INLINE void NAME(add_sums)(const vector *sum, REAL *c, index_t columns)
+/* Add the sums of four wide vectors' values to c[0..3]. */
+INLINE void NAME(add_sums)(const wide *sum, REAL *c, index_t columns)
 {
     REAL total[4];
 #if defined(__AVX2__)
     if (sizeof(REAL) == 4) {
+#if WIDE_BYTES == 64
+        __m512 s0 = (__m512)sum[0], s1 = (__m512)sum[1], s2 = (__m512)sum[2], s3 = (__m512)sum[3];
+        __m512d s01 = (__m512d)_mm512_add_ps(_mm512_unpacklo_ps(s0, s1), _mm512_unpackhi_ps(s0, s1));
+        __m512d s23 = (__m512d)_mm512_add_ps(_mm512_unpacklo_ps(s2, s3), _mm512_unpackhi_ps(s2, s3));
+        __m512 fours = _mm512_add_ps((__m512)_mm512_unpacklo_pd(s01, s23), (__m512)_mm512_unpackhi_pd(s01, s23));
+        __m256 pairs = _mm256_add_ps(_mm512_castps512_ps256(fours), _mm512_extractf32x8_ps(fours, 1));
+#else
         __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps((__m256)sum[0], (__m256)sum[1]),
                                       _mm256_hadd_ps((__m256)sum[2], (__m256)sum[3]));
+#endif
         __m128 all = _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
         if (columns >= 4) {
             _mm_storeu_ps((float *)c, _mm_add_ps(_mm_loadu_ps((float *)c), all));
@@ -74,34 +107,44 @@ INLINE void NAME(add_sums)(const vector *sum, REAL *c, index_t columns)
 #endif
         for (int n = 0; n < 4; n++) {
             total[n] = 0;
-            for (index_t lane = 0; lane < LANES; lane++) total[n] += sum[n][lane];
+            for (index_t lane = 0; lane < WIDE_LANES; lane++) total[n] += sum[n][lane];
         }
     for (index_t n = 0; n < 4 && n < columns; n++) c[n] += total[n];
 }
 
-/* C (rows × columns) += A Bᵀ, both with values along their rows; count divides by LANES. */
+/* C (R rows × four columns) += A Bᵀ, both with values along their rows, which b points to. */
+INLINE void NAME(block_of_sums)(int R, index_t count, const REAL *a, index_t a_step, const REAL *const *b, REAL *c,
+                                index_t c_step, index_t columns)
+{
+    wide sum[SUM_ROWS][4]; /* with a row of each and one value: 16 registers, or 31 */
+#pragma GCC unroll 6
+    for (int m = 0; m < R; m++) sum[m][0] = sum[m][1] = sum[m][2] = sum[m][3] = (wide){0};
+    for (index_t p = 0; p < count; p += WIDE_LANES) {
+        wide rows[SUM_ROWS];
+#pragma GCC unroll 6
+        for (int m = 0; m < R; m++) rows[m] = WIDE_AT(a + m * a_step + p);
+#pragma GCC unroll 4
+        for (int n = 0; n < 4; n++) {
+            wide value = WIDE_AT(b[n] + p);
+#pragma GCC unroll 6
+            for (int m = 0; m < R; m++) sum[m][n] += rows[m] * value;
+        }
+    }
+#pragma GCC unroll 6
+    for (int m = 0; m < R; m++) NAME(add_sums)(sum[m], c + m * c_step, columns);
+}
+
+/* C (rows × columns) += A Bᵀ, both with values along their rows; count divides by WIDTH. */
 static void NAME(inner_products)(index_t rows, index_t columns, index_t count, const REAL *a, index_t a_step,
                                  const REAL *b, index_t b_step, REAL *c, index_t c_step)
 {
     for (index_t n = 0; n < columns; n += 4) {
-        const REAL *b0 = b + n * b_step, *b1 = n + 1 < columns ? b0 + b_step : b0;
-        const REAL *b2 = n + 2 < columns ? b1 + b_step : b1, *b3 = n + 3 < columns ? b2 + b_step : b2;
-        for (index_t m = 0; m < rows; m += 3) { /* inside: there are fewer rows of A than of B to come back to */
-            const REAL *a0 = a + m * a_step, *a1 = m + 1 < rows ? a0 + a_step : a0;
-            const REAL *a2 = m + 2 < rows ? a1 + a_step : a1;
-            vector sum[3][4];
-#pragma GCC unroll 12
-            for (int i = 0; i < 12; i++) sum[i / 4][i % 4] = (vector){0};
-            for (index_t p = 0; p < count; p += LANES) {
-                vector w0 = AT(a0 + p), w1 = AT(a1 + p), w2 = AT(a2 + p), v; /* and twelve sums: 16 registers */
-                v = AT(b0 + p), sum[0][0] += w0 * v, sum[1][0] += w1 * v, sum[2][0] += w2 * v;
-                v = AT(b1 + p), sum[0][1] += w0 * v, sum[1][1] += w1 * v, sum[2][1] += w2 * v;
-                v = AT(b2 + p), sum[0][2] += w0 * v, sum[1][2] += w1 * v, sum[2][2] += w2 * v;
-                v = AT(b3 + p), sum[0][3] += w0 * v, sum[1][3] += w1 * v, sum[2][3] += w2 * v;
-            }
-#pragma GCC unroll 3
-            for (int i = 0; i < 3; i++)
-                if (m + i < rows) NAME(add_sums)(sum[i], c + (m + i) * c_step + n, columns - n);
+        const REAL *four[4];
+        for (index_t i = 0; i < 4; i++) four[i] = b + smaller(n + i, columns - 1) * b_step;
+        for (index_t m = 0, height; m < rows; m += height) { /* inside: there are fewer rows of A than of B to come back to */
+            height = block_rows(rows - m, SUM_ROWS);
+            BY_ROWS(height, SUM_ROWS, NAME(block_of_sums)(R, count, a + m * a_step, a_step, four, c + m * c_step + n,
+                                                          c_step, columns - n))
         }
     }
 }

@@ -34,12 +34,19 @@
 #else
 #define VECTOR_BYTES 16
 #endif
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+#define WIDE_BYTES 64 /* in matrix products alone: elsewhere rows of eight pixels are to fill a vector */
+#define SUM_ROWS 6
+#else
+#define WIDE_BYTES VECTOR_BYTES
+#define SUM_ROWS 3
+#endif
 
 #define INLINE static inline __attribute__((always_inline))
 #define ORDER 8    /* largest order of a point group of the plane */
 #define PHASES 9   /* strides up to 3 */
 #define TAPS 49    /* kernels up to 7×7 */
-#define ROWS 6     /* of a matrix product's register block; it is two vectors wide */
+#define ROWS 6     /* of a matrix product's register block, at most; it is two wide vectors wide */
 #define TERMS 9    /* of a filter whose gradients are summed at a time */
 #define WINDOWS 128 /* pooled at a time */
 
@@ -82,6 +89,11 @@ typedef struct {
 
 INLINE index_t smaller(index_t a, index_t b) { return a < b ? a : b; }
 INLINE index_t larger(index_t a, index_t b) { return a > b ? a : b; }
+/* Rows of the next block of a product: the last two are about as high as each other. */
+INLINE index_t block_rows(index_t rows, index_t most)
+{
+    return rows >= 2 * most ? most : rows > most ? (rows + 1) / 2 : rows;
+}
 INLINE index_t round_up(index_t a, index_t step) { return (a + step - 1) / step * step; }
 INLINE index_t floor_div(index_t a, index_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
 
@@ -214,8 +226,11 @@ INLINE index_t thread_number(void)
 /* What follows is included once for each type. */
 #define vector NAME(lanes)
 #define LANES ((index_t)(VECTOR_BYTES / sizeof(REAL)))
-#define WIDTH (2 * LANES) /* of a register block */
+#define WIDTH (2 * LANES) /* columns of a tile and of a strip come in such portions */
 #define AT(pointer) (*(vector *)(pointer))
+#define wide NAME(wide_lanes)
+#define WIDE_LANES ((index_t)(WIDE_BYTES / sizeof(REAL)))
+#define WIDE_AT(pointer) (*(wide *)(pointer))
 #define mask __typeof__((vector){0} < (vector){0})
 #define Thread NAME(thread)
 #define Norm NAME(norm)
