@@ -57,12 +57,23 @@ def untouched(monkeypatch: pytest.MonkeyPatch) -> _call.Call:
     return _call.Call(D4, GEOMETRY)
 
 
-def tensors(separable: bool = False) -> dict[str, Any]:
+KINDS = ("dense", "g", "gc")
+
+
+def filters_of(kind: str, outputs: int, inputs: int, order: int) -> tuple[Tensor, Tensor | None]:
+    """Draw a 3×3 filter, or its pointwise and depthwise factor."""
+    if kind == "dense":
+        return torch.randn(outputs, inputs, order, 3, 3), None
+    return torch.randn(outputs, inputs, order, 1, 1), torch.randn(outputs, inputs if kind == "g" else 1, 1, 3, 3)
+
+
+def tensors(kind: str = "dense") -> dict[str, Any]:
     """All that a forward call reads, in its order."""
+    weight, depthwise = filters_of(kind, 4, 3, 8)
     return {
         "x": torch.randn(2, 8, 3, 5, 6),
-        "weight": torch.randn(4, 3, 8, *((1, 1) if separable else (3, 3))),
-        "depthwise": torch.randn(4, 1, 1, 3, 3) if separable else None,
+        "weight": weight,
+        "depthwise": depthwise,
         "bias": torch.randn(4),
         "scale": torch.randn(3),
         "shift": torch.randn(3),
@@ -73,7 +84,16 @@ def tensors(separable: bool = False) -> dict[str, Any]:
 SHAPES = {
     "x": [(8, 3, 5, 6), (2, 4, 3, 5, 6), (2, 8, 2, 5, 6), (2, 8, 3, 5), ()],
     "weight": [(4, 3, 8, 3), (4, 2, 8, 3, 3), (4, 3, 1, 3, 3), (4, 3, 8, 5, 5), (4, 3, 8, 1, 9), ()],
-    "depthwise": [(4, 1, 1, 3, 3), (), (3, 1, 1, 3, 3), (4, 1, 1, 3, 5), (4, 9)],
+    "depthwise": [
+        (4, 1, 1, 3, 3),
+        (),
+        (3, 1, 1, 3, 3),
+        (4, 1, 1, 3, 5),
+        (4, 9),
+        (4, 2, 1, 3, 3),
+        (4, 3, 3, 3),
+        (4, 3, 8, 3, 3),
+    ],
     "bias": [(), (1,), (3,), (4, 1), (5,)],
     "scale": [(), (1,), (4,), (1, 3)],
     "shift": [(), (1,), (4,), (3, 1)],
@@ -83,7 +103,7 @@ SHAPES = {
 
 @pytest.mark.parametrize(("name", "shape"), [(name, shape) for name, shapes in SHAPES.items() for shape in shapes])
 def test_other_shapes_are_refused(name: str, shape: tuple[int, ...], untouched: _call.Call) -> None:
-    given = tensors(separable=name == "depthwise" and shape != (4, 1, 1, 3, 3))  # where the other is refused
+    given = tensors("gc" if name == "depthwise" and shape != (4, 1, 1, 3, 3) else "dense")  # where the other is refused
     with pytest.raises(ArgumentError, match=f"({name}|scale|weight) .*has shape|x has shape"):
         untouched.forward(**given | {name: torch.randn(shape)})
 
@@ -111,7 +131,7 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("name", ["x", "weight", "depthwise", "bias", "scale", "shift", "shortcut"])
 @pytest.mark.filterwarnings("ignore:.*quantiz.*")
 def test_other_kinds_of_tensors_are_refused(name: str, change: str, untouched: _call.Call) -> None:
-    given = tensors(separable=True)
+    given = tensors("gc")
     with pytest.raises(ArgumentError, match="contiguous CPU tensors of one type, float32 or float64"):
         untouched.forward(**given | {name: CHANGES[change](given[name])})
 
@@ -162,9 +182,9 @@ def test_the_operator_refuses_what_no_layer_asks_for(change: dict[str, Any], unt
         torch.ops.sepgroupy.group_conv(*(operator_arguments() | change).values())
 
 
-def operator_arguments(separable: bool = False, norm: bool = False) -> dict[str, Any]:
+def operator_arguments(kind: str = "dense", norm: bool = False) -> dict[str, Any]:
     """Name arguments of the operator, for p4m."""
-    x, weight, depthwise, bias, gamma, beta, shortcut = tensors(separable).values()
+    x, weight, depthwise, bias, gamma, beta, shortcut = tensors(kind).values()
     parameters = {"x": x, "weight": weight, "depthwise": depthwise, "bias": bias}
     names = ("gamma", "beta", "mean", "var")
     affine = (gamma, beta, torch.randn(3), torch.rand(3) + 0.5) if norm else (None,) * 4
@@ -180,28 +200,28 @@ def operator_arguments(separable: bool = False, norm: bool = False) -> dict[str,
 def test_random_problems() -> None:
     counts = stress.check(120, seed=3)
     assert counts["empty"] > 3
-    kinds = ("with norm", "with shortcut", "lifted", "gc", "dense", "1 threads", "2 threads", "on shuffled p4m")
+    kinds = ("with norm", "with shortcut", "lifted", *KINDS, "1 threads", "2 threads", "on shuffled p4m")
     assert min(counts[name] for name in kinds) > 3
 
 
 @pytest.mark.parametrize("group", [C1, D2, C4, D4, DIAGONAL, stress.SHUFFLED], ids=lambda group: group.name)
-@pytest.mark.parametrize("separable", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("stride", [1, 2, 3])
-def test_every_width_beside_that_of_vectors(group: PointGroup, separable: bool, stride: int) -> None:
+def test_every_width_beside_that_of_vectors(group: PointGroup, kind: str, stride: int) -> None:
     for width in (1, 2, 4, 7, 8, 9, 15, 16, 17, 33):
         for dtype, tolerance in ((torch.float32, 1e-4), (torch.float64, 1e-11)):
             geometry = Geometry.parse(group, 3, stride, 1)
             size = (width, 1 + 18 // width)
-            problem = stress.Problem(group, geometry, 2, 3, 5, size, dtype, separable, True, True, 1)
+            problem = stress.Problem(group, geometry, 2, 3, 5, size, dtype, kind, True, True, 1)
             assert problem.check() < tolerance, problem
 
 
-@pytest.mark.parametrize("separable", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("stride", [1, 2, 3])
-def test_seven_by_seven(separable: bool, stride: int) -> None:
+def test_seven_by_seven(kind: str, stride: int) -> None:
     geometry = Geometry.parse(D4, 7, stride, 3)
     for size in ((1, 1), (5, 9), (16, 16), (70, 31)):
-        assert stress.Problem(D4, geometry, 2, 2, 3, size, torch.float64, separable, True, True, 2).check() < 1e-11
+        assert stress.Problem(D4, geometry, 2, 2, 3, size, torch.float64, kind, True, True, 2).check() < 1e-11
 
 
 def test_the_general_transform_is_tested_beside_the_fast_ones() -> None:
@@ -218,11 +238,11 @@ WORK = {
 }
 
 
-@pytest.mark.parametrize("separable", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("work", WORK)
-def test_the_number_of_threads_changes_nothing_but_rounding(work: str, separable: bool) -> None:
+def test_the_number_of_threads_changes_nothing_but_rounding(work: str, kind: str) -> None:
     batch, channels, size = WORK[work]
-    problem = stress.Problem(D4, GEOMETRY, batch, channels, 4, size, torch.float32, separable, True, True, 1)
+    problem = stress.Problem(D4, GEOMETRY, batch, channels, 4, size, torch.float32, kind, True, True, 1)
     call, inputs = _call.Call(D4, GEOMETRY), problem._inputs()
     x, weight, depthwise, _, scale, shift, *_ = inputs
     grad = torch.randn(batch, 8, 4, *size)
@@ -359,14 +379,13 @@ def test_gradients_at_what_is_no_number(column: int) -> None:
 # ---- derivatives -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("separable", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("batch", [None, False, True])  # no norm, one of fixed statistics, one of the batch's own
 @pytest.mark.parametrize("group", [C4, D4, DIAGONAL], ids=lambda group: group.name)
-def test_derivatives(separable: bool, batch: bool | None, group: PointGroup) -> None:
-    geometry = Geometry.parse(group, 3, 2, 1)
+def test_derivatives(kind: str, batch: bool | None, group: PointGroup) -> None:
+    geometry = Geometry.parse(group, 3, 1 if kind == "g" else 2, 1)  # at stride 1 blocks of a g filter stay in factors
     x = torch.randn(2, group.order, 2, 4, 5).double()
-    weight = torch.randn(2, 2, group.order, *((1, 1) if separable else (3, 3))).double()
-    depthwise = torch.randn(2, 1, 1, 3, 3).double() if separable else None
+    weight, depthwise = (None if t is None else t.double() for t in filters_of(kind, 2, 2, group.order))
     affine = (torch.rand(2).double() + 0.5, torch.randn(2).double())
     given = [x, weight, *([depthwise] if depthwise is not None else []), torch.randn(2).double()]
     given += [] if batch is None else affine
@@ -375,7 +394,7 @@ def test_derivatives(separable: bool, batch: bool | None, group: PointGroup) -> 
 
     def function(*leaves: Tensor) -> Tensor:
         rest = iter(leaves)
-        x, weight, depthwise, bias = next(rest), next(rest), next(rest) if separable else None, next(rest)
+        x, weight, depthwise, bias = next(rest), next(rest), None if kind == "dense" else next(rest), next(rest)
         if batch is None:
             return convolve(Inputs(x, weight, depthwise, bias, shortcut=next(rest)), 0.0, False, call)
         maps = x.detach().movedim(2, 0).flatten(1)
@@ -391,11 +410,11 @@ def test_derivatives(separable: bool, batch: bool | None, group: PointGroup) -> 
 # ---- as an operator ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("separable", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck looks at it
-def test_the_operators_are_what_torch_expects(separable: bool, norm: bool) -> None:
-    arguments = operator_arguments(separable, norm)
+def test_the_operators_are_what_torch_expects(kind: str, norm: bool) -> None:
+    arguments = operator_arguments(kind, norm)
     for name in ("x", "weight", "depthwise", "bias", "gamma", "beta", "shortcut"):
         if arguments[name] is not None:
             arguments[name].requires_grad_()

@@ -48,7 +48,12 @@ BOTH_DIAGONALS = PointGroup.generate([[[0, 1], [1, 0]], [[0, -1], [-1, 0]]], "bo
 DIAGONAL = PointGroup.generate([[[0, 1], [1, 0]]], "diagonal")
 SHUFFLED = PointGroup((D4.elements[0], *reversed(D4.elements[1:])), "shuffled p4m")
 GROUPS = (C1, C2, C4, C4, D1, D2, D4, D4, D4, DIAGONAL, BOTH_DIAGONALS, SHUFFLED)
-GEOMETRIES = (range(1, 8), (1, 1, 2, 3), (0, 0, 1, 1, 2, 3, 9), (1, 1, 1, 2))  # kernel, stride, padding, dilation
+GEOMETRIES = (
+    (1, 2, 3, 3, 3, 4, 5, 6, 7),
+    (1, 1, 2, 3),
+    (0, 0, 1, 1, 2, 3, 9),
+    (1, 1, 1, 2),
+)  # kernel, stride, padding, dilation
 MULTIPLICATIONS = 3e7  # of the largest problem
 
 
@@ -63,7 +68,7 @@ class Problem:
     outputs: int
     size: tuple[int, int]
     dtype: torch.dtype
-    separable: bool
+    kind: str
     bias: bool
     norm: bool
     threads: int
@@ -92,10 +97,11 @@ class Problem:
             rows, columns = geometry.output_size(*sizes)
             if math.prod((rows, columns, *kernel, *counts)) * group.order**2 < MULTIPLICATIONS:
                 dtype = chance.choice((torch.float32, torch.float64))
-                separable, bias, norm, shortcut = (chance.random() < 0.5 for _ in range(4))
+                kind = chance.choice(("dense", "g", "gc"))
+                bias, norm, shortcut = (chance.random() < 0.5 for _ in range(3))
                 batch, inputs, outputs = counts
                 size, threads = (sizes[0], sizes[1]), chance.choice((1, 2))
-                options = separable, bias, norm, threads, shortcut
+                options = kind, bias, norm, threads, shortcut
                 return cls(group, geometry, batch, inputs, outputs, size, dtype, *options)
 
     def check(self) -> float:
@@ -182,8 +188,9 @@ class Problem:
         drawn = self._drawn
         order, kernel = self.group.order, self.geometry.kernel_size
         x = drawn(self.batch, order, self.inputs, *self.size, digits=True)
-        weight = drawn(self.outputs, self.inputs, order, *((1, 1) if self.separable else kernel))
-        depthwise = drawn(self.outputs, 1, 1, *kernel) if self.separable else None
+        weight = drawn(self.outputs, self.inputs, order, *(kernel if self.kind == "dense" else (1, 1)))
+        inputs = {"g": self.inputs, "gc": 1}.get(self.kind)
+        depthwise = None if inputs is None else drawn(self.outputs, inputs, 1, *kernel)
         bias = drawn(self.outputs) if self.bias else None
         shape = (self.batch, order, self.outputs, *self.geometry.output_size(*self.size))
         shortcut = drawn(*shape) if self.shortcut else None
@@ -219,7 +226,7 @@ def check(problems: int, seed: int = 0) -> Counter[str]:
             problem = Problem.draw(chance)
             error = problem.check()
             assert error < (1e-4 if problem.dtype is torch.float32 else 1e-11), (error, problem)
-            counts["gc" if problem.separable else "dense"] += 1
+            counts[problem.kind] += 1
             counts[f"stride {problem.geometry.stride}"] += 1
             counts[f"on {problem.group.name}"] += 1
             counts[str(problem.dtype)] += 1

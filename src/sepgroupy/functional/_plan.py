@@ -154,11 +154,6 @@ class Plan:
         return type(self), tuple(getattr(self, f.name) for f in fields(self) if f.init)
 
     @property
-    def expands(self) -> bool:
-        """Whether :meth:`filters` computes anything, so that its result is worth keeping."""
-        return self.algorithm != "native" or self.kind == "g"
-
-    @property
     def _has_fourier(self) -> bool:
         return self.geometry.groups == 1 and (self.kind == "gc" or (self.kind == "dense" and self.geometry.pointwise))
 
@@ -194,7 +189,7 @@ class Plan:
             return Filters((gather_bank(weight, tables["fiber"], groups),))
         depthwise, pointwise = parameters["depthwise_weight"], parameters["pointwise_weight"]
         if self.algorithm == "native":
-            return Filters((depthwise, pointwise) if self.kind == "gc" else (full_filter(depthwise, pointwise),))
+            return Filters((lift_depthwise(depthwise), pointwise))
         if self.algorithm == "full":
             return Filters((gather_bank(full_filter(depthwise, pointwise), tables["fiber"], groups),))
         bank = gather_bank(lift_depthwise(depthwise), tables["plane"], groups)

@@ -17,6 +17,7 @@ from .._geometry import Geometry
 from . import _library
 from ._library import SUFFIXES, Problem, check_readable, empty, invoke, workspace
 
+DENSE, SEPARABLE, FACTORED = 0, 1, 2
 GENERAL, CYCLIC4, DIHEDRAL4 = 0, 4, 8
 MAX_TAPS, MAX_STRIDE, MAX_ORDER = 49, 3, 8
 
@@ -90,8 +91,10 @@ def call_for(group: PointGroup, geometry: Geometry, lifting: bool = False) -> Ca
 
 
 class Call:
-    """One convolution: maps (B, |H|, C, Y, X), weight (O, I, |H|, k, k) or a gc layer's pair of factors.
+    """One convolution: maps (B, |H|, C, Y, X), and a filter of one of three kinds.
 
+    A dense one is a weight (O, I, |H|, k, k). Of a gc and of a g layer the weight is the pointwise factor,
+    (O, I, |H|, 1, 1), and depthwise the other, (O, 1, 1, k, k) or (O, I, 1, k, k).
     A lifting one reads planes (B, 1, I, Y, X) and a weight (O, I, 1, k, k).
     """
 
@@ -182,13 +185,15 @@ class Call:
         x, weight = given["x"], given.get("weight") or given["dweight"]
         y, kernel = self.output_shape(x, weight), self.geometry.kernel_size
         (batch, _, inputs, height, width), outputs, order = x, weight[0], self.group.order
-        fiber, separable = 1 if self.lifting else order, given.get("depthwise") is not None
+        fiber, depthwise = 1 if self.lifting else order, given.get("depthwise")
+        separable = depthwise is not None
+        kind = DENSE if depthwise is None else SEPARABLE if inputs == 1 or depthwise[1:2] != (inputs,) else FACTORED
         expected = {
             "x": (batch, fiber, inputs, height, width),
             "scale": (inputs,),
             "shift": (inputs,),
             "weight": (outputs, inputs, fiber, *((1, 1) if separable else kernel)),
-            "depthwise": (outputs, 1, 1, *kernel),
+            "depthwise": (outputs, inputs if kind == FACTORED else 1, 1, *kernel),
             "bias": (outputs,),
             "shortcut": y,
             "y": y,
@@ -213,7 +218,7 @@ class Call:
         moved = _moved_taps(self.group, self.geometry)
         problem = Problem(
             batch, inputs, outputs, height, width, *y[3:], *self.geometry.stride, self.geometry.padding[0],
-            self.geometry.padding[2], len(moved), separable, threads, order, len(blocks), transform,
+            self.geometry.padding[2], len(moved), kind, threads, order, len(blocks), transform,
             *(array.ctypes.data for array in (blocks, moved, basis, irreps)),
         )  # fmt: skip
         problem.arrays = (blocks, moved, basis, irreps)  # they live as long as it does

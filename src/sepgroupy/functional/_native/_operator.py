@@ -27,7 +27,7 @@ class Inputs(NamedTuple):
 
     x: Tensor  # (B, |H|, I, Y, X), or planes (B, 1, I, Y, X) to lift
     weight: Tensor  # (O, I, |H|, k, k); (O, I, |H|, 1, 1) with a depthwise factor; (O, I, 1, k, k) to lift
-    depthwise: Tensor | None = None  # (O, 1, 1, k, k)
+    depthwise: Tensor | None = None  # (O, 1, 1, k, k), or (O, I, 1, k, k) of a g layer
     bias: Tensor | None = None  # (O,)
     gamma: Tensor | None = None  # (I,), of the norm
     beta: Tensor | None = None

@@ -1,154 +1,5 @@
 /* Convolutions on a group for one type of number: REAL, and SUFFIX for the names. Included by kernels.c. */
 
-typedef REAL vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
-typedef REAL wide __attribute__((vector_size(WIDE_BYTES), aligned(sizeof(REAL)), may_alias));
-
-/* ---- matrix products ---------------------------------------------------------------------------------------- */
-
-/* C (R rows × V wide vectors) = or += Σ A B over so many parts, each depth long, those of B contiguous. */
-INLINE void NAME(block_product)(int add, int R, int V, index_t parts, index_t depth, const REAL *restrict a,
-                                index_t a_row, index_t a_depth, index_t a_part, const REAL *restrict b,
-                                index_t b_step, REAL *restrict c, index_t c_step)
-{
-    const REAL *row[ROWS];
-    wide sum[ROWS][2];
-#pragma GCC unroll 6
-    for (int m = 0; m < R; m++) {
-        row[m] = a + m * a_row;
-        sum[m][0] = sum[m][1] = (wide){0};
-    }
-    for (index_t part = 0; part < parts; part++)
-        for (index_t k = 0; k < depth; k++, b += b_step) {
-            wide left = WIDE_AT(b), right = V == 2 ? WIDE_AT(b + WIDE_LANES) : left;
-#pragma GCC unroll 6
-            for (int m = 0; m < R; m++) {
-                REAL factor = row[m][part * a_part + k * a_depth];
-                sum[m][0] += factor * left;
-                if (V == 2) sum[m][1] += factor * right;
-            }
-        }
-#pragma GCC unroll 6
-    for (int m = 0; m < R; m++) {
-        REAL *to = c + m * c_step;
-        if (add) sum[m][0] += WIDE_AT(to);
-        WIDE_AT(to) = sum[m][0];
-        if (V == 1) continue;
-        if (add) sum[m][1] += WIDE_AT(to + WIDE_LANES);
-        WIDE_AT(to + WIDE_LANES) = sum[m][1];
-    }
-}
-
-/* Call a function whose loops the compiler unrolls for each number of rows. */
-#define BY_ROWS(rows, most, call)                                                                                     \
-    switch (rows) {                                                                                                   \
-    case 1: if (1 <= (most)) { enum { R = 1 }; call; } break;                                                         \
-    case 2: if (2 <= (most)) { enum { R = 2 }; call; } break;                                                         \
-    case 3: if (3 <= (most)) { enum { R = 3 }; call; } break;                                                         \
-    case 4: if (4 <= (most)) { enum { R = 4 }; call; } break;                                                         \
-    case 5: if (5 <= (most)) { enum { R = 5 }; call; } break;                                                         \
-    case 6: if (6 <= (most)) { enum { R = 6 }; call; } break;                                                         \
-    }
-
-/* C (rows × count) = or += A B, block by block; count divides by WIDTH. */
-INLINE void NAME(blocks_product)(int add, index_t rows, index_t parts, index_t depth, index_t count, const REAL *a,
-                                 index_t a_row, index_t a_depth, index_t a_part, const REAL *b, index_t b_step,
-                                 REAL *c, index_t c_step)
-{
-    for (index_t j = 0; j < count; j += 2 * WIDE_LANES)
-        for (index_t m = 0, height; m < rows; m += height) {
-            height = block_rows(rows - m, ROWS);
-            if (WIDTH < 2 * WIDE_LANES && j + WIDTH == count)
-                BY_ROWS(height, ROWS, NAME(block_product)(add, R, 1, parts, depth, a + m * a_row, a_row, a_depth,
-                                                          a_part, b + j, b_step, c + m * c_step + j, c_step))
-            else
-                BY_ROWS(height, ROWS, NAME(block_product)(add, R, 2, parts, depth, a + m * a_row, a_row, a_depth,
-                                                          a_part, b + j, b_step, c + m * c_step + j, c_step))
-        }
-}
-
-/* C (rows × count) = A (rows × depth) B (depth × count); depth is contiguous in A. */
-static void NAME(product)(index_t rows, index_t depth, index_t count, const REAL *a, index_t a_row, const REAL *b,
-                          index_t b_step, REAL *c, index_t c_step)
-{
-    NAME(blocks_product)(0, rows, 1, depth, count, a, a_row, 1, 0, b, b_step, c, c_step);
-}
-
-/* C (rows × count) += Aᵀ B with A (parts × depth × rows), rows contiguous, and B (parts·depth × count). */
-static void NAME(transposed_product)(index_t rows, index_t parts, index_t depth, index_t count, const REAL *a,
-                                     index_t a_part, index_t a_depth, const REAL *b, index_t b_step, REAL *c,
-                                     index_t c_step)
-{
-    NAME(blocks_product)(1, rows, parts, depth, count, a, 1, a_depth, a_part, b, b_step, c, c_step);
-}
-
-/* Add the sums of four wide vectors' values to c[0..3]. */
-INLINE void NAME(add_sums)(const wide *sum, REAL *c, index_t columns)
-{
-    REAL total[4];
-#if defined(__AVX2__)
-    if (sizeof(REAL) == 4) {
-#if WIDE_BYTES == 64
-        __m512 s0 = (__m512)sum[0], s1 = (__m512)sum[1], s2 = (__m512)sum[2], s3 = (__m512)sum[3];
-        __m512d s01 = (__m512d)_mm512_add_ps(_mm512_unpacklo_ps(s0, s1), _mm512_unpackhi_ps(s0, s1));
-        __m512d s23 = (__m512d)_mm512_add_ps(_mm512_unpacklo_ps(s2, s3), _mm512_unpackhi_ps(s2, s3));
-        __m512 fours = _mm512_add_ps((__m512)_mm512_unpacklo_pd(s01, s23), (__m512)_mm512_unpackhi_pd(s01, s23));
-        __m256 pairs = _mm256_add_ps(_mm512_castps512_ps256(fours), _mm512_extractf32x8_ps(fours, 1));
-#else
-        __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps((__m256)sum[0], (__m256)sum[1]),
-                                      _mm256_hadd_ps((__m256)sum[2], (__m256)sum[3]));
-#endif
-        __m128 all = _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
-        if (columns >= 4) {
-            _mm_storeu_ps((float *)c, _mm_add_ps(_mm_loadu_ps((float *)c), all));
-            return;
-        }
-        memcpy(total, &all, sizeof all < sizeof total ? sizeof all : sizeof total);
-    } else
-#endif
-        for (int n = 0; n < 4; n++) {
-            total[n] = 0;
-            for (index_t lane = 0; lane < WIDE_LANES; lane++) total[n] += sum[n][lane];
-        }
-    for (index_t n = 0; n < 4 && n < columns; n++) c[n] += total[n];
-}
-
-/* C (R rows × four columns) += A Bᵀ, both with values along their rows, which b points to. */
-INLINE void NAME(block_of_sums)(int R, index_t count, const REAL *a, index_t a_step, const REAL *const *b, REAL *c,
-                                index_t c_step, index_t columns)
-{
-    wide sum[SUM_ROWS][4]; /* with a row of each and one value: 16 registers, or 31 */
-#pragma GCC unroll 6
-    for (int m = 0; m < R; m++) sum[m][0] = sum[m][1] = sum[m][2] = sum[m][3] = (wide){0};
-    for (index_t p = 0; p < count; p += WIDE_LANES) {
-        wide rows[SUM_ROWS];
-#pragma GCC unroll 6
-        for (int m = 0; m < R; m++) rows[m] = WIDE_AT(a + m * a_step + p);
-#pragma GCC unroll 4
-        for (int n = 0; n < 4; n++) {
-            wide value = WIDE_AT(b[n] + p);
-#pragma GCC unroll 6
-            for (int m = 0; m < R; m++) sum[m][n] += rows[m] * value;
-        }
-    }
-#pragma GCC unroll 6
-    for (int m = 0; m < R; m++) NAME(add_sums)(sum[m], c + m * c_step, columns);
-}
-
-/* C (rows × columns) += A Bᵀ, both with values along their rows; count divides by WIDTH. */
-static void NAME(inner_products)(index_t rows, index_t columns, index_t count, const REAL *a, index_t a_step,
-                                 const REAL *b, index_t b_step, REAL *c, index_t c_step)
-{
-    for (index_t n = 0; n < columns; n += 4) {
-        const REAL *four[4];
-        for (index_t i = 0; i < 4; i++) four[i] = b + smaller(n + i, columns - 1) * b_step;
-        for (index_t m = 0, height; m < rows; m += height) { /* inside: there are fewer rows of A than of B to come back to */
-            height = block_rows(rows - m, SUM_ROWS);
-            BY_ROWS(height, SUM_ROWS, NAME(block_of_sums)(R, count, a + m * a_step, a_step, four, c + m * c_step + n,
-                                                          c_step, columns - n))
-        }
-    }
-}
-
 /* ---- the transform along the group axis --------------------------------------------------------------------- */
 
 /* v ← H v, and v ← Hᵀ v. The two fast ones are the bases of p4 and p4m with their scales left out. */
@@ -216,7 +67,7 @@ typedef struct {
     REAL *inner;             /* planes of u, (phases, outputs, order, size), of a separable layer */
     REAL *blank;             /* one plane, for shifts that have another phase: zeros to read, rubbish to write */
     REAL *weight_grad;       /* gradient of the blocks W, laid out as in pack() */
-    REAL *depth_grad;        /* (O, taps) */
+    REAL *depth_grad;        /* (O, taps), of factors (O, I, taps) */
     REAL *norm_grad;         /* (2, I) */
 } Thread;
 
@@ -406,13 +257,22 @@ static void NAME(write_planes)(const Problem *p, const Tile *t, const Thread *w,
 
 /* ---- filters -------------------------------------------------------------------------------------------------- */
 
+/* Whether blocks of this size stay in factors, in a phase of so many taps. */
+INLINE int NAME(in_factors)(const Problem *p, index_t size, index_t taps)
+{
+    return KEEPS_FACTORS && p->kind == FACTORED && size == 2 && taps == FACTORED_TAPS && p->taps == taps;
+}
+
 /* Where the blocks W of a phase lie: one after another, each (size, O, taps of the phase, size, I) for
- * W[(a,o,t), (c,i)] = Σ_k irrep[a,c,k] w[o,i,k,t]. */
+ * W[(a,o,t), (c,i)] = Σ_k irrep[a,c,k] w[o,i,k,t]; those in factors have the pointwise one for w, and one tap. */
 INLINE index_t NAME(blocks_size)(const Problem *p, index_t taps)
 {
-    index_t squares = 0;
-    for (index_t b = 0; b < p->blocks; b++) squares += (index_t)p->block[3 * b + 1] * p->block[3 * b + 1];
-    return squares * taps * p->out_channels * p->in_channels;
+    index_t total = 0;
+    for (index_t b = 0; b < p->blocks; b++) {
+        index_t size = p->block[3 * b + 1];
+        total += size * size * (NAME(in_factors)(p, size, taps) ? 1 : taps);
+    }
+    return total * p->out_channels * p->in_channels;
 }
 
 INLINE index_t NAME(phase_taps)(const Problem *p, const Phase *phase)
@@ -420,51 +280,76 @@ INLINE index_t NAME(phase_taps)(const Problem *p, const Phase *phase)
     return p->kind == SEPARABLE ? phase->taps > 0 : phase->taps;
 }
 
-/* Filters or, if grads is given, their gradients: sums of the threads' blocks, transformed back. */
-static void NAME(transform_filters)(const Problem *p, const Layout *l, index_t o, REAL *weight, REAL *blocks,
+/* Values of the depthwise factor. */
+INLINE index_t NAME(depth_size)(const Problem *p)
+{
+    return p->kind == DENSE ? 0 : p->out_channels * p->taps * (p->kind == FACTORED ? p->in_channels : 1);
+}
+
+/* A filter (O, I, |H|, taps), or a pointwise one (O, I, |H|) and for FACTORED its depth (O, I, taps), and its gradients. */
+typedef struct { const REAL *weight, *depth; REAL *weight_grad, *depth_grad; } Filter;
+
+/* The blocks of a filter or, if grads is given, its gradients: sums of the threads' blocks, transformed back. */
+static void NAME(transform_filters)(const Problem *p, const Layout *l, index_t o, Filter filter, REAL *blocks,
                                     const REAL *grads, index_t grad_step)
 {
-    index_t I = p->in_channels, order = p->order, taps = p->kind == SEPARABLE ? 1 : p->taps;
-    REAL values[ORDER * TAPS][LANES]; /* of LANES input channels */
+    index_t I = p->in_channels, order = p->order, taps = p->taps, own = p->kind == DENSE ? taps : 1; /* of weight */
+    REAL values[ORDER * TAPS][LANES], depth[TAPS][LANES]; /* of LANES input channels, */
+    REAL value_grads[ORDER * TAPS][LANES], depth_grads[TAPS][LANES];
     for (index_t first = 0; first < I; first += LANES) {
         index_t lanes = smaller(LANES, I - first), start = 0;
-        REAL *pairs = weight + (o * I + first) * order * taps;
-        if (grads)
-            memset(values, 0, sizeof values);
-        else
-            for (index_t lane = 0; lane < LANES; lane++)
-                for (index_t n = 0; n < order * taps; n++)
-                    values[n][lane] = lane < lanes ? pairs[lane * order * taps + n] : 0;
+        index_t at_weight = (o * I + first) * order * own, at_depth = (o * I + first) * taps;
+        for (index_t lane = 0; lane < LANES; lane++) { /* the last again where there are no more */
+            index_t from = smaller(lane, lanes - 1);
+            for (index_t n = 0; n < order * own; n++) values[n][lane] = filter.weight[at_weight + from * order * own + n];
+            for (index_t t = 0; t < taps && p->kind == FACTORED; t++)
+                depth[t][lane] = filter.depth[at_depth + from * taps + t];
+        }
+        memset(value_grads, 0, order * own * sizeof *value_grads);
+        memset(depth_grads, 0, taps * sizeof *depth_grads);
         for (index_t f = 0; f < l->phases; f++) {
             index_t count = NAME(phase_taps)(p, &l->phase[f]);
             const double *irrep = p->irreps;
             for (index_t b = 0; b < p->blocks; b++) {
                 index_t size = p->block[3 * b + 1];
-                for (index_t entry = 0; entry < size * size; entry++, irrep += order)
-                    for (index_t n = 0; n < count; n++) {
-                        index_t tap = p->kind == SEPARABLE ? 0 : l->phase[f].tap[n], a = entry / size, c = entry % size;
-                        index_t at = start + (((a * p->out_channels + o) * count + n) * size + c) * I + first;
-                        vector total = {0};
+                int factors = NAME(in_factors)(p, size, count), multiplied = p->kind == FACTORED && !factors;
+                index_t rows = factors ? 1 : count;
+                for (index_t entry = 0; entry < size * size; entry++, irrep += order) {
+                    vector hat = {0}, hat_grad = {0}; /* of a pointwise factor */
+                    for (index_t k = 0; k < order && p->kind != DENSE; k++) hat += (REAL)irrep[k] * AT(values[k]);
+                    for (index_t n = 0; n < rows; n++) {
+                        index_t tap = l->phase[f].tap[n], a = entry / size, c = entry % size;
+                        index_t at = start + (((a * p->out_channels + o) * rows + n) * size + c) * I + first;
+                        vector factor = (vector){0} + 1;
+                        if (multiplied) factor = AT(depth[tap]);
                         if (grads) {
                             REAL sum[LANES] = {0};
                             for (index_t thread = 0; thread < p->threads; thread++)
                                 for (index_t lane = 0; lane < lanes; lane++)
                                     sum[lane] += grads[thread * grad_step + at + lane];
-                            total = AT(sum);
-                            for (index_t k = 0; k < order; k++)
-                                AT(values[k * taps + tap]) += (REAL)irrep[k] * total;
+                            for (index_t k = 0; k < order && p->kind == DENSE; k++)
+                                AT(value_grads[k * taps + tap]) += (REAL)irrep[k] * AT(sum);
+                            if (multiplied) AT(depth_grads[tap]) += hat * AT(sum);
+                            hat_grad += factor * AT(sum);
                         } else {
-                            for (index_t k = 0; k < order; k++)
+                            vector total = hat * factor;
+                            for (index_t k = 0; k < order && p->kind == DENSE; k++)
                                 total += (REAL)irrep[k] * AT(values[k * taps + tap]);
                             memcpy(blocks + at, &total, lanes * sizeof(REAL));
                         }
                     }
-                start += size * size * p->out_channels * count * I;
+                    for (index_t k = 0; k < order && p->kind != DENSE; k++)
+                        AT(value_grads[k]) += (REAL)irrep[k] * hat_grad;
+                }
+                start += size * size * p->out_channels * rows * I;
             }
         }
-        if (grads)
-            for (index_t lane = 0; lane < lanes; lane++)
-                for (index_t n = 0; n < order * taps; n++) pairs[lane * order * taps + n] = values[n][lane];
+        for (index_t lane = 0; lane < lanes && grads; lane++) {
+            for (index_t n = 0; n < order * own; n++)
+                filter.weight_grad[at_weight + lane * order * own + n] = value_grads[n][lane];
+            for (index_t t = 0; t < taps && p->kind == FACTORED; t++)
+                filter.depth_grad[at_depth + lane * taps + t] += depth_grads[t][lane];
+        }
     }
 }
 
@@ -487,7 +372,8 @@ static Strip NAME(strip_of)(const Problem *p, int backward)
         index_t base = (phase_start);                                                                                 \
         for (index_t b = 0; b < (p)->blocks; b++) {                                                                   \
             index_t size = (p)->block[3 * b + 1], depth = size * (p)->in_channels;                                    \
-            for (index_t a = 0; a < size; a++, base += (p)->out_channels * (count) * depth)                           \
+            int factors = NAME(in_factors)(p, size, count);                                                           \
+            for (index_t a = 0; a < size; a++, base += (p)->out_channels * (factors ? 1 : (count)) * depth)           \
                 for (index_t copy = 0; copy < (p)->block[3 * b + 2]; copy++) {                                        \
                     index_t input = (p)->block[3 * b] + copy * size;                                                  \
                     __VA_ARGS__;                                                                                      \
@@ -495,28 +381,52 @@ static Strip NAME(strip_of)(const Problem *p, int backward)
         }                                                                                                             \
     } while (0)
 
-/* strip (order, rows, columns) ← W hat, for outputs from `first` on. */
-static void NAME(multiply)(const Problem *p, const Thread *w, const REAL *blocks, index_t start, index_t taps,
-                           index_t first, index_t rows, index_t column, index_t count, Strip s)
+/* strip (order, rows, columns) ← W hat, for outputs from `first` on; `taps` rows of each are of the phase. */
+static void NAME(multiply)(const Problem *p, const Thread *w, const REAL *blocks, const REAL *filter, index_t start,
+                           index_t taps, index_t first, index_t outputs, index_t column, index_t count, Strip s)
 {
+    index_t I = p->in_channels, rows = outputs * taps, hat_step = w->layout.columns;
     FOR_BLOCKS(p, start, taps,
-        NAME(product)(rows, depth, count, blocks + base + first * taps * depth, depth,
-                      w->hat + input * p->in_channels * w->layout.columns + column, w->layout.columns,
-                      w->strip + (input + a) * rows * s.step, s.step));
+        const REAL *hat = w->hat + input * I * hat_step + column;
+        REAL *strip = w->strip + (input + a) * rows * s.step;
+        if (!factors)
+            NAME(product)(rows, depth, count, blocks + base + first * taps * depth, depth, hat, hat_step, strip, s.step);
+        else if (a == 0)
+            for (index_t j = 0; j < count; j += WIDE_LANES)
+                for (index_t o = 0; o < outputs; o++)
+                    NAME(through)(I, blocks + base + (first + o) * depth, p->out_channels * depth,
+                                  filter + (first + o) * I * taps, hat + j, hat_step, strip + o * taps * s.step + j,
+                                  s.step, rows * s.step));
 }
 
 /* hat_grad += Wᵀ strip, and the gradient of W += strip hatᵀ. */
-static void NAME(multiply_back)(const Problem *p, const Thread *w, const REAL *blocks, index_t start, index_t taps,
-                                index_t first, index_t rows, index_t column, index_t count, Strip s)
+static void NAME(multiply_back)(const Problem *p, const Thread *w, const REAL *blocks, const REAL *filter,
+                                index_t start, index_t taps, index_t first, index_t outputs, index_t column,
+                                index_t count, Strip s)
 {
+    index_t I = p->in_channels, rows = outputs * taps, hat_step = w->layout.columns;
     FOR_BLOCKS(p, start, taps,
-        const REAL *grad = w->strip + (input + a) * rows * s.step;
-        index_t place = base + first * taps * depth, at = input * p->in_channels * w->layout.columns + column;
-        if (a == 0)
-            NAME(transposed_product)(depth, size, rows, count, blocks + place, p->out_channels * taps * depth, depth,
-                                     grad, s.step, w->hat_grad + at, w->layout.columns);
-        NAME(inner_products)(rows, depth, count, grad, s.step, w->hat + at, w->layout.columns,
-                             w->weight_grad + place, depth));
+        const REAL *grad = w->strip + (input + a) * rows * s.step, *hat = w->hat + input * I * hat_step + column;
+        REAL *hat_grad = w->hat_grad + input * I * hat_step + column;
+        index_t each = (factors ? 1 : taps) * depth, place = base + first * each, sides = p->out_channels * each;
+        if (!factors) {
+            if (a == 0)
+                NAME(transposed_product)(depth, size, rows, count, blocks + place, sides, depth, grad, s.step, hat_grad,
+                                         hat_step);
+            NAME(inner_products)(rows, depth, count, grad, s.step, hat, hat_step, w->weight_grad + place, depth);
+        } else if (a == 0) {
+            for (index_t pair = 0; pair < outputs * I; pair++) {
+                index_t o = pair / I, i = pair % I, at = place + o * depth + i, at_depth = (first * I + pair) * taps;
+                const REAL point[4] = {blocks[at], blocks[at + I], blocks[at + sides], blocks[at + sides + I]};
+                REAL total[FACTORED_TAPS + 7] = {0};
+                NAME(through_back)(count, point, filter + at_depth, hat + i * hat_step, hat_grad + i * hat_step,
+                                   I * hat_step, grad + o * taps * s.step, s.step, rows * s.step, total);
+                for (index_t t = 0; t < FACTORED_TAPS; t++) w->depth_grad[at_depth + t] += total[t];
+                w->weight_grad[at] += total[FACTORED_TAPS], w->weight_grad[at + I] += total[FACTORED_TAPS + 1];
+                w->weight_grad[at + sides] += total[FACTORED_TAPS + 2];
+                w->weight_grad[at + sides + I] += total[FACTORED_TAPS + 3];
+            }
+        });
 }
 
 /* planes[o,g] shifted += Hᵀ strip. */
@@ -790,21 +700,21 @@ static void NAME(forward_tile)(const Problem *p, const Tile *t, Thread *w, const
     BY_ORDER(p, NAME(load)(p, t, w, x, norm, N, TRANSFORM));
     for (index_t first = 0; first < p->out_channels; first += s.outputs) {
         index_t outputs = smaller(s.outputs, p->out_channels - first), start = 0;
-        if (p->kind == DENSE) memset(w->planes, 0, outputs * p->order * l->size * sizeof(REAL));
+        if (p->kind != SEPARABLE) memset(w->planes, 0, outputs * p->order * l->size * sizeof(REAL));
         for (index_t f = 0; f < l->phases; f++) {
             const Phase *phase = &l->phase[f];
             index_t taps = NAME(phase_taps)(p, phase);
             for (index_t c = 0; c < phase->count; c += s.columns) {
                 index_t column = phase->start + c, count = smaller(s.columns, phase->count - c);
-                NAME(multiply)(p, w, blocks, start, taps, first, outputs * taps, column, count, s);
-                if (p->kind == DENSE)
+                NAME(multiply)(p, w, blocks, depth, start, taps, first, outputs, column, count, s);
+                if (p->kind != SEPARABLE)
                     BY_ORDER(p, NAME(scatter)(w, f, outputs, column, count, s, N, TRANSFORM));
                 else
                     BY_ORDER(p, NAME(spread)(w, f, outputs, column, count, s, N, TRANSFORM));
             }
             start += NAME(blocks_size)(p, taps);
         }
-        if (p->kind == DENSE)
+        if (p->kind != SEPARABLE)
             NAME(write_planes)(p, t, w, first, outputs, bias, more, y);
         else if (l->square)
             NAME(weigh_square)(p, t, w, first, outputs, depth, bias, more, y);
@@ -829,17 +739,17 @@ static void NAME(backward_tile)(const Problem *p, const Tile *t, Thread *w, cons
             index_t taps = NAME(phase_taps)(p, phase);
             for (index_t c = 0; c < phase->count; c += s.columns) {
                 index_t column = phase->start + c, count = smaller(s.columns, phase->count - c);
-                if (p->kind == DENSE) {
+                if (p->kind != SEPARABLE) {
                     BY_ORDER(p, NAME(gather)(w, f, outputs, column, count, s, N, TRANSFORM));
                 } else {
-                    NAME(multiply)(p, w, blocks, start, taps, first, outputs, column, count, s);
+                    NAME(multiply)(p, w, blocks, depth, start, taps, first, outputs, column, count, s);
                     if (p->taps == 9)
                         BY_ORDER(p, NAME(weigh_back)(w, f, first, outputs, column, count, depth, s, N, TRANSFORM, 9));
                     else
                         BY_ORDER(p, NAME(weigh_back)(w, f, first, outputs, column, count, depth, s, N, TRANSFORM,
                                                      (int)p->taps));
                 }
-                NAME(multiply_back)(p, w, blocks, start, taps, first, outputs * taps, column, count, s);
+                NAME(multiply_back)(p, w, blocks, depth, start, taps, first, outputs, column, count, s);
             }
             start += NAME(blocks_size)(p, taps);
         }
@@ -869,10 +779,10 @@ static Room NAME(room)(const Problem *p, const Division *d, Strip s, int backwar
         room.blank = larger(room.blank, l.size);
     }
     room.strip = p->order * s.outputs * (p->kind == SEPARABLE ? 1 : p->taps) * s.step;
-    room.planes = backward || p->kind == DENSE ? s.outputs * p->order * room.blank : 0;
-    room.inner = backward || p->kind == DENSE ? 0 : p->stride_y * p->stride_x * s.outputs * p->order * room.blank;
+    room.planes = backward || p->kind != SEPARABLE ? s.outputs * p->order * room.blank : 0;
+    room.inner = backward || p->kind != SEPARABLE ? 0 : p->stride_y * p->stride_x * s.outputs * p->order * room.blank;
     room.weight_grad = backward ? room.blocks : 0;
-    room.depth_grad = backward && p->kind == SEPARABLE ? round_up(p->out_channels * p->taps, WIDTH) : 0;
+    room.depth_grad = backward ? round_up(NAME(depth_size)(p), WIDTH) : 0;
     room.norm_grad = backward ? round_up(2 * p->in_channels, WIDTH) : 0;
     room.thread = room.places + (backward ? 2 : 1) * room.hat + room.strip + room.planes + room.inner + room.blank
         + room.weight_grad + room.depth_grad + room.norm_grad;
@@ -928,7 +838,7 @@ void NAME(forward)(const Problem *p, const REAL *x, const REAL *scale, const REA
     {
 #pragma omp for
         for (index_t o = 0; o < p->out_channels; o++)
-            NAME(transform_filters)(p, &l, o, (REAL *)weight, space, NULL, 0);
+            NAME(transform_filters)(p, &l, o, (Filter){weight, depth, NULL, NULL}, space, NULL, 0);
         Thread w = NAME(settle)(p, room, 0, space + room.blocks + thread_number() * room.thread);
 #pragma omp for schedule(dynamic)
         for (index_t n = 0; n < d.tiles; n++) {
@@ -959,7 +869,7 @@ void NAME(backward)(const Problem *p, const REAL *x, const REAL *scale, const RE
             memset(own + thread * room.thread + to_grads, 0, grad_count * sizeof(REAL));
 #pragma omp for
         for (index_t o = 0; o < p->out_channels; o++)
-            NAME(transform_filters)(p, &l, o, (REAL *)weight, space, NULL, 0);
+            NAME(transform_filters)(p, &l, o, (Filter){weight, depth, NULL, NULL}, space, NULL, 0);
         Thread w = NAME(settle)(p, room, 1, own + thread_number() * room.thread);
 #pragma omp for schedule(static)
         for (index_t n = 0; n < d.tiles; n++) {
@@ -967,15 +877,21 @@ void NAME(backward)(const Problem *p, const REAL *x, const REAL *scale, const RE
             NAME(prepare)(p, &t, &w, room);
             NAME(backward_tile)(p, &t, &w, x, (Norm){scale, shift}, space, depth, y_grad, x_grad, s);
         }
+        const REAL *grads = own + to_grads;
+        index_t each = NAME(depth_size)(p) / p->out_channels;
 #pragma omp for
-        for (index_t o = 0; o < p->out_channels; o++)
-            NAME(transform_filters)(p, &l, o, weight_grad, NULL, own + to_grads, room.thread);
+        for (index_t o = 0; o < p->out_channels; o++) {
+            for (index_t i = o * each; i < (o + 1) * each; i++) {
+                depth_grad[i] = 0;
+                for (index_t thread = 0; thread < p->threads; thread++)
+                    depth_grad[i] += grads[thread * room.thread + room.weight_grad + i];
+            }
+            NAME(transform_filters)(p, &l, o, (Filter){weight, depth, weight_grad, depth_grad}, NULL, grads,
+                                    room.thread);
+        }
     }
-    const REAL *grads = own + to_grads + room.weight_grad;
-    for (index_t thread = 0; thread < p->threads; thread++, grads += room.thread) {
-        for (index_t i = 0; i < p->out_channels * p->taps && room.depth_grad; i++)
-            depth_grad[i] = grads[i] + (thread ? depth_grad[i] : 0);
+    const REAL *grads = own + to_grads + room.weight_grad + room.depth_grad;
+    for (index_t thread = 0; thread < p->threads; thread++, grads += room.thread)
         for (index_t i = 0; i < 2 * p->in_channels && scale; i++)
-            norm_grad[i] = grads[room.depth_grad + i] + (thread ? norm_grad[i] : 0);
-    }
+            norm_grad[i] = grads[i] + (thread ? norm_grad[i] : 0);
 }

@@ -5,7 +5,8 @@
  *     y[o,g](q) = Σ_t u_t[o,g](stride·q + g·t - padding),     u_t = Hᵀ W_t H x,
  *
  * and W_t is block-diagonal: 12 multiplications a pair of channels in place of 64 for p4m. A gc layer has one u for all
- * taps and weights them. The transform of x is made once a tile; a block of output channels at a time, matrix products
+ * taps and weights them. The filter of a g layer is multiplied out but for the blocks of size two, where its factors
+ * take 4 + 2·taps multiplications a pair in place of 4·taps. The transform of x is made once a tile; a block of output channels at a time, matrix products
  * then make u a few hundred pixels at a time, and it is added to y, shifted, before it leaves the cache. Backward, the
  * output's gradient is read through the same shifts.
  *
@@ -16,8 +17,8 @@
  *   plane    pixels of a tile with so many zeros between rows and images that a shift is one offset for all of them.
  *
  * Maps lie in memory as (B, |H|, C, Y, X). Plain C, the widest vectors that the compiler's flags allow. Here stands what
- * knows no type of number; convolution.inl computes the above, lifting.inl the step from the plane to the group, and
- * maps.inl batch norm's passes and pooling.
+ * knows no type of number; products.inl and convolution.inl compute the above, lifting.inl the step from the plane to
+ * the group, and maps.inl batch norm's passes and pooling.
  */
 #include <stdint.h>
 #include <stdlib.h>
@@ -37,9 +38,11 @@
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
 #define WIDE_BYTES 64 /* in matrix products alone: elsewhere rows of eight pixels are to fill a vector */
 #define SUM_ROWS 6
+#define KEEPS_FACTORS 1 /* 32 registers hold the sums that this takes, 16 do not */
 #else
 #define WIDE_BYTES VECTOR_BYTES
 #define SUM_ROWS 3
+#define KEEPS_FACTORS 0
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
@@ -48,11 +51,12 @@
 #define TAPS 49    /* kernels up to 7×7 */
 #define ROWS 6     /* of a matrix product's register block, at most; it is two wide vectors wide */
 #define TERMS 9    /* of a filter whose gradients are summed at a time */
+#define FACTORED_TAPS 9 /* of a filter that may stay in factors */
 #define WINDOWS 128 /* pooled at a time */
 
 typedef int64_t index_t;
 
-enum { DENSE = 0, SEPARABLE = 1 };
+enum { DENSE = 0, SEPARABLE = 1, FACTORED = 2 }; /* gc is separable; g has factors */
 enum { GENERAL = 0, CYCLIC4 = 4, DIHEDRAL4 = 8 };
 
 /* One convolution. The same structure stands in native/_library.py. */
@@ -235,12 +239,14 @@ INLINE index_t thread_number(void)
 #define Thread NAME(thread)
 #define Norm NAME(norm)
 #define Strip NAME(strip)
+#define Filter NAME(filter_of)
 #define Room NAME(room_of)
 #define Frame NAME(frame_of)
 #define Pixels NAME(pixels)
 
 #define REAL float
 #define SUFFIX _f32
+#include "products.inl"
 #include "convolution.inl"
 #include "lifting.inl"
 #include "maps.inl"
@@ -248,6 +254,7 @@ INLINE index_t thread_number(void)
 #undef SUFFIX
 #define REAL double
 #define SUFFIX _f64
+#include "products.inl"
 #include "convolution.inl"
 #include "lifting.inl"
 #include "maps.inl"
