@@ -192,3 +192,6 @@ def test_build_model_passes_options_and_refuses_others():
         build_model("resnet44", width=16)
     with pytest.raises(ArgumentError, match=r"model \(='resnet50'\) is unknown"):
         build_model("resnet50")
+    with pytest.raises(ArgumentError, match=r"group \(='p4m'\) has no meaning in resnet44, of kind 'plain'"):
+        build_model("resnet44", group="p4m")
+    assert build_model("z2cnn", kind="gc", group="p4", width=3).order == 4

@@ -42,7 +42,7 @@ def build_model(name: str, **options: Any) -> nn.Module:
             or ``algorithm``.
 
     Raises:
-        ArgumentError: the name is unknown, or an option or its value is.
+        ArgumentError: the name is unknown, or an option or its value is, or a plain network is given a group.
 
     >>> sum(p.numel() for p in build_model("gc-p4cnn").parameters())
     24640
@@ -53,4 +53,8 @@ def build_model(name: str, **options: Any) -> nn.Module:
     known = inspect.signature(network).parameters
     if unknown := options.keys() - known.keys():
         raise ArgumentError(f"option {', '.join(sorted(unknown))} is unknown to {name}: it takes {', '.join(known)}")
-    return network(**(settings | options))
+    settings = settings | options
+    if "group" in options and settings["kind"] in ("plain", "c"):
+        kind = settings["kind"]
+        raise ArgumentError(f"group (={options['group']!r}) has no meaning in {name}, of kind {kind!r}: give kind= too")
+    return network(**settings)

@@ -218,7 +218,7 @@ INLINE void NAME(unload)(const Problem *p, const Tile *t, const Thread *w, const
     }
 }
 
-/* Copy a tile's part of the gradient of y to planes, (outputs, order, size), zeros between; and back, plus bias and more. */
+/* A tile's part of the gradient of y to planes, (outputs, order, size), zeros between; and back, plus bias and more. */
 static void NAME(read_planes)(const Problem *p, const Tile *t, const Thread *w, index_t first, index_t outputs,
                               const REAL *y)
 {
@@ -286,7 +286,7 @@ INLINE index_t NAME(depth_size)(const Problem *p)
     return p->kind == DENSE ? 0 : p->out_channels * p->taps * (p->kind == FACTORED ? p->in_channels : 1);
 }
 
-/* A filter (O, I, |H|, taps), or a pointwise one (O, I, |H|) and for FACTORED its depth (O, I, taps), and its gradients. */
+/* A filter (O, I, |H|, taps), or a pointwise one (O, I, |H|) and for FACTORED its depth (O, I, taps); the gradients. */
 typedef struct { const REAL *weight, *depth; REAL *weight_grad, *depth_grad; } Filter;
 
 /* The blocks of a filter or, if grads is given, its gradients: sums of the threads' blocks, transformed back. */
@@ -301,7 +301,8 @@ static void NAME(transform_filters)(const Problem *p, const Layout *l, index_t o
         index_t at_weight = (o * I + first) * order * own, at_depth = (o * I + first) * taps;
         for (index_t lane = 0; lane < LANES; lane++) { /* the last again where there are no more */
             index_t from = smaller(lane, lanes - 1);
-            for (index_t n = 0; n < order * own; n++) values[n][lane] = filter.weight[at_weight + from * order * own + n];
+            const REAL *weight = filter.weight + at_weight + from * order * own;
+            for (index_t n = 0; n < order * own; n++) values[n][lane] = weight[n];
             for (index_t t = 0; t < taps && p->kind == FACTORED; t++)
                 depth[t][lane] = filter.depth[at_depth + from * taps + t];
         }
@@ -323,19 +324,18 @@ static void NAME(transform_filters)(const Problem *p, const Layout *l, index_t o
                         vector factor = (vector){0} + 1;
                         if (multiplied) factor = AT(depth[tap]);
                         if (grads) {
-                            REAL sum[LANES] = {0};
+                            vector sum = {0};
                             for (index_t thread = 0; thread < p->threads; thread++)
-                                for (index_t lane = 0; lane < lanes; lane++)
-                                    sum[lane] += grads[thread * grad_step + at + lane];
+                                sum += NAME(take)(grads + thread * grad_step + at, lanes);
                             for (index_t k = 0; k < order && p->kind == DENSE; k++)
-                                AT(value_grads[k * taps + tap]) += (REAL)irrep[k] * AT(sum);
-                            if (multiplied) AT(depth_grads[tap]) += hat * AT(sum);
-                            hat_grad += factor * AT(sum);
+                                AT(value_grads[k * taps + tap]) += (REAL)irrep[k] * sum;
+                            if (multiplied) AT(depth_grads[tap]) += hat * sum;
+                            hat_grad += factor * sum;
                         } else {
                             vector total = hat * factor;
                             for (index_t k = 0; k < order && p->kind == DENSE; k++)
                                 total += (REAL)irrep[k] * AT(values[k * taps + tap]);
-                            memcpy(blocks + at, &total, lanes * sizeof(REAL));
+                            NAME(put)(blocks + at, total, lanes);
                         }
                     }
                     for (index_t k = 0; k < order && p->kind != DENSE; k++)
@@ -565,13 +565,7 @@ INLINE void NAME(correlate)(const vector *weight, const REAL *from, index_t row_
 #pragma GCC unroll 4
     for (int r = 0; r < R; r++) {
         sum[r] = (vector){0} + bias;
-        if (more && count >= LANES) {
-            sum[r] += AT(more + r * to_step);
-        } else if (more) {
-            vector some = {0};
-            memcpy(&some, more + r * to_step, count * sizeof(REAL));
-            sum[r] += some;
-        }
+        if (more) sum[r] += NAME(take)(more + r * to_step, count);
     }
 #pragma GCC unroll 6
     for (int row = 0; row < R + 2; row++)
@@ -583,11 +577,7 @@ INLINE void NAME(correlate)(const vector *weight, const REAL *from, index_t row_
                 if (row - r >= 0 && row - r < 3) sum[r] += weight[3 * (row - r) + column] * value;
         }
 #pragma GCC unroll 4
-    for (int r = 0; r < R; r++)
-        if (count >= LANES)
-            AT(to + r * to_step) = sum[r];
-        else
-            memcpy(to + r * to_step, &sum[r], count * sizeof(REAL));
+    for (int r = 0; r < R; r++) NAME(put)(to + r * to_step, sum[r], count);
 }
 
 INLINE void NAME(correlate_rows)(const vector *weight, const REAL *from, index_t row_step, REAL bias,

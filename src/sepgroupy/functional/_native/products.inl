@@ -3,6 +3,23 @@
 typedef REAL vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
 typedef REAL wide __attribute__((vector_size(WIDE_BYTES), aligned(sizeof(REAL)), may_alias));
 
+/* Up to a vector of values, the rest of it zero; and back. */
+INLINE vector NAME(take)(const REAL *from, index_t count)
+{
+    vector some = {0};
+    if (count >= LANES) return AT(from);
+    memcpy(&some, from, count * sizeof(REAL));
+    return some;
+}
+
+INLINE void NAME(put)(REAL *to, vector v, index_t count)
+{
+    if (count >= LANES)
+        AT(to) = v;
+    else
+        memcpy(to, &v, count * sizeof(REAL));
+}
+
 /* C (R rows × V wide vectors) = or += Σ A B over so many parts, each depth long, those of B contiguous. */
 INLINE void NAME(block_product)(int add, int R, int V, index_t parts, index_t depth, const REAL *restrict a,
                                 index_t a_row, index_t a_depth, index_t a_part, const REAL *restrict b,
@@ -139,7 +156,7 @@ static void NAME(inner_products)(index_t rows, index_t columns, index_t count, c
     for (index_t n = 0; n < columns; n += 4) {
         const REAL *four[4];
         for (index_t i = 0; i < 4; i++) four[i] = b + smaller(n + i, columns - 1) * b_step;
-        for (index_t m = 0, height; m < rows; m += height) { /* inside: there are fewer rows of A than of B to come back to */
+        for (index_t m = 0, height; m < rows; m += height) { /* inside: A has fewer rows than B to come back to */
             height = block_rows(rows - m, SUM_ROWS);
             BY_ROWS(height, SUM_ROWS, NAME(block_of_sums)(R, count, a + m * a_step, a_step, four, c + m * c_step + n,
                                                           c_step, columns - n))
@@ -149,8 +166,8 @@ static void NAME(inner_products)(index_t rows, index_t columns, index_t count, c
 
 /* ---- a filter in factors through a block of size two ------------------------------------------------------------ */
 
-/* strip[a][t] = Σ_i depth[i,t] Σ_c point[a,c,i] hat[c,i] of one output and a wide vector of columns; the two sides a of
- * point and of strip are so far apart. */
+/* strip[a][t] = Σ_i depth[i,t] Σ_c point[a,c,i] hat[c,i] of one output and a wide vector of columns; the sides a = 0 and 1
+ * of point and of strip are so far apart. */
 static void NAME(through)(index_t I, const REAL *restrict point, index_t point_side, const REAL *restrict depth,
                           const REAL *restrict hat, index_t hat_step, REAL *restrict strip, index_t step, index_t side)
 {
@@ -167,7 +184,10 @@ static void NAME(through)(index_t I, const REAL *restrict point, index_t point_s
         }
     }
 #pragma GCC unroll 9
-    for (int t = 0; t < FACTORED_TAPS; t++, strip += step) WIDE_AT(strip) = sum[0][t], WIDE_AT(strip + side) = sum[1][t];
+    for (int t = 0; t < FACTORED_TAPS; t++, strip += step) {
+        WIDE_AT(strip) = sum[0][t];
+        WIDE_AT(strip + side) = sum[1][t];
+    }
 }
 
 /* The way back for one output and input: hat_grad[c] += Σ_a point[a,c] w[a] with w[a] = Σ_t depth[t] strip[a][t], and
