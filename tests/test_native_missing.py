@@ -69,12 +69,14 @@ def test_another_library_in_its_place(folder: Path) -> None:
     assert_works_without("forward_f32")
 
 
-def test_a_library_of_another_version(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("what", ["Problem", "VERSION"])
+def test_a_library_of_another_version(what: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     baseline = Path(_library.__file__).with_name("_baseline.so")
     if not baseline.exists():
         pytest.skip("the kernels are not compiled")
     shutil.copy(baseline, folder)
-    monkeypatch.setattr(_library, "Problem", type("Problem", (_library.Problem,), {"_fields_": [("more", c_int64)]}))
+    other = {"Problem": type("Problem", (_library.Problem,), {"_fields_": [("more", c_int64)]}), "VERSION": 1}[what]
+    monkeypatch.setattr(_library, what, other)
     assert_works_without("is of another version: install sepgroupy again")
 
 

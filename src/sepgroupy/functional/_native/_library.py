@@ -21,6 +21,7 @@ from torch import Tensor
 from ...errors import ArgumentError
 
 FOLDER = Path(__file__).parent  # of the libraries
+VERSION = 2  # of what the kernels are told, as kernels.c has it
 VARIANTS = ("avx512", "avx2", "baseline")  # the widest vectors first
 SUFFIXES = {torch.float32: "_f32", torch.float64: "_f64"}
 LARGE = 2**25  # bytes from which on the C library's allocator takes fresh memory for every tensor
@@ -97,8 +98,8 @@ def _load(path: Path) -> ctypes.CDLL:
         for name in ("workspace", "lift_workspace"):
             getattr(library, name + suffix).restype = ctypes.c_int64
     library.expect_writes.argtypes = [ctypes.c_void_p, ctypes.c_int64]
-    library.problem_size.restype = ctypes.c_int64
-    if library.problem_size() != ctypes.sizeof(Problem):
+    library.version.restype = library.problem_size.restype = ctypes.c_int64
+    if (library.version(), library.problem_size()) != (VERSION, ctypes.sizeof(Problem)):
         raise OSError(f"{path} is of another version: install sepgroupy again")
     return library
 

@@ -224,9 +224,9 @@ static void NAME(read_planes)(const Problem *p, const Tile *t, const Thread *w, 
 {
     const Layout *l = &w->layout;
     index_t plane = p->out_height * p->out_width;
-    for (index_t o = 0; o < outputs; o++)
+    for (index_t image = 0; image < t->images; image++)
         for (index_t g = 0; g < p->order; g++)
-            for (index_t image = 0; image < t->images; image++) {
+            for (index_t o = 0; o < outputs; o++) {
                 const REAL *from = y + (((t->first_image + image) * p->order + g) * p->out_channels + first + o) * plane
                     + t->out_row * p->out_width;
                 REAL *to = w->planes + (o * p->order + g) * l->size + l->margin + image * l->image_step;
@@ -240,9 +240,9 @@ static void NAME(write_planes)(const Problem *p, const Tile *t, const Thread *w,
 {
     const Layout *l = &w->layout;
     index_t plane = p->out_height * p->out_width;
-    for (index_t o = 0; o < outputs; o++)
+    for (index_t image = 0; image < t->images; image++)
         for (index_t g = 0; g < p->order; g++)
-            for (index_t image = 0; image < t->images; image++) {
+            for (index_t o = 0; o < outputs; o++) {
                 const REAL *from = w->planes + (o * p->order + g) * l->size + l->margin + image * l->image_step;
                 index_t place = (((t->first_image + image) * p->order + g) * p->out_channels + first + o) * plane
                     + t->out_row * p->out_width;
@@ -621,6 +621,37 @@ INLINE void NAME(weigh_square)(const Problem *p, const Tile *t, const Thread *w,
         }
 }
 
+/* u in, the gradient of it out: Σ_t depth[t] from[t]; total[t] += u·from[t]. */
+INLINE void NAME(weigh_row_back)(const REAL *depth, const REAL *const *from, const int32_t *place, REAL *row,
+                                 index_t count, vector *total, int T)
+{
+    vector sum[TAPS], weight[TAPS];
+#pragma GCC unroll 9
+    for (int tap = 0; tap < T; tap++) sum[tap] = total[tap], weight[tap] = (vector){0} + depth[tap];
+    for (index_t c = 0; c < count; c += WIDTH, row += WIDTH) { /* two vectors, that a weight may serve both */
+        index_t at = place[c / LANES], at2 = place[c / LANES + 1];
+        vector u = AT(row), u2 = AT(row + LANES), grad = {0}, grad2 = {0};
+#pragma GCC unroll 9
+        for (int tap = 0; tap < T; tap++) {
+            vector shifted = AT(from[tap] + at), shifted2 = AT(from[tap] + at2);
+            grad += weight[tap] * shifted, grad2 += weight[tap] * shifted2;
+            sum[tap] += u * shifted;
+            sum[tap] += u2 * shifted2;
+        }
+        AT(row) = grad, AT(row + LANES) = grad2;
+    }
+#pragma GCC unroll 9
+    for (int tap = 0; tap < T; tap++) total[tap] = sum[tap];
+}
+
+/* Apart, where the compiler has all registers for it. */
+static __attribute__((noinline)) void NAME(weigh_nine_back)(const REAL *depth, const REAL *const *from,
+                                                            const int32_t *place, REAL *row, index_t count,
+                                                            vector *total)
+{
+    NAME(weigh_row_back)(depth, from, place, row, count, total, 9);
+}
+
 /* strip: û in, the gradient of it out; depth_grad[o,t] += Σ_g u[o,g] · (gradient of y, shifted). */
 INLINE void NAME(weigh_back)(const Thread *w, index_t f, index_t first, index_t outputs,
                              index_t column, index_t count, const REAL *depth, Strip s, int N, int TRANSFORM, int T)
@@ -630,11 +661,8 @@ INLINE void NAME(weigh_back)(const Thread *w, index_t f, index_t first, index_t 
     for (index_t o = 0; o < outputs; o++) {
         REAL *strip = w->strip + o * s.step;
         index_t step = outputs * s.step;
-        vector weight[TAPS], total[TAPS];
-        for (int tap = 0; tap < T; tap++) {
-            weight[tap] = (vector){0} + depth[(first + o) * T + tap];
-            total[tap] = (vector){0};
-        }
+        vector total[TAPS];
+        for (int tap = 0; tap < T; tap++) total[tap] = (vector){0};
         for (index_t c = 0; c < count; c += LANES) {
             vector v[ORDER];
 #pragma GCC unroll 8
@@ -645,27 +673,12 @@ INLINE void NAME(weigh_back)(const Thread *w, index_t f, index_t first, index_t 
         }
         for (int g = 0; g < N; g++) {
             const REAL *from[TAPS];
-            vector sum[TAPS];
-#pragma GCC unroll 9
-            for (int tap = 0; tap < T; tap++) {
+            for (int tap = 0; tap < T; tap++)
                 from[tap] = l->phase_of[tap][g] == f ? w->planes + (o * N + g) * l->size - l->shift[tap][g] : w->blank;
-                sum[tap] = (vector){0};
-            }
-            for (index_t c = 0; c < count; c += WIDTH) { /* two vectors, that a weight may serve both */
-                index_t at = place[c / LANES], at2 = place[c / LANES + 1];
-                REAL *to = strip + g * step + c;
-                vector u = AT(to), u2 = AT(to + LANES), grad = {0}, grad2 = {0};
-#pragma GCC unroll 9
-                for (int tap = 0; tap < T; tap++) {
-                    vector shifted = AT(from[tap] + at), shifted2 = AT(from[tap] + at2);
-                    grad += weight[tap] * shifted, grad2 += weight[tap] * shifted2;
-                    sum[tap] += u * shifted;
-                    sum[tap] += u2 * shifted2;
-                }
-                AT(to) = grad, AT(to + LANES) = grad2;
-            }
-#pragma GCC unroll 9
-            for (int tap = 0; tap < T; tap++) total[tap] += sum[tap];
+            if (T == 9)
+                NAME(weigh_nine_back)(depth + (first + o) * T, from, place, strip + g * step, count, total);
+            else
+                NAME(weigh_row_back)(depth + (first + o) * T, from, place, strip + g * step, count, total, T);
         }
         for (index_t c = 0; c < count; c += LANES) {
             vector v[ORDER];
