@@ -503,25 +503,18 @@ INLINE void NAME(spread)(const Thread *w, index_t f, index_t outputs, index_t co
 INLINE void NAME(weighted_sum)(const REAL *weight, REAL *const *from, index_t at, REAL bias, const REAL *more, REAL *to,
                                index_t count, int vectors, int T)
 {
-    vector sum[2] = {{0}, {0}};
-    if (more && count >= vectors * LANES) {
+    vector sum[2];
 #pragma GCC unroll 2
-        for (int v = 0; v < vectors; v++) sum[v] = AT(more + v * LANES);
-    } else if (more) {
-        memcpy(sum, more, count * sizeof(REAL));
+    for (int v = 0; v < vectors; v++) {
+        sum[v] = (vector){0} + bias;
+        if (more) sum[v] += NAME(take)(more + v * LANES, count - v * LANES);
     }
-#pragma GCC unroll 2
-    for (int v = 0; v < vectors; v++) sum[v] += bias;
 #pragma GCC unroll 9
     for (int tap = 0; tap < T; tap++)
 #pragma GCC unroll 2
         for (int v = 0; v < vectors; v++) sum[v] += weight[tap] * AT(from[tap] + at + v * LANES);
-    if (count >= vectors * LANES) {
 #pragma GCC unroll 2
-        for (int v = 0; v < vectors; v++) AT(to + v * LANES) = sum[v];
-    } else {
-        memcpy(to, sum, count * sizeof(REAL));
-    }
+    for (int v = 0; v < vectors; v++) NAME(put)(to + v * LANES, sum[v], count - v * LANES);
 }
 
 INLINE void NAME(weighted_row)(const REAL *weight, REAL *const *from, index_t at, REAL bias, const REAL *more, REAL *to,

@@ -6,9 +6,9 @@
  *
  * and W_t is block-diagonal: 12 multiplications a pair of channels in place of 64 for p4m. A gc layer has one u for all
  * taps and weights them. The filter of a g layer is multiplied out but for the blocks of size two, where its factors
- * take 4 + 2·taps multiplications a pair in place of 4·taps. The transform of x is made once a tile; a block of output channels at a time, matrix products
- * then make u a few hundred pixels at a time, and it is added to y, shifted, before it leaves the cache. Backward, the
- * output's gradient is read through the same shifts.
+ * take 4 + 2·taps multiplications a pair in place of 4·taps. The transform of x is made once a tile; a block of output
+ * channels at a time, matrix products then make u a few hundred pixels at a time, and it is added to y, shifted, before
+ * it leaves the cache. Backward, the output's gradient is read through the same shifts.
  *
  * Words used throughout:
  *   tile     a few images, or a band of rows of one image: the work that one thread takes;
