@@ -361,7 +361,7 @@ static Strip NAME(strip_of)(const Problem *p, int backward)
 {
     index_t taps = p->kind == SEPARABLE ? 1 : p->taps;
     index_t outputs = smaller(p->out_channels, p->kind == SEPARABLE ? 24 : larger(1, 36 / taps));
-    index_t columns = (backward ? 81920 : 24576) / (taps * outputs * p->order) / WIDTH;
+    index_t columns = (backward ? 122880 : 49152) / (taps * outputs * p->order) / WIDTH;
     columns = smaller(64, larger(2, columns)) * WIDTH;
     return (Strip){outputs, columns, columns / WIDTH % 2 ? columns : columns + WIDTH};
 }
@@ -399,7 +399,7 @@ static void NAME(multiply)(const Problem *p, const Thread *w, const REAL *blocks
                                   s.step, rows * s.step));
 }
 
-/* hat_grad += Wᵀ strip, and the gradient of W += strip hatᵀ. */
+/* hat_grad = (of the first outputs) or += Wᵀ strip, and the gradient of W += strip hatᵀ. */
 static void NAME(multiply_back)(const Problem *p, const Thread *w, const REAL *blocks, const REAL *filter,
                                 index_t start, index_t taps, index_t first, index_t outputs, index_t column,
                                 index_t count, Strip s)
@@ -411,8 +411,8 @@ static void NAME(multiply_back)(const Problem *p, const Thread *w, const REAL *b
         index_t each = (factors ? 1 : taps) * depth, place = base + first * each, sides = p->out_channels * each;
         if (!factors) {
             if (a == 0)
-                NAME(transposed_product)(depth, size, rows, count, blocks + place, sides, depth, grad, s.step, hat_grad,
-                                         hat_step);
+                NAME(transposed_product)(first > 0, depth, size, rows, count, blocks + place, sides, depth, grad, s.step,
+                                         hat_grad, hat_step);
             NAME(inner_products)(rows, depth, count, grad, s.step, hat, hat_step, w->weight_grad + place, depth);
         } else if (a == 0) {
             for (index_t pair = 0; pair < outputs * I; pair++) {
@@ -700,8 +700,9 @@ static void NAME(forward_tile)(const Problem *p, const Tile *t, Thread *w, const
         for (index_t f = 0; f < l->phases; f++) {
             const Phase *phase = &l->phase[f];
             index_t taps = NAME(phase_taps)(p, phase);
-            for (index_t c = 0; c < phase->count; c += s.columns) {
-                index_t column = phase->start + c, count = smaller(s.columns, phase->count - c);
+            index_t strip = even_part(phase->count, s.columns, WIDTH);
+            for (index_t c = 0; c < phase->count; c += strip) {
+                index_t column = phase->start + c, count = smaller(strip, phase->count - c);
                 NAME(multiply)(p, w, blocks, depth, start, taps, first, outputs, column, count, s);
                 if (p->kind != SEPARABLE)
                     BY_ORDER(p, NAME(scatter)(w, f, outputs, column, count, s, N, TRANSFORM));
@@ -726,15 +727,16 @@ static void NAME(backward_tile)(const Problem *p, const Tile *t, Thread *w, cons
 {
     const Layout *l = &w->layout;
     BY_ORDER(p, NAME(load)(p, t, w, x, norm, N, TRANSFORM));
-    memset(w->hat_grad, 0, p->order * p->in_channels * l->columns * sizeof(REAL));
+    if (p->kind == FACTORED) memset(w->hat_grad, 0, p->order * p->in_channels * l->columns * sizeof(REAL));
     for (index_t first = 0; first < p->out_channels; first += s.outputs) {
         index_t outputs = smaller(s.outputs, p->out_channels - first), start = 0;
         NAME(read_planes)(p, t, w, first, outputs, y_grad);
         for (index_t f = 0; f < l->phases; f++) {
             const Phase *phase = &l->phase[f];
             index_t taps = NAME(phase_taps)(p, phase);
-            for (index_t c = 0; c < phase->count; c += s.columns) {
-                index_t column = phase->start + c, count = smaller(s.columns, phase->count - c);
+            index_t strip = even_part(phase->count, s.columns, WIDTH);
+            for (index_t c = 0; c < phase->count; c += strip) {
+                index_t column = phase->start + c, count = smaller(strip, phase->count - c);
                 if (p->kind != SEPARABLE) {
                     BY_ORDER(p, NAME(gather)(w, f, outputs, column, count, s, N, TRANSFORM));
                 } else {
@@ -772,7 +774,7 @@ static Room NAME(room)(const Problem *p, const Division *d, Strip s, int backwar
         room.blocks = larger(room.blocks, round_up(blocks, WIDTH));
         room.places = larger(room.places, round_up(l.columns / LANES, WIDTH));
         room.hat = larger(room.hat, p->order * p->in_channels * l.columns);
-        room.blank = larger(room.blank, l.size);
+        room.blank = larger(room.blank, round_up(l.size, WIDTH));
     }
     room.strip = p->order * s.outputs * (p->kind == SEPARABLE ? 1 : p->taps) * s.step;
     room.planes = backward || p->kind != SEPARABLE ? s.outputs * p->order * room.blank : 0;

@@ -38,10 +38,12 @@
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
 #define WIDE_BYTES 64 /* in matrix products alone: elsewhere rows of eight pixels are to fill a vector */
 #define SUM_ROWS 6
+#define COLUMNS 4
 #define KEEPS_FACTORS 1 /* 32 registers hold the sums that this takes, 16 do not */
 #else
 #define WIDE_BYTES VECTOR_BYTES
 #define SUM_ROWS 3
+#define COLUMNS 2
 #define KEEPS_FACTORS 0
 #endif
 
@@ -49,7 +51,7 @@
 #define ORDER 8    /* largest order of a point group of the plane */
 #define PHASES 9   /* strides up to 3 */
 #define TAPS 49    /* kernels up to 7×7 */
-#define ROWS 6     /* of a matrix product's register block, at most; it is two wide vectors wide */
+#define ROWS 6     /* of a matrix product's register block, at most; it is COLUMNS wide vectors wide, at most */
 #define TERMS 9    /* of a filter whose gradients are summed at a time */
 #define FACTORED_TAPS 9 /* of a filter that may stay in factors */
 #define WINDOWS 128 /* pooled at a time */
@@ -99,6 +101,12 @@ INLINE index_t block_rows(index_t rows, index_t most)
     return rows >= 2 * most ? most : rows > most ? (rows + 1) / 2 : rows;
 }
 INLINE index_t round_up(index_t a, index_t step) { return (a + step - 1) / step * step; }
+/* The least number of parts, each at most so large and a multiple of step, if all are about as large as each other. */
+INLINE index_t even_part(index_t all, index_t most, index_t step)
+{
+    index_t parts = larger(1, (all + most - 1) / most);
+    return round_up(larger(1, (all + parts - 1) / parts), step);
+}
 INLINE index_t floor_div(index_t a, index_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
 
 /* How the work is divided: images a tile, or bands of output (forward) or input (backward) rows. */

@@ -26,31 +26,33 @@ INLINE void NAME(block_product)(int add, int R, int V, index_t parts, index_t de
                                 index_t b_step, REAL *restrict c, index_t c_step)
 {
     const REAL *row[ROWS];
-    wide sum[ROWS][2];
+    wide sum[ROWS][COLUMNS];
 #pragma GCC unroll 6
     for (int m = 0; m < R; m++) {
         row[m] = a + m * a_row;
-        sum[m][0] = sum[m][1] = (wide){0};
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) sum[m][v] = (wide){0};
     }
     for (index_t part = 0; part < parts; part++)
         for (index_t k = 0; k < depth; k++, b += b_step) {
-            wide left = WIDE_AT(b), right = V == 2 ? WIDE_AT(b + WIDE_LANES) : left;
+            wide value[COLUMNS];
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) value[v] = WIDE_AT(b + v * WIDE_LANES);
 #pragma GCC unroll 6
             for (int m = 0; m < R; m++) {
                 REAL factor = row[m][part * a_part + k * a_depth];
-                sum[m][0] += factor * left;
-                if (V == 2) sum[m][1] += factor * right;
+#pragma GCC unroll 4
+                for (int v = 0; v < V; v++) sum[m][v] += factor * value[v];
             }
         }
 #pragma GCC unroll 6
-    for (int m = 0; m < R; m++) {
-        REAL *to = c + m * c_step;
-        if (add) sum[m][0] += WIDE_AT(to);
-        WIDE_AT(to) = sum[m][0];
-        if (V == 1) continue;
-        if (add) sum[m][1] += WIDE_AT(to + WIDE_LANES);
-        WIDE_AT(to + WIDE_LANES) = sum[m][1];
-    }
+    for (int m = 0; m < R; m++)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) {
+            REAL *to = c + m * c_step + v * WIDE_LANES;
+            if (add) sum[m][v] += WIDE_AT(to);
+            WIDE_AT(to) = sum[m][v];
+        }
 }
 
 /* Call a function whose loops the compiler unrolls for each number of rows. */
@@ -69,16 +71,18 @@ INLINE void NAME(blocks_product)(int add, index_t rows, index_t parts, index_t d
                                  index_t a_row, index_t a_depth, index_t a_part, const REAL *b, index_t b_step,
                                  REAL *c, index_t c_step)
 {
-    for (index_t j = 0; j < count; j += 2 * WIDE_LANES)
+    for (index_t j = 0, width; j < count; j += width * WIDE_LANES) {
+        width = COLUMNS;
+        while (width * WIDE_LANES > count - j) width /= 2;
         for (index_t m = 0, height; m < rows; m += height) {
             height = block_rows(rows - m, ROWS);
-            if (WIDTH < 2 * WIDE_LANES && j + WIDTH == count)
-                BY_ROWS(height, ROWS, NAME(block_product)(add, R, 1, parts, depth, a + m * a_row, a_row, a_depth,
+#define BLOCK(V) BY_ROWS(height, ROWS, NAME(block_product)(add, R, V, parts, depth, a + m * a_row, a_row, a_depth, \
                                                           a_part, b + j, b_step, c + m * c_step + j, c_step))
-            else
-                BY_ROWS(height, ROWS, NAME(block_product)(add, R, 2, parts, depth, a + m * a_row, a_row, a_depth,
-                                                          a_part, b + j, b_step, c + m * c_step + j, c_step))
+            if (width == COLUMNS) BLOCK(COLUMNS)
+            else if (width == 2) BLOCK(2)
+            else BLOCK(1)
         }
+    }
 }
 
 /* C (rows × count) = A (rows × depth) B (depth × count); depth is contiguous in A. */
@@ -88,12 +92,12 @@ static void NAME(product)(index_t rows, index_t depth, index_t count, const REAL
     NAME(blocks_product)(0, rows, 1, depth, count, a, a_row, 1, 0, b, b_step, c, c_step);
 }
 
-/* C (rows × count) += Aᵀ B with A (parts × depth × rows), rows contiguous, and B (parts·depth × count). */
-static void NAME(transposed_product)(index_t rows, index_t parts, index_t depth, index_t count, const REAL *a,
+/* C (rows × count) = or += Aᵀ B with A (parts × depth × rows), rows contiguous, and B (parts·depth × count). */
+static void NAME(transposed_product)(int add, index_t rows, index_t parts, index_t depth, index_t count, const REAL *a,
                                      index_t a_part, index_t a_depth, const REAL *b, index_t b_step, REAL *c,
                                      index_t c_step)
 {
-    NAME(blocks_product)(1, rows, parts, depth, count, a, 1, a_depth, a_part, b, b_step, c, c_step);
+    NAME(blocks_product)(add, rows, parts, depth, count, a, 1, a_depth, a_part, b, b_step, c, c_step);
 }
 
 /* Add the sums of four wide vectors' values to c[0..3]. */
