@@ -143,6 +143,13 @@ def test_other_gradients_are_refused(shape: tuple[int, ...], untouched: _call.Ca
         untouched.backward(torch.randn(shape), x, weight, None, None, None)
 
 
+@pytest.mark.parametrize("shape", [(), (2, 8, 3, 5, 5), (2, 8, 4, 5, 6), (1, 8, 3, 5, 6)])
+def test_other_additions_to_a_gradient_are_refused(shape: tuple[int, ...], untouched: _call.Call) -> None:
+    x, weight, *_ = tensors().values()
+    with pytest.raises(ArgumentError, match="more has shape"):
+        untouched.backward(torch.randn(2, 8, 4, 5, 6), x, weight, None, None, None, torch.randn(shape))
+
+
 @pytest.mark.parametrize(("planes", "stride"), [(6, 1), (1, 2)])
 def test_what_cannot_be_lifted_is_refused(planes: int, stride: int, untouched: _call.Call) -> None:
     call = _call.Call(D4, Geometry.parse(D4, 3, stride, 1), lifting=True)
@@ -251,10 +258,13 @@ def test_the_number_of_threads_changes_nothing_but_rounding(work: str, kind: str
 
     def results(threads: int) -> list[Tensor]:
         torch.set_num_threads(threads)
-        found = (call.forward(*inputs[:6]), *call.backward(grad, x, weight, depthwise, scale, shift))
-        lifted = lifting.forward(planes, filters, None, None, None, None)
+        found = (
+            *call.forward(*inputs[:6], moments=True),
+            *call.backward(grad, x, weight, depthwise, scale, shift),
+            *lifting.forward(planes, filters, None, None, None, None, moments=True),
+        )
         lifted_back = lifting.backward_of_lifting(grad, planes, filters)
-        return [*(t for t in found if t is not None), *_maps.statistics(maps), lifted, *lifted_back]
+        return [*(t for t in found if t is not None), *_maps.statistics(maps), *lifted_back]
 
     expected = results(1)
     for threads in (1, 2, 3):
@@ -333,9 +343,10 @@ def test_sums_over_nothing_are_the_bias(inputs: int, size: tuple[int, int]) -> N
         with pytest.raises(ArgumentError, match="pixels"):
             call.forward(*arguments, torch.ones(4), None, None)
     else:
-        y = call.forward(*arguments, torch.arange(4.0), None, None)
+        y, *moments = call.forward(*arguments, torch.arange(4.0), None, None, moments=True)
+        assert moments == [None, None]
         assert torch.equal(y, torch.arange(4.0).view(-1, 1, 1).expand(2, 8, 4, *size))
-        assert not call.forward(*arguments, None, None, None).any()
+        assert not call.forward(*arguments, None, None, None)[0].any()
         _, dweight, *_ = call.backward(y, *arguments, None, None)
         assert dweight.shape == (4, 0, 8, 1, 1)
 
@@ -392,15 +403,17 @@ def test_derivatives(kind: str, batch: bool | None, group: PointGroup) -> None:
     given += [torch.randn(2, group.order, 2, *geometry.output_size(4, 5)).double()]  # a shortcut
     call = _call.Call(group, geometry)
 
-    def function(*leaves: Tensor) -> Tensor:
+    def function(*leaves: Tensor) -> tuple[Tensor, Tensor]:
         rest = iter(leaves)
         x, weight, depthwise, bias = next(rest), next(rest), None if kind == "dense" else next(rest), next(rest)
         if batch is None:
-            return convolve(Inputs(x, weight, depthwise, bias, shortcut=next(rest)), 0.0, False, call)
+            y, again = convolve(Inputs(x, weight, depthwise, bias, shortcut=next(rest)), 0.0, False, call, fork=True)
+            return y, again.sin()
         maps = x.detach().movedim(2, 0).flatten(1)
         mean, var = (maps.mean(1), maps.var(1, correction=0)) if batch else (x.new_ones(2) * 0.1, x.new_ones(2))
         inputs = Inputs(x, weight, depthwise, bias, next(rest), next(rest), mean, var, next(rest))
-        return convolve(inputs, 1e-5, bool(batch), call)
+        y, again = convolve(inputs, 1e-5, bool(batch), call, fork=True)
+        return y, again.sin()
 
     leaves = [t.requires_grad_() for t in given]
     assert torch.autograd.gradcheck(function, leaves, fast_mode=True)

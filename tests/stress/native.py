@@ -112,11 +112,15 @@ class Problem:
         torch.set_num_threads(self.threads)
         inputs, call = self._inputs(), _call.Call(self.group, self.geometry)
         x, weight, depthwise, _, scale, shift, *_ = inputs
-        y = call.forward(*inputs[:6], inputs.shortcut)
-        grad = torch.randn(y.shape).to(y)
-        dx, dweight, ddepthwise, dnorm = call.backward(grad, x, weight, depthwise, scale, shift)
+        y, *moments = call.forward(*inputs[:6], inputs.shortcut, moments=True)
+        grad, more = torch.randn(y.shape).to(y), torch.randn(x.shape).to(x) if self.shortcut else None
+        dx, dweight, ddepthwise, dnorm = call.backward(grad, x, weight, depthwise, scale, shift, more)
         dscale, dshift = (None, None) if scale is None else dnorm
-        errors = [_error((y, dx, dweight, ddepthwise, dscale, dshift), self._defined(inputs, grad, call))]
+        expected, expected_dx, *others = self._defined(inputs, grad, call)
+        assert expected_dx is not None
+        expected_dx = expected_dx if more is None else expected_dx + more
+        errors = [_error((y, dx, dweight, ddepthwise, dscale, dshift), (expected, expected_dx, *others))]
+        errors.append(self._moments_error(y, moments))
         if x.numel():
             errors += [self._statistics_error(x.flatten(0, 1), dx.flatten(0, 1)), self._pooling_error(x.flatten(0, 1))]
         if _call.lifts(self.group, self.geometry, self.inputs):
@@ -139,6 +143,12 @@ class Problem:
             y = y if exact.shortcut is None else y + exact.shortcut
             gradients = map(torch.zeros_like, wanted)
         return (y.detach(), *(None if t is None else next(gradients) for t in (x, weight, depthwise, scale, shift)))
+
+    def _moments_error(self, y: Tensor, moments: list[Tensor | None]) -> float:
+        if None in moments:
+            return 0.0 if y.numel() == 0 or self.inputs == 0 or 0 in self.size or self.batch == 0 else math.nan
+        values = y.double().movedim(2, 0).flatten(1)
+        return _error(moments, (values.mean(1), values.var(1, correction=0)))
 
     def _statistics_error(self, x: Tensor, dx: Tensor) -> float:
         mean, var = _maps.statistics(x)
@@ -169,7 +179,7 @@ class Problem:
         call = _call.Call(self.group, self.geometry, lifting=True)
         weight = self._drawn(self.outputs, self.inputs, 1, *self.geometry.kernel_size)
         bias = self._drawn(self.outputs) if self.bias else None
-        y = call.forward(x, weight, None, bias, None, None)
+        y, *moments = call.forward(x, weight, None, bias, None, None, moments=True)
         grad = torch.randn(y.shape).to(y)
         found = call.backward_of_lifting(grad, x, weight)
         if not (x.numel() and grad.numel()):
@@ -177,7 +187,8 @@ class Problem:
         leaves = [weight.double().requires_grad_(), (torch.zeros_like(weight[:, 0, 0, 0, 0]) if bias is None else bias)]
         leaves[1] = leaves[1].double().requires_grad_()
         expected = _definition(Inputs(x.double(), leaves[0], bias=leaves[1]), 0.0, False, call)
-        return _error([y, *found], [expected, *torch.autograd.grad(expected, leaves, grad.double())])
+        error = _error([y, *found], [expected, *torch.autograd.grad(expected, leaves, grad.double())])
+        return max(error, self._moments_error(y, moments))
 
     def _drawn(self, *shape: int, digits: bool = False) -> Tensor:
         values = torch.randn(shape)

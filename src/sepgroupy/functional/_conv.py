@@ -104,7 +104,7 @@ def _run(
     plan.check_input(x, channelwise.shape[1] * parsed.groups, channelwise)
     plan = plan.settle(x)
     tables = {name: table.to(x.device) for name, table in plan.tables().items()}
-    return plan.apply(x, plan.filters(parameters, tables), bias)
+    return plan.apply(x, plan.filters(parameters, tables), bias)[0]
 
 
 def _check_shapes(weight: Tensor, depthwise: Tensor, bias: Tensor | None, plan: Plan) -> None:

@@ -32,9 +32,16 @@ class Filters:
 
 
 def by_kernels(
-    plan: Plan, x: Tensor, filters: Filters, bias: Tensor | None, norm: Affine | None, shortcut: Tensor | None
-) -> Tensor:
-    """Convolve by the compiled kernels."""
+    plan: Plan,
+    x: Tensor,
+    filters: Filters,
+    bias: Tensor | None,
+    norm: Affine | None,
+    shortcut: Tensor | None,
+    moments: bool,
+    fork: bool,
+) -> tuple[Tensor, Tensor]:
+    """Convolve by the compiled kernels; return x too."""
     *depthwise, weight = filters.banks
     maps = x.unsqueeze(1) if plan.kind == "lifting" else x.transpose(1, 2)
     if plan.geometry.pads_apart:
@@ -45,7 +52,9 @@ def by_kernels(
         inputs = inputs._replace(gamma=norm.gamma, beta=norm.beta, mean=norm.mean, var=norm.var)
     eps, batch = (norm.eps, norm.batch) if norm else (0.0, False)
     assert plan.call is not None
-    return _native.convolve(inputs, eps, batch, plan.call).transpose(1, 2)
+    fork = fork and not plan.geometry.pads_apart and plan.kind != "lifting"
+    y, again = _native.convolve(inputs, eps, batch, plan.call, moments, fork)
+    return y.transpose(1, 2), again.transpose(1, 2) if fork else x
 
 
 def by_torch(plan: Plan, x: Tensor, filters: Filters, bias: Tensor | None, norm: Affine | None) -> Tensor:

@@ -204,17 +204,20 @@ class Plan:
         bias: Tensor | None,
         norm: Affine | None = None,
         shortcut: Tensor | None = None,
-    ) -> Tensor:
+        moments: bool = False,
+        fork: bool = False,
+    ) -> tuple[Tensor, Tensor]:
         """Convolve x, (B, I, Y, X) or (B, I, |H|, Y, X), to (B, O, |H|, Y', X'), and add the shortcut.
 
-        With a norm, which :meth:`fuses` must allow, convolve relu(norm(x)).
+        With a norm, which :meth:`fuses` must allow, convolve relu(norm(x)). With moments, the kernels take the
+        result's statistics. Return x too; with fork, what others add to its gradient is added by the kernels.
         """
         if self.algorithm == "native":
-            return by_kernels(self, x, filters, bias, norm, shortcut)
+            return by_kernels(self, x, filters, bias, norm, shortcut, moments, fork)
         y = by_torch(self, x, filters, bias, norm)
-        if shortcut is None:
-            return y
-        return y + shortcut if torch.is_grad_enabled() else y.add_(shortcut)  # in place, autograd would copy a gradient
+        if shortcut is not None:  # in place, autograd would copy a gradient
+            y = y + shortcut if torch.is_grad_enabled() else y.add_(shortcut)
+        return y, x
 
     def fuses(self, x: Tensor) -> bool:
         """Whether ``apply`` can take a norm along for this input."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from ..functional import fold, unfold
 from ..functional._plan import RULES
 from ..groups import PointGroup, as_group
 from ..nn import GroupConv2d, LiftingConv2d
+from ..nn._norm import is_watched
 
 torch.fx.wrap("fold")  # single steps to torch.fx, which could not follow their checks
 torch.fx.wrap("unfold")
@@ -86,11 +88,25 @@ def convolve(
 ) -> Tensor:
     """Convolve a folded map (or lift a picture), or relu(norm(x)) of it if there is a norm, and add the shortcut."""
     if isinstance(convolution, LiftingConv2d):
-        return fold(convolution(x))
+        return fold(convolution(x, _measures(convolution)))
     if isinstance(convolution, GroupConv2d):
-        return fold(convolution(unfold(x, order), norm, None if shortcut is None else unfold(shortcut, order)))
+        branch = None if shortcut is None else unfold(shortcut, order)
+        return fold(convolution(unfold(x, order), norm, branch, _measures(convolution)))
     y = convolution(x if norm is None else F.relu(norm(x)))
     return y if shortcut is None else y + shortcut
+
+
+def fork(convolution: nn.Module, x: Tensor, order: int, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return ``convolve(convolution, x, order, norm)`` and x, for a shortcut that starts here."""
+    if isinstance(convolution, GroupConv2d) and _measures(convolution) and type(x) is Tensor:
+        y, x = convolution.fork(unfold(x, order), norm, moments=True)
+        return fold(y), fold(x)
+    return convolve(convolution, x, order, norm), x
+
+
+def _measures(convolution: nn.Module) -> bool:
+    """Whether a norm in training reads the result, and no hook reads or edits it first."""
+    return convolution.training and torch.is_grad_enabled() and not is_watched(convolution)
 
 
 def check_choice(name: str, value: str, known: Sequence[str]) -> None:

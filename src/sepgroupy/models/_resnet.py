@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import ArgumentError
 from ..functional import unfold
 from ..groups import PointGroup
-from ._layers import Layers, check_choice, check_counts, convolve
+from ._layers import Layers, check_choice, check_counts, convolve, fork
 
 
 class ResNet(nn.Module):
@@ -102,7 +102,7 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map folded maps, (B·|H|, C, Y, X), to folded maps."""
-        y = convolve(self.conv1, x, self.order, self.bn1)
+        y, x = fork(self.conv1, x, self.order, self.bn1)
         if self.downsample is not None:
             x = F.avg_pool2d(x, 2) if self.average else x
             x = self.downsample[1](convolve(self.downsample[0], x, self.order))

@@ -81,11 +81,14 @@ class LiftingConv2d(GroupConvolution):
             dtype,
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Lift x, (B, in_channels, Y, X), to a map on the group, (B, out_channels, |H|, Y', X')."""
+    def forward(self, x: Tensor, moments: bool = False) -> Tensor:
+        """Lift x, (B, in_channels, Y, X), to a map on the group, (B, out_channels, |H|, Y', X').
+
+        With moments, a norm in training reads the result, see :meth:`GroupConv2d.forward`.
+        """
         self.plan.check_input(x, self.in_channels, self.main_weight)
         plan = self.plan.settle(x)
-        return plan.apply(x, self._filters(plan), self.bias)
+        return plan.apply(x, self._filters(plan), self.bias, moments=moments)[0]
 
 
 class GroupConv2d(GroupConvolution):
@@ -158,7 +161,9 @@ class GroupConv2d(GroupConvolution):
         plan = Plan.make(group, kind, algorithm, geometry)
         super().__init__(in_channels, out_channels, plan, shapes, bias, device, dtype)
 
-    def forward(self, x: Tensor, norm: nn.Module | None = None, shortcut: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, norm: nn.Module | None = None, shortcut: Tensor | None = None, moments: bool = False
+    ) -> Tensor:
         """Convolve x to a map on the group, (B, out_channels, |H|, Y', X').
 
         Args:
@@ -166,16 +171,28 @@ class GroupConv2d(GroupConvolution):
             norm: a planar batch norm; if given, ``relu(norm(x))`` is convolved, its group axis folded into the batch.
                 The same as applying it before, but on a CPU without the passes and the memory of the map between.
             shortcut: a map to add to the result, of its shape; the same as adding it after, without the pass.
+            moments: whether the result goes to another layer together with a norm in training. On a CPU its statistics
+                are then taken as it is written; edits through its ``.data``, which leave no trace, are not seen.
         """
+        return self._convolve(x, norm, shortcut, moments)[0]
+
+    def fork(self, x: Tensor, norm: nn.Module | None = None, moments: bool = False) -> tuple[Tensor, Tensor]:
+        """Return ``forward(x, norm)`` and x, for a branch that starts here; hooks of the module are not called.
+
+        The same as reading x twice, but on a CPU what the branch adds to the gradient of x costs no pass.
+        """
+        return self._convolve(x, norm, None, moments, fork=True)
+
+    def _convolve(
+        self, x: Tensor, norm: nn.Module | None, shortcut: Tensor | None, moments: bool, fork: bool = False
+    ) -> tuple[Tensor, Tensor]:
         self.plan.check_input(x, self.in_channels, self.main_weight)
         if shortcut is not None:
             size = self.plan.geometry.output_size(*x.shape[-2:])
             if shortcut.shape != (expected := (x.shape[0], self.out_channels, self.plan.group.order, *size)):
                 raise ArgumentError(f"shortcut has shape {tuple(shortcut.shape)}; the result has {expected}")
-        plan, affine = self.plan.settle(x), None
-        if norm is not None:
-            if is_plain(norm) and plan.fuses(x):
-                affine = read_norm(norm, fold(x))
-            else:
-                x = norm_relu(norm, x)
-        return plan.apply(x, self._filters(plan), self.bias, affine, shortcut)
+        plan = self.plan.settle(x)
+        if norm is not None and not (is_plain(norm) and plan.fuses(x)):
+            return plan.apply(norm_relu(norm, x), self._filters(plan), self.bias, None, shortcut, moments)[0], x
+        affine = None if norm is None else read_norm(norm, fold(x))
+        return plan.apply(x, self._filters(plan), self.bias, affine, shortcut, moments, fork)

@@ -30,8 +30,13 @@ def norm_relu_pool(norm: nn.Module, x: Tensor, kernels: bool = True) -> Tensor:
 
 def is_plain(norm: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
     """Whether the module is a batch norm that nobody watches by hooks, so that its call may be fused."""
-    watched = norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks
-    return type(norm) is nn.BatchNorm2d and not watched
+    return type(norm) is nn.BatchNorm2d and not is_watched(norm)
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether the module has hooks."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks)
 
 
 def read_norm(norm: nn.BatchNorm2d, maps: Tensor) -> Affine:

@@ -122,21 +122,27 @@ class Call:
         scale: Tensor | None,
         shift: Tensor | None,
         shortcut: Tensor | None = None,
-    ) -> Tensor:
-        """Convolve x, or max(0, scale·x + shift) if there is a scale, and add the shortcut, of the output's shape."""
+        moments: bool = False,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Convolve x, or max(0, scale·x + shift) if there is a scale, and add the shortcut, of the output's shape.
+
+        Return it, with mean and biased variance of its channels if they are wanted and there are values.
+        """
         y = empty(x, self._shape(x.shape, weight.shape))
         computes = bool(y.numel() and x.numel())
+        mean, var = (x.new_empty(2, y.shape[2])).unbind() if moments and computes else (None, None)
+        found = {"y": y, "mean": mean, "var": var}
         if self.lifting:
-            self._run("lift", {"x": x, "weight": weight, "bias": bias, "y": y}, computes)
+            self._run("lift", {"x": x, "weight": weight, "bias": bias, **found}, computes)
         else:
             norm = {"x": x, "scale": scale, "shift": shift}
             filters = {"weight": weight, "depthwise": depthwise, "bias": bias}
-            self._run("forward", {**norm, **filters, "shortcut": shortcut, "y": y}, computes)
+            self._run("forward", {**norm, **filters, "shortcut": shortcut, **found}, computes)
         if not computes:
             y.copy_(y.new_zeros(()) if shortcut is None else shortcut)
             if bias is not None:
                 y += bias.view(-1, 1, 1)
-        return y
+        return y, mean, var
 
     def backward(
         self,
@@ -146,14 +152,18 @@ class Call:
         depthwise: Tensor | None,
         scale: Tensor | None,
         shift: Tensor | None,
+        more: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """Return the gradients of x, weight, depthwise and (scale, shift)."""
+        """Return the gradients of x, to which `more` is added, of weight, depthwise and (scale, shift)."""
         dx, dw = empty(x, x.shape), torch.empty_like(weight)
         dd = None if depthwise is None else torch.empty_like(depthwise)
         dn = x.new_empty(2, *x.shape[2:3])
         given = {"x": x, "scale": scale, "shift": shift, "weight": weight, "depthwise": depthwise, "grad": grad}
-        found = {"dx": dx, "dweight": dw, "ddepthwise": dd, "dnorm": dn}
-        self._run("backward", {**given, **found}, bool(grad.numel() and x.numel()))
+        found = {"more": more, "dx": dx, "dweight": dw, "ddepthwise": dd, "dnorm": dn}
+        computes = bool(grad.numel() and x.numel())
+        self._run("backward", {**given, **found}, computes)
+        if more is not None and not computes:
+            dx += more
         return dx, dw, dd, dn
 
     def backward_of_lifting(self, grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -197,13 +207,16 @@ class Call:
             "bias": (outputs,),
             "shortcut": y,
             "y": y,
+            "mean": (outputs,),
+            "var": (outputs,),
+            "more": (batch, fiber, inputs, height, width),
             "grad": y,
             "dnorm": (2, inputs),
         }
         expected |= {f"d{of}": expected[of] for of in ("x", "weight", "depthwise", "bias")}
-        other = {"scale": given.get("shift"), "shift": given.get("scale")}  # neither is given without the other
+        pairs = {"scale": "shift", "shift": "scale", "mean": "var", "var": "mean"}  # none is given without the other
         for what, shape in given.items():
-            if shape != expected[what] and not (shape is None and other.get(what) is None):
+            if shape != expected[what] and not (shape is None and given.get(pairs.get(what)) is None):
                 label = "the output's gradient" if what == "grad" else what
                 raise ArgumentError(
                     f"{label} has shape {shape if shape is None else tuple(shape)}, not {tuple(expected[what])}, for "

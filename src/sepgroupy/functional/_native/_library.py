@@ -21,16 +21,16 @@ from torch import Tensor
 from ...errors import ArgumentError
 
 FOLDER = Path(__file__).parent  # of the libraries
-VERSION = 2  # of what the kernels are told, as kernels.c has it
+VERSION = 3  # of what the kernels are told, as kernels.c has it
 VARIANTS = ("avx512", "avx2", "baseline")  # the widest vectors first
 SUFFIXES = {torch.float32: "_f32", torch.float64: "_f64"}
 LARGE = 2**25  # bytes from which on the C library's allocator takes fresh memory for every tensor
 
 # Of each function: whether it reads a Problem, how many sizes and how many pointers.
 _SIGNATURES = {
-    "forward": (1, 0, 9),
-    "backward": (1, 0, 11),
-    "lift": (1, 0, 5),
+    "forward": (1, 0, 11),
+    "backward": (1, 0, 12),
+    "lift": (1, 0, 7),
     "lift_back": (1, 0, 5),
     "statistics": (0, 4, 3),
     "add_affine": (0, 4, 4),

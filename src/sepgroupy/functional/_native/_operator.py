@@ -17,7 +17,7 @@ from .._filters import full_filter, gather_bank, index_table
 from .._geometry import Geometry
 from ._call import Call, call_for
 from ._library import SUFFIXES
-from ._maps import add_affine
+from ._maps import add_affine, remember
 
 Integers = Sequence[int]
 
@@ -64,8 +64,12 @@ def is_direct(x: Tensor) -> bool:
     return is_ordinary(x) and not torch._C._len_torch_dispatch_stack()
 
 
-def convolve(inputs: Inputs, eps: float, batch: bool, call: Call) -> Tensor:
+def convolve(
+    inputs: Inputs, eps: float, batch: bool, call: Call, moments: bool = False, fork: bool = False
+) -> tuple[Tensor, Tensor]:
     """Convolve to (B, |H|, O, Y', X') as :class:`sepgroupy.nn.GroupConv2d` defines, and add the shortcut.
+
+    Return the result, and x for whoever else reads it: what that adds to the gradient of x is added as it is written.
 
     The padding must be of zeros, the same on both sides. Types shorter than float32 are computed in it, autocast's too.
 
@@ -74,61 +78,86 @@ def convolve(inputs: Inputs, eps: float, batch: bool, call: Call) -> Tensor:
         eps: of the norm.
         batch: whether the norm's statistics are those of x, so that gradients pass through them.
         call: the convolution, of a group or lifting to one; the latter of ordinary tensors alone.
+        moments: whether to take the result's statistics as it is written, for `recall`.
+        fork: whether x is read by others.
     """
     autocast = inputs.x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if autocast else inputs.x.dtype
     if inputs.x.dtype not in SUFFIXES:
         inputs = Inputs(*(None if t is None else t.float() for t in inputs))  # type: ignore[arg-type]
     y: Tensor
-    if is_direct(inputs.x):
-        y = GroupConv.apply(*inputs, eps, batch, call)
-    elif torch._C._are_functorch_transforms_active():
+    x = inputs.x
+    if is_direct(x):
+        y, again, mean, var = GroupConv.apply(*inputs, eps, batch, call, moments, fork)
+        if mean is not None:
+            remember(y, mean, var)
+        return y.to(dtype), x if again is None else again
+    if torch._C._are_functorch_transforms_active():
         y = _definition(inputs, eps, batch, call)
     else:
         elements = [entry for matrix in call.group.elements for row in matrix for entry in row]
         y = group_conv(*inputs, eps, batch, elements, *_options(call.geometry))
-    return y.to(dtype)
+    return y.to(dtype), x
 
 
 class GroupConv(torch.autograd.Function):
     """The convolution of ordinary tensors, without the calls that an operator costs. Differentiable twice."""
 
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> Tensor:
-        """Convolve; the arguments are the inputs, eps, batch and the call."""
-        *tensors, ctx.eps, ctx.batch, ctx.call = args
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """Convolve; the arguments are the inputs, eps, batch, the call, and whether to take moments and to fork.
+
+        Return the result, x itself if it is to fork, and mean and variance if they are wanted.
+        """
+        *tensors, ctx.eps, ctx.batch, ctx.call, moments, fork = args
         ctx.save_for_backward(*tensors[:-1])  # not the shortcut
-        return _forward(Inputs(*tensors), ctx.eps, ctx.call)
+        ctx.set_materialize_grads(False)
+        y, mean, var = _forward(Inputs(*tensors), ctx.eps, ctx.call, moments)
+        if mean is not None and var is not None:
+            ctx.mark_non_differentiable(mean, var)
+        return y, tensors[0] if fork else None, mean, var
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad: Tensor | None, more: Tensor | None, *_: None) -> tuple[Any, ...]:
         """Return the gradients, through the definition if they are to be differentiated in turn."""
+        if grad is None:
+            return (more, *(None,) * 13)
         inputs, needs = Inputs(*ctx.saved_tensors), ctx.needs_input_grad
         shortcut = grad if needs[8] else None
         if not torch.is_grad_enabled():
-            gradients = _backward(grad, inputs, ctx.eps, ctx.batch, ctx.call, needs[0])
-            return (*gradients, None, None, shortcut, None, None, None)
+            gradients = _backward(grad, inputs, ctx.eps, ctx.batch, ctx.call, needs[0], more)
+            return (*gradients, None, None, shortcut, *(None,) * 5)
         y = _definition(inputs, ctx.eps, ctx.batch, ctx.call)
         wanted = [t for t, need in zip(inputs[:8], needs, strict=False) if need and t is not None]
         found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
-        return (*(next(found) if need else None for need in needs[:8]), shortcut, None, None, None)
+        dx, *others = (next(found) if need else None for need in needs[:8])
+        return (dx if dx is None or more is None else dx + more, *others, shortcut, *(None,) * 5)
 
 
 def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
     return [None if t is None else t.contiguous() for t in tensors]
 
 
-def _forward(inputs: Inputs, eps: float, call: Call) -> Tensor:
+def _forward(
+    inputs: Inputs, eps: float, call: Call, moments: bool = False
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     affine = inputs.affine(eps, False)
     scale, shift = affine.scale_and_shift() if affine else (None, None)
     depthwise, bias, shortcut = _contiguous(inputs.depthwise, inputs.bias, inputs.shortcut)
-    return call.forward(inputs.x.contiguous(), inputs.weight.contiguous(), depthwise, bias, scale, shift, shortcut)
+    x, weight = inputs.x.contiguous(), inputs.weight.contiguous()
+    return call.forward(x, weight, depthwise, bias, scale, shift, shortcut, moments)
 
 
 def _backward(
-    grad: Tensor, inputs: Inputs, eps: float, batch: bool, call: Call, needs_x: bool = True
+    grad: Tensor,
+    inputs: Inputs,
+    eps: float,
+    batch: bool,
+    call: Call,
+    needs_x: bool = True,
+    more: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
-    """Return the gradients of x, weight, depthwise, bias, gamma and beta."""
+    """Return the gradients of x, to which `more` is added, of weight, depthwise, bias, gamma and beta."""
     grad, x, weight = grad.contiguous(), inputs.x.contiguous(), inputs.weight.contiguous()
     if call.lifting:
         dweight, lifted_dbias = call.backward_of_lifting(grad, x, weight)
@@ -136,8 +165,8 @@ def _backward(
         return _planes_grad(grad, inputs, call) if needs_x else None, dweight, None, dbias, None, None
     affine = inputs.affine(eps, batch)
     scale, shift = affine.scale_and_shift() if affine else (None, None)
-    (depthwise,) = _contiguous(inputs.depthwise)
-    dx, dweight, ddepthwise, dnorm = call.backward(grad, x, weight, depthwise, scale, shift)
+    depthwise, more = _contiguous(inputs.depthwise, more)
+    dx, dweight, ddepthwise, dnorm = call.backward(grad, x, weight, depthwise, scale, shift, more)
     dbias = None if inputs.bias is None else grad.sum((0, 1, 3, 4))
     if affine is None:
         return dx, dweight, ddepthwise, dbias, None, None
@@ -191,7 +220,7 @@ def group_conv(*args: Any) -> Tensor:
     """Convolve on the group whose elements' entries are given."""
     *tensors, eps, _, elements, stride, padding, dilation = args
     inputs = Inputs(*tensors)
-    return _forward(inputs, eps, _parse(inputs, elements, stride, padding, dilation))
+    return _forward(inputs, eps, _parse(inputs, elements, stride, padding, dilation))[0]
 
 
 @torch.library.custom_op(

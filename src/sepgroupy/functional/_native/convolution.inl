@@ -144,9 +144,9 @@ INLINE void NAME(load)(const Problem *p, const Tile *t, const Thread *w, const R
     }
 }
 
-/* x_grad ← Hᵀ hat_grad for one tile, through the norm: that of its statistics is left to the caller. */
-INLINE void NAME(unload)(const Problem *p, const Tile *t, const Thread *w, const REAL *x, REAL *x_grad, Norm norm,
-                         int N, int TRANSFORM)
+/* x_grad ← more + Hᵀ hat_grad for one tile, through the norm: that of its statistics is left to the caller. */
+INLINE void NAME(unload)(const Problem *p, const Tile *t, const Thread *w, const REAL *x, const REAL *more,
+                         REAL *x_grad, Norm norm, int N, int TRANSFORM)
 {
     const Layout *l = &w->layout;
     index_t plane = p->height * p->width, fiber = p->in_channels * plane, step = p->in_channels * l->columns;
@@ -163,10 +163,11 @@ INLINE void NAME(unload)(const Problem *p, const Tile *t, const Thread *w, const
                     index_t at = (t->first_image + image) * N * fiber + i * plane
                         + (t->in_row + p->stride_y * r + phase->row) * p->width + phase->column;
                     REAL *to = x_grad + at;
-                    const REAL *input = x + at;
+                    const REAL *input = x + at, *also = more ? more + at : NULL;
                     if (!phase->count) {
                         for (int g = 0; g < N; g++)
-                            for (index_t c = 0; c < columns; c++) to[g * fiber + c * p->stride_x] = 0;
+                            for (index_t c = 0, offset = g * fiber; c < columns; c++, offset += p->stride_x)
+                                to[offset] = also ? also[offset] : 0;
                         continue;
                     }
                     const REAL *from =
@@ -187,6 +188,7 @@ INLINE void NAME(unload)(const Problem *p, const Tile *t, const Thread *w, const
                                     scale_grad += v[g] * value;
                                     v[g] *= scale;
                                 }
+                                if (also) v[g] += AT(also + g * fiber + c);
                                 AT(to + g * fiber + c) = v[g];
                             }
                         }
@@ -204,7 +206,7 @@ INLINE void NAME(unload)(const Problem *p, const Tile *t, const Thread *w, const
                                 scale_rest += v[g] * input[offset];
                                 v[g] *= scale;
                             }
-                            to[offset] = v[g];
+                            to[offset] = v[g] + (also ? also[offset] : 0);
                         }
                     }
                 }
@@ -236,7 +238,7 @@ static void NAME(read_planes)(const Problem *p, const Tile *t, const Thread *w, 
 }
 
 static void NAME(write_planes)(const Problem *p, const Tile *t, const Thread *w, index_t first, index_t outputs,
-                               const REAL *bias, const REAL *more, REAL *y)
+                               const REAL *bias, const REAL *more, REAL *y, Moments *moments)
 {
     const Layout *l = &w->layout;
     index_t plane = p->out_height * p->out_width;
@@ -244,14 +246,15 @@ static void NAME(write_planes)(const Problem *p, const Tile *t, const Thread *w,
         for (index_t g = 0; g < p->order; g++)
             for (index_t o = 0; o < outputs; o++) {
                 const REAL *from = w->planes + (o * p->order + g) * l->size + l->margin + image * l->image_step;
-                index_t place = (((t->first_image + image) * p->order + g) * p->out_channels + first + o) * plane
-                    + t->out_row * p->out_width;
+                index_t start = (((t->first_image + image) * p->order + g) * p->out_channels + first + o) * plane
+                    + t->out_row * p->out_width, place = start;
                 REAL added = bias ? bias[first + o] : 0;
                 for (index_t r = 0; r < t->out_rows; r++, place += p->out_width, from += l->row_step)
                     if (more)
                         for (index_t c = 0; c < p->out_width; c++) y[place + c] = from[c] + added + more[place + c];
                     else
                         for (index_t c = 0; c < p->out_width; c++) y[place + c] = from[c] + added;
+                if (moments) NAME(join_values)(moments + first + o, y + start, place - start);
             }
 }
 
@@ -528,10 +531,11 @@ INLINE void NAME(weighted_row)(const REAL *weight, REAL *const *from, index_t at
 
 /* y[o,g](q) = bias[o] + Σ_t depth[o,t] inner[o,g](q shifted), plus more. */
 INLINE void NAME(weigh)(const Problem *p, const Tile *t, const Thread *w, index_t first, index_t outputs,
-                        const REAL *depth, const REAL *bias, const REAL *more, REAL *y, Strip s, int T)
+                        const REAL *depth, const REAL *bias, const REAL *more, REAL *y, Moments *moments, Strip s,
+                        int T)
 {
     const Layout *l = &w->layout;
-    index_t plane = p->out_height * p->out_width;
+    index_t plane = p->out_height * p->out_width, part = t->out_rows * p->out_width;
     for (index_t o = 0; o < outputs; o++)
         for (index_t g = 0; g < p->order; g++) {
             REAL weight[TAPS], *from[TAPS], added = bias ? bias[first + o] : 0;
@@ -540,13 +544,14 @@ INLINE void NAME(weigh)(const Problem *p, const Tile *t, const Thread *w, index_
                 from[tap] = w->inner + ((l->phase_of[tap][g] * s.outputs + o) * p->order + g) * l->size
                     + l->shift[tap][g] + l->margin;
             }
-            for (index_t image = 0; image < t->images; image++)
-                for (index_t r = 0; r < t->out_rows; r++) {
-                    index_t place = (((t->first_image + image) * p->order + g) * p->out_channels + first + o) * plane
-                        + (t->out_row + r) * p->out_width;
-                    index_t at = image * l->image_step + r * l->row_step;
-                    NAME(weighted_row)(weight, from, at, added, more ? more + place : NULL, y + place, p->out_width, T);
-                }
+            for (index_t image = 0; image < t->images; image++) {
+                index_t place = (((t->first_image + image) * p->order + g) * p->out_channels + first + o) * plane
+                    + t->out_row * p->out_width, at = image * l->image_step;
+                const REAL *also = more ? more + place : NULL;
+                for (index_t c = 0; c < part; c += p->out_width, at += l->row_step)
+                    NAME(weighted_row)(weight, from, at, added, also ? also + c : NULL, y + place + c, p->out_width, T);
+                if (moments) NAME(join_values)(moments + first + o, y + place, part);
+            }
         }
 }
 
@@ -587,7 +592,7 @@ INLINE void NAME(correlate_rows)(const vector *weight, const REAL *from, index_t
 
 /* The same of 3×3 taps side by side, at stride 1: each value is read once for all rows that it reaches. */
 INLINE void NAME(weigh_square)(const Problem *p, const Tile *t, const Thread *w, index_t first, index_t outputs,
-                               const REAL *depth, const REAL *bias, const REAL *more, REAL *y)
+                               const REAL *depth, const REAL *bias, const REAL *more, REAL *y, Moments *moments)
 {
     const Layout *l = &w->layout;
     index_t plane = p->out_height * p->out_width, width = p->out_width, step = l->row_step;
@@ -610,6 +615,7 @@ INLINE void NAME(weigh_square)(const Problem *p, const Tile *t, const Thread *w,
                     NAME(correlate_rows)(weight, from, step, added, also, to, width, width, 4);
                 for (; r < t->out_rows; r++, from += step, to += width, also += also ? width : 0)
                     NAME(correlate_rows)(weight, from, step, added, also, to, width, width, 1);
+                if (moments) NAME(join_values)(moments + first + o, y + place, t->out_rows * width);
             }
         }
 }
@@ -690,7 +696,7 @@ INLINE void NAME(weigh_back)(const Thread *w, index_t f, index_t first, index_t 
 
 static void NAME(forward_tile)(const Problem *p, const Tile *t, Thread *w, const REAL *x, Norm norm,
                                const REAL *blocks, const REAL *depth, const REAL *bias, const REAL *more, REAL *y,
-                               Strip s)
+                               Moments *moments, Strip s)
 {
     const Layout *l = &w->layout;
     BY_ORDER(p, NAME(load)(p, t, w, x, norm, N, TRANSFORM));
@@ -712,18 +718,19 @@ static void NAME(forward_tile)(const Problem *p, const Tile *t, Thread *w, const
             start += NAME(blocks_size)(p, taps);
         }
         if (p->kind != SEPARABLE)
-            NAME(write_planes)(p, t, w, first, outputs, bias, more, y);
+            NAME(write_planes)(p, t, w, first, outputs, bias, more, y, moments);
         else if (l->square)
-            NAME(weigh_square)(p, t, w, first, outputs, depth, bias, more, y);
+            NAME(weigh_square)(p, t, w, first, outputs, depth, bias, more, y, moments);
         else if (p->taps == 9) /* spelled out, so that the weights stay in registers */
-            NAME(weigh)(p, t, w, first, outputs, depth, bias, more, y, s, 9);
+            NAME(weigh)(p, t, w, first, outputs, depth, bias, more, y, moments, s, 9);
         else
-            NAME(weigh)(p, t, w, first, outputs, depth, bias, more, y, s, (int)p->taps);
+            NAME(weigh)(p, t, w, first, outputs, depth, bias, more, y, moments, s, (int)p->taps);
     }
 }
 
 static void NAME(backward_tile)(const Problem *p, const Tile *t, Thread *w, const REAL *x, Norm norm,
-                                const REAL *blocks, const REAL *depth, const REAL *y_grad, REAL *x_grad, Strip s)
+                                const REAL *blocks, const REAL *depth, const REAL *y_grad, const REAL *more,
+                                REAL *x_grad, Strip s)
 {
     const Layout *l = &w->layout;
     BY_ORDER(p, NAME(load)(p, t, w, x, norm, N, TRANSFORM));
@@ -752,7 +759,7 @@ static void NAME(backward_tile)(const Problem *p, const Tile *t, Thread *w, cons
             start += NAME(blocks_size)(p, taps);
         }
     }
-    BY_ORDER(p, NAME(unload)(p, t, w, x, x_grad, norm, N, TRANSFORM));
+    BY_ORDER(p, NAME(unload)(p, t, w, x, more, x_grad, norm, N, TRANSFORM));
 }
 
 /* ---- whole convolutions ----------------------------------------------------------------------------------------- */
@@ -818,13 +825,14 @@ index_t NAME(workspace)(const Problem *p, int backward)
 {
     Division d = divide(p, backward ? p->height : p->out_height, backward);
     Room room = NAME(room)(p, &d, NAME(strip_of)(p, backward), backward);
-    return room.blocks + p->threads * room.thread;
+    return room.blocks + p->threads * room.thread + (backward ? 0 : NAME(moments_size)(d.tiles * p->out_channels));
 }
 
 /* y (B,|H|,O,Y',X') of x (B,|H|,I,Y,X); weight (O,I,|H|,taps), or (O,I,|H|) with depth (O,taps); bias (O) or null;
- * scale and shift (I) or null: x is replaced by max(0, scale·x + shift); more, of y's shape or null, is added. */
+ * scale and shift (I) or null: x is replaced by max(0, scale·x + shift); more, of y's shape or null, is added.
+ * mean and var (O) or null: those of y. */
 void NAME(forward)(const Problem *p, const REAL *x, const REAL *scale, const REAL *shift, const REAL *weight,
-                   const REAL *depth, const REAL *bias, const REAL *more, REAL *y, REAL *space)
+                   const REAL *depth, const REAL *bias, const REAL *more, REAL *y, REAL *mean, REAL *var, REAL *space)
 {
     Division d = divide(p, p->out_height, 0);
     Strip s = NAME(strip_of)(p, 0);
@@ -832,6 +840,8 @@ void NAME(forward)(const Problem *p, const REAL *x, const REAL *scale, const REA
     Tile whole = tile_at(p, &d, 0, 0);
     Layout l = {.images = -1};
     lay_out(p, &whole, LANES, &l); /* the taps of each phase: the same in all tiles, which start at whole strides */
+    Moments *moments = (Moments *)(space + room.blocks + p->threads * room.thread); /* of each tile's outputs */
+    if (mean) memset(moments, 0, d.tiles * p->out_channels * sizeof *moments);
 #pragma omp parallel num_threads((int)p->threads) if (p->threads > 1)
     {
 #pragma omp for
@@ -842,15 +852,18 @@ void NAME(forward)(const Problem *p, const REAL *x, const REAL *scale, const REA
         for (index_t n = 0; n < d.tiles; n++) {
             Tile t = tile_at(p, &d, n, 0);
             NAME(prepare)(p, &t, &w, room);
-            NAME(forward_tile)(p, &t, &w, x, (Norm){scale, shift}, space, depth, bias, more, y, s);
+            NAME(forward_tile)(p, &t, &w, x, (Norm){scale, shift}, space, depth, bias, more, y,
+                               mean ? moments + n * p->out_channels : NULL, s);
         }
     }
+    if (mean) NAME(tell_all)(moments, d.tiles, p->out_channels, mean, var);
 }
 
-/* Gradients of x, weight, depth and of (scale, shift), all of them overwritten. */
+/* Gradients of x, weight, depth and of (scale, shift), all of them overwritten; more, of x's shape or null, is added to
+ * that of x. */
 void NAME(backward)(const Problem *p, const REAL *x, const REAL *scale, const REAL *shift, const REAL *weight,
-                    const REAL *depth, const REAL *y_grad, REAL *x_grad, REAL *weight_grad, REAL *depth_grad,
-                    REAL *norm_grad, REAL *space)
+                    const REAL *depth, const REAL *y_grad, const REAL *more, REAL *x_grad, REAL *weight_grad,
+                    REAL *depth_grad, REAL *norm_grad, REAL *space)
 {
     Division d = divide(p, p->height, 1);
     Strip s = NAME(strip_of)(p, 1);
@@ -873,7 +886,7 @@ void NAME(backward)(const Problem *p, const REAL *x, const REAL *scale, const RE
         for (index_t n = 0; n < d.tiles; n++) {
             Tile t = tile_at(p, &d, n, 1);
             NAME(prepare)(p, &t, &w, room);
-            NAME(backward_tile)(p, &t, &w, x, (Norm){scale, shift}, space, depth, y_grad, x_grad, s);
+            NAME(backward_tile)(p, &t, &w, x, (Norm){scale, shift}, space, depth, y_grad, more, x_grad, s);
         }
         const REAL *grads = own + to_grads;
         index_t each = NAME(depth_size)(p) / p->out_channels;

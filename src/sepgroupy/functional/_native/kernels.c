@@ -235,6 +235,19 @@ INLINE index_t thread_number(void)
 #define JOIN(a, b) JOIN_(a, b)
 #define NAME(name) JOIN(name, SUFFIX)
 
+/* Of some values: how many, their mean, and the sum of their squared deviations from it. */
+typedef struct { double count, mean, squares; } Moments;
+
+/* Join two sets of values (Chan, Golub and LeVeque, 1979). */
+INLINE void join(Moments *m, Moments more)
+{
+    double count = m->count + more.count, step = more.mean - m->mean;
+    if (more.count == 0) return;
+    m->squares += more.squares + step * step * m->count * more.count / count;
+    m->mean += step * more.count / count;
+    m->count = count;
+}
+
 /* What follows is included once for each type. */
 #define vector NAME(lanes)
 #define LANES ((index_t)(VECTOR_BYTES / sizeof(REAL)))
@@ -255,6 +268,7 @@ INLINE index_t thread_number(void)
 #define REAL float
 #define SUFFIX _f32
 #include "products.inl"
+#include "moments.inl"
 #include "convolution.inl"
 #include "lifting.inl"
 #include "maps.inl"
@@ -263,6 +277,7 @@ INLINE index_t thread_number(void)
 #define REAL double
 #define SUFFIX _f64
 #include "products.inl"
+#include "moments.inl"
 #include "convolution.inl"
 #include "lifting.inl"
 #include "maps.inl"
@@ -290,5 +305,5 @@ int threaded(void)
 }
 
 /* For who loads the library: the same number and size stand in _library.py, and change with what is told here. */
-index_t version(void) { return 2; }
+index_t version(void) { return 3; }
 index_t problem_size(void) { return sizeof(Problem); }

@@ -50,19 +50,24 @@ index_t NAME(lift_workspace)(const Problem *p, int backward)
 {
     Frame f = NAME(frame)(p);
     index_t own = f.rows * f.step + WIDTH + p->out_channels * (f.terms + 1); /* a band of the gradient, and sums */
-    return p->threads * (f.room + (backward ? round_up(own, WIDTH) : 0));
+    if (backward) return p->threads * (f.room + round_up(own, WIDTH));
+    return p->threads * f.room + NAME(moments_size)(p->batch * f.bands * p->out_channels);
 }
 
-/* y (B,|H|,O,Y',X') of x (B,I,Y,X); weight (O,I,taps), at most TAPS terms; bias (O) or null. */
-void NAME(lift)(const Problem *p, const REAL *x, const REAL *weight, const REAL *bias, REAL *y, REAL *space)
+/* y (B,|H|,O,Y',X') of x (B,I,Y,X); weight (O,I,taps), at most TAPS terms; bias (O) or null; mean and var (O) of y, or
+ * null. */
+void NAME(lift)(const Problem *p, const REAL *x, const REAL *weight, const REAL *bias, REAL *y, REAL *mean, REAL *var,
+                REAL *space)
 {
     Frame f = NAME(frame)(p);
-    index_t plane = p->out_height * p->out_width;
+    index_t plane = p->out_height * p->out_width, parts = p->batch * f.bands;
+    Moments *moments = (Moments *)(space + p->threads * f.room);
+    if (mean) memset(moments, 0, parts * p->out_channels * sizeof *moments);
 #pragma omp parallel num_threads((int)p->threads) if (p->threads > 1)
     {
         REAL *frame = space + thread_number() * f.room, *from[TAPS + TERMS];
 #pragma omp for schedule(static)
-        for (index_t n = 0; n < p->batch * f.bands; n++) {
+        for (index_t n = 0; n < parts; n++) {
             index_t image = n / f.bands, first = n % f.bands * f.rows;
             index_t rows = larger(0, smaller(f.rows, p->out_height - first));
             NAME(fill)(p, &f, x + image * p->in_channels * p->height * p->width, first, rows, frame);
@@ -71,15 +76,18 @@ void NAME(lift)(const Problem *p, const REAL *x, const REAL *weight, const REAL 
                 for (index_t o = 0; o < p->out_channels; o++) {
                     REAL *to = y + ((image * p->order + g) * p->out_channels + o) * plane + first * p->out_width;
                     const REAL *w = weight + o * f.terms, added = bias ? bias[o] : 0;
-                    for (index_t r = 0; r < rows; r++, to += p->out_width)
+                    for (index_t r = 0; r < rows; r++)
                         if (f.terms == 9)
-                            NAME(weighted_row)(w, from, r * f.step, added, NULL, to, p->out_width, 9);
+                            NAME(weighted_row)(w, from, r * f.step, added, NULL, to + r * p->out_width, p->out_width, 9);
                         else
-                            NAME(weighted_row)(w, from, r * f.step, added, NULL, to, p->out_width, (int)f.terms);
+                            NAME(weighted_row)(w, from, r * f.step, added, NULL, to + r * p->out_width, p->out_width,
+                                               (int)f.terms);
+                    if (mean) NAME(join_values)(moments + n * p->out_channels + o, to, rows * p->out_width);
                 }
             }
         }
     }
+    if (mean) NAME(tell_all)(moments, parts, p->out_channels, mean, var);
 }
 
 /* Gradients of weight and bias (or null), overwritten. */

@@ -1,35 +1,4 @@
-/* Batch norm's passes over maps (maps, channels, pixels), for one type of number. Included by kernels.c. */
-
-/* Mean and biased variance of each channel: sums of each plane, joined as Chan et al. do. */
-void NAME(statistics)(index_t maps, index_t channels, index_t pixels, index_t threads, const REAL *x, REAL *mean,
-                      REAL *var)
-{
-#pragma omp parallel for num_threads((int)threads) if (threads > 1)
-    for (index_t i = 0; i < channels; i++) {
-        double average = 0, squares = 0; /* squares of deviations from the average */
-        for (index_t n = 0; n < maps; n++) {
-            const REAL *from = x + (n * channels + i) * pixels;
-            vector sums = {0}, deviations = {0};
-            REAL sum = 0, deviation = 0;
-            index_t c = 0;
-            for (; c + LANES <= pixels; c += LANES) sums += AT(from + c);
-            for (; c < pixels; c++) sum += from[c];
-            for (index_t lane = 0; lane < LANES; lane++) sum += sums[lane];
-            REAL middle = sum / (REAL)pixels;
-            for (c = 0; c + LANES <= pixels; c += LANES) {
-                vector d = AT(from + c) - middle;
-                deviations += d * d;
-            }
-            for (; c < pixels; c++) deviation += (from[c] - middle) * (from[c] - middle);
-            for (index_t lane = 0; lane < LANES; lane++) deviation += deviations[lane];
-            double step = (double)middle - average;
-            average += step / (double)(n + 1);
-            squares += (double)deviation + step * step * (double)pixels * (double)n / (double)(n + 1);
-        }
-        mean[i] = (REAL)average;
-        var[i] = (REAL)(squares / ((double)maps * (double)pixels));
-    }
-}
+/* Passes over maps (maps, channels, pixels) of batch norm and pooling, for one type of number. Included by kernels.c. */
 
 /* out += slope[channel]·x + offset[channel]. */
 void NAME(add_affine)(index_t maps, index_t channels, index_t pixels, index_t threads, const REAL *x,
