@@ -13,7 +13,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 SOURCES = Path("src/sepgroupy/functional/_native")
-FLAGS = ["-std=gnu11", "-O2", "-g0", "-ftree-vectorize", "-Wno-psabi"]
+FLAGS = ["-std=gnu11", "-O2", "-g0", "-ftree-vectorize", "-Wno-psabi", "-fno-math-errno"]
 VARIANTS: dict[str, list[str]] = {"baseline": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     VARIANTS["avx2"] = ["-march=x86-64-v3"]

@@ -75,8 +75,10 @@ def tensors(kind: str = "dense") -> dict[str, Any]:
         "weight": weight,
         "depthwise": depthwise,
         "bias": torch.randn(4),
-        "scale": torch.randn(3),
-        "shift": torch.randn(3),
+        "gamma": torch.randn(3),
+        "beta": torch.randn(3),
+        "mean": torch.randn(3),
+        "var": torch.rand(3) + 0.5,
         "shortcut": torch.randn(2, 8, 4, 5, 6),
     }
 
@@ -95,8 +97,10 @@ SHAPES = {
         (4, 3, 8, 3, 3),
     ],
     "bias": [(), (1,), (3,), (4, 1), (5,)],
-    "scale": [(), (1,), (4,), (1, 3)],
-    "shift": [(), (1,), (4,), (3, 1)],
+    "gamma": [(), (1,), (4,), (1, 3)],
+    "beta": [(), (1,), (4,), (3, 1)],
+    "mean": [(), (1,), (4,), (1, 3)],
+    "var": [(), (1,), (4,), (3, 1)],
     "shortcut": [(), (4, 5, 6), (2, 8, 4, 5, 5), (2, 8, 3, 5, 6), (1, 8, 4, 5, 6)],
 }
 
@@ -104,14 +108,14 @@ SHAPES = {
 @pytest.mark.parametrize(("name", "shape"), [(name, shape) for name, shapes in SHAPES.items() for shape in shapes])
 def test_other_shapes_are_refused(name: str, shape: tuple[int, ...], untouched: _call.Call) -> None:
     given = tensors("gc" if name == "depthwise" and shape != (4, 1, 1, 3, 3) else "dense")  # where the other is refused
-    with pytest.raises(ArgumentError, match=f"({name}|scale|weight) .*has shape|x has shape"):
-        untouched.forward(**given | {name: torch.randn(shape)})
+    with pytest.raises(ArgumentError, match=f"({name}|gamma|weight) .*has shape|x has shape"):
+        untouched.forward(Inputs(**given | {name: torch.randn(shape)}))
 
 
-@pytest.mark.parametrize("missing", ["scale", "shift"])
+@pytest.mark.parametrize("missing", ["mean", "var"])
 def test_half_a_norm_is_refused(missing: str, untouched: _call.Call) -> None:
     with pytest.raises(ArgumentError, match=f"{missing} has shape None"):
-        untouched.forward(**tensors() | {missing: None})
+        untouched.forward(Inputs(**tensors() | {missing: None}))
 
 
 CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -128,26 +132,26 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("name", ["x", "weight", "depthwise", "bias", "scale", "shift", "shortcut"])
+@pytest.mark.parametrize("name", ["x", "weight", "depthwise", "bias", "gamma", "beta", "mean", "var", "shortcut"])
 @pytest.mark.filterwarnings("ignore:.*quantiz.*")
 def test_other_kinds_of_tensors_are_refused(name: str, change: str, untouched: _call.Call) -> None:
     given = tensors("gc")
     with pytest.raises(ArgumentError, match="contiguous CPU tensors of one type, float32 or float64"):
-        untouched.forward(**given | {name: CHANGES[change](given[name])})
+        untouched.forward(Inputs(**given | {name: CHANGES[change](given[name])}))
 
 
 @pytest.mark.parametrize("shape", [(), (2, 8, 4, 5, 5), (2, 8, 3, 5, 6), (1, 8, 4, 5, 6), (2, 8, 4, 30)])
 def test_other_gradients_are_refused(shape: tuple[int, ...], untouched: _call.Call) -> None:
     x, weight, *_ = tensors().values()
     with pytest.raises(ArgumentError, match="the output's gradient has shape"):
-        untouched.backward(torch.randn(shape), x, weight, None, None, None)
+        untouched.backward(torch.randn(shape), Inputs(x, weight))
 
 
 @pytest.mark.parametrize("shape", [(), (2, 8, 3, 5, 5), (2, 8, 4, 5, 6), (1, 8, 3, 5, 6)])
 def test_other_additions_to_a_gradient_are_refused(shape: tuple[int, ...], untouched: _call.Call) -> None:
     x, weight, *_ = tensors().values()
     with pytest.raises(ArgumentError, match="more has shape"):
-        untouched.backward(torch.randn(2, 8, 4, 5, 6), x, weight, None, None, None, torch.randn(shape))
+        untouched.backward(torch.randn(2, 8, 4, 5, 6), Inputs(x, weight), more=torch.randn(shape))
 
 
 @pytest.mark.parametrize(("planes", "stride"), [(6, 1), (1, 2)])
@@ -155,16 +159,14 @@ def test_what_cannot_be_lifted_is_refused(planes: int, stride: int, untouched: _
     call = _call.Call(D4, Geometry.parse(D4, 3, stride, 1), lifting=True)
     x, weight = torch.randn(2, 1, planes, 5, 5), torch.randn(4, planes, 1, 3, 3)
     with pytest.raises(ArgumentError, match="the kernels lift with stride 1 and 49 terms at most"):
-        call.forward(x, weight, None, None, None, None)
+        call.forward(Inputs(x, weight))
     with pytest.raises(ArgumentError, match="the kernels lift with stride 1 and 49 terms at most"):
         call.backward_of_lifting(torch.randn(2, 8, 4, *call.geometry.output_size(5, 5)), x, weight)
 
 
 def test_pictures_smaller_than_the_kernel_are_refused(untouched: _call.Call) -> None:
     with pytest.raises(ArgumentError, match="smaller than the extent of kernel_size"):
-        _call.Call(D4, Geometry.parse(D4, 7)).forward(
-            torch.randn(1, 8, 3, 6, 9), torch.randn(4, 3, 8, 7, 7), None, None, None, None
-        )
+        _call.Call(D4, Geometry.parse(D4, 7)).forward(Inputs(torch.randn(1, 8, 3, 6, 9), torch.randn(4, 3, 8, 7, 7)))
 
 
 @pytest.mark.parametrize(
@@ -191,14 +193,12 @@ def test_the_operator_refuses_what_no_layer_asks_for(change: dict[str, Any], unt
 
 def operator_arguments(kind: str = "dense", norm: bool = False) -> dict[str, Any]:
     """Name arguments of the operator, for p4m."""
-    x, weight, depthwise, bias, gamma, beta, shortcut = tensors(kind).values()
-    parameters = {"x": x, "weight": weight, "depthwise": depthwise, "bias": bias}
-    names = ("gamma", "beta", "mean", "var")
-    affine = (gamma, beta, torch.randn(3), torch.rand(3) + 0.5) if norm else (None,) * 4
+    given = tensors(kind)
+    if not norm:
+        given |= dict.fromkeys(("gamma", "beta", "mean", "var"))
     elements = D4.arrays.flatten().tolist()
     options = {"eps": 1e-5, "batch": False, "elements": elements, "stride": [1, 1], "padding": [1, 1]}
-    norm_of_x = dict(zip(names, affine, strict=True))
-    return parameters | norm_of_x | {"shortcut": shortcut} | options | {"dilation": [1, 1]}
+    return given | options | {"dilation": [1, 1]}
 
 
 # ---- the definition, at sizes that are awkward for vectors, tiles and threads ------------------------------------
@@ -251,7 +251,7 @@ def test_the_number_of_threads_changes_nothing_but_rounding(work: str, kind: str
     batch, channels, size = WORK[work]
     problem = stress.Problem(D4, GEOMETRY, batch, channels, 4, size, torch.float32, kind, True, True, 1)
     call, inputs = _call.Call(D4, GEOMETRY), problem._inputs()
-    x, weight, depthwise, _, scale, shift, *_ = inputs
+    x = inputs.x
     grad = torch.randn(batch, 8, 4, *size)
     lifting, planes, filters = _call.Call(D4, GEOMETRY, lifting=True), x[:, :1, :3], torch.randn(4, 3, 1, 3, 3)
     planes, maps = planes.contiguous(), x.flatten(0, 1)
@@ -259,9 +259,9 @@ def test_the_number_of_threads_changes_nothing_but_rounding(work: str, kind: str
     def results(threads: int) -> list[Tensor]:
         torch.set_num_threads(threads)
         found = (
-            *call.forward(*inputs[:6], moments=True),
-            *call.backward(grad, x, weight, depthwise, scale, shift),
-            *lifting.forward(planes, filters, None, None, None, None, moments=True),
+            *call.forward(inputs, moments=True),
+            *call.backward(grad, inputs, batch=True),
+            *lifting.forward(Inputs(planes, filters), moments=True),
         )
         lifted_back = lifting.backward_of_lifting(grad, planes, filters)
         return [*(t for t in found if t is not None), *_maps.statistics(maps), *lifted_back]
@@ -338,16 +338,17 @@ def test_a_batch_of_nothing_leaves_the_statistics_alone(algorithm: str) -> None:
 @pytest.mark.parametrize(("inputs", "size"), [(0, (5, 6)), (3, (0, 6))])
 def test_sums_over_nothing_are_the_bias(inputs: int, size: tuple[int, int]) -> None:
     call = _call.Call(D4, Geometry.parse(D4, 1))
-    arguments = torch.zeros(2, 8, inputs, *size), torch.zeros(4, inputs, 8, 1, 1), None
+    given = Inputs(torch.zeros(2, 8, inputs, *size), torch.zeros(4, inputs, 8, 1, 1))
     if 0 in size:
         with pytest.raises(ArgumentError, match="pixels"):
-            call.forward(*arguments, torch.ones(4), None, None)
+            call.forward(given._replace(bias=torch.ones(4)))
     else:
-        y, *moments = call.forward(*arguments, torch.arange(4.0), None, None, moments=True)
+        y, *moments = call.forward(given._replace(bias=torch.arange(4.0)), moments=True)
         assert moments == [None, None]
         assert torch.equal(y, torch.arange(4.0).view(-1, 1, 1).expand(2, 8, 4, *size))
-        assert not call.forward(*arguments, None, None, None)[0].any()
-        _, dweight, *_ = call.backward(y, *arguments, None, None)
+        assert not call.forward(given)[0].any()
+        _, dweight, *_ = call.backward(y, given)
+        assert dweight is not None
         assert dweight.shape == (4, 0, 8, 1, 1)
 
 

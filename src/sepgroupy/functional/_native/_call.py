@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...errors import ArgumentError
 from ...groups import PointGroup, action_table, fourier_basis, moved_size
+from .._affine import Affine
 from .._geometry import Geometry
 from . import _library
 from ._library import SUFFIXES, Problem, check_readable, empty, invoke, workspace
@@ -22,6 +23,30 @@ GENERAL, CYCLIC4, DIHEDRAL4 = 0, 4, 8
 MAX_TAPS, MAX_STRIDE, MAX_ORDER = 49, 3, 8
 
 Tensors = dict[str, "Tensor | None"]
+
+
+class Inputs(NamedTuple):
+    """What is convolved, in this order everywhere: relu(norm(x)) where there are a mean and a variance, else x."""
+
+    x: Tensor  # (B, |H|, I, Y, X), or planes (B, 1, I, Y, X) to lift
+    weight: Tensor  # (O, I, |H|, k, k); (O, I, |H|, 1, 1) with a depthwise factor; (O, I, 1, k, k) to lift
+    depthwise: Tensor | None = None  # (O, 1, 1, k, k), or (O, I, 1, k, k) of a g layer
+    bias: Tensor | None = None  # (O,)
+    gamma: Tensor | None = None  # (I,), of the norm
+    beta: Tensor | None = None
+    mean: Tensor | None = None
+    var: Tensor | None = None
+    shortcut: Tensor | None = None  # (B, |H|, O, Y', X'), added to the result
+
+    def affine(self, eps: float, batch: bool) -> Affine | None:
+        """Return the norm."""
+        if self.mean is None or self.var is None:
+            return None
+        return Affine(self.mean, self.var, self.gamma, self.beta, eps, batch)
+
+
+def _pair(x: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+    return x.new_empty(channels), x.new_empty(channels)
 
 
 # The fast transforms of kernels.c, row by row.
@@ -114,57 +139,48 @@ class Call:
         return (x[0], self.group.order, weight[0], *self.geometry.output_size(*x[-2:]))
 
     def forward(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        depthwise: Tensor | None,
-        bias: Tensor | None,
-        scale: Tensor | None,
-        shift: Tensor | None,
-        shortcut: Tensor | None = None,
-        moments: bool = False,
+        self, inputs: Inputs, eps: float = 0.0, moments: bool = False
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Convolve x, or max(0, scale·x + shift) if there is a scale, and add the shortcut, of the output's shape.
+        """Convolve x, or relu(norm(x)) with a mean, and add the shortcut.
 
         Return it, with mean and biased variance of its channels if they are wanted and there are values.
         """
+        x, weight, depthwise, bias, gamma, beta, mean, var, shortcut = inputs
         y = empty(x, self._shape(x.shape, weight.shape))
         computes = bool(y.numel() and x.numel())
-        mean, var = (x.new_empty(2, y.shape[2])).unbind() if moments and computes else (None, None)
-        found = {"y": y, "mean": mean, "var": var}
+        y_mean, y_var = _pair(x, y.shape[2]) if moments and computes else (None, None)
+        found: Tensors = {"y": y, "y_mean": y_mean, "y_var": y_var}
         if self.lifting:
             self._run("lift", {"x": x, "weight": weight, "bias": bias, **found}, computes)
         else:
-            norm = {"x": x, "scale": scale, "shift": shift}
-            filters = {"weight": weight, "depthwise": depthwise, "bias": bias}
-            self._run("forward", {**norm, **filters, "shortcut": shortcut, **found}, computes)
+            filters = {"x": x, "weight": weight, "depthwise": depthwise, "bias": bias}
+            norm = {"gamma": gamma, "beta": beta, "mean": mean, "var": var}
+            self._run("forward", {**filters, **norm, "shortcut": shortcut, **found}, computes, eps)
         if not computes:
             y.copy_(y.new_zeros(()) if shortcut is None else shortcut)
             if bias is not None:
                 y += bias.view(-1, 1, 1)
-        return y, mean, var
+        return y, y_mean, y_var
 
     def backward(
-        self,
-        grad: Tensor,
-        x: Tensor,
-        weight: Tensor,
-        depthwise: Tensor | None,
-        scale: Tensor | None,
-        shift: Tensor | None,
-        more: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """Return the gradients of x, to which `more` is added, of weight, depthwise and (scale, shift)."""
+        self, grad: Tensor, inputs: Inputs, eps: float = 0.0, batch: bool = False, more: Tensor | None = None
+    ) -> tuple[Tensor | None, ...]:
+        """Return the gradients of x, to which `more` is added, of weight, depthwise, gamma and beta.
+
+        With batch, the norm's statistics are those of x, and the gradient passes through them.
+        """
+        x, weight, depthwise, _, gamma, beta, mean, var, _ = inputs
         dx, dw = empty(x, x.shape), torch.empty_like(weight)
         dd = None if depthwise is None else torch.empty_like(depthwise)
-        dn = x.new_empty(2, *x.shape[2:3])
-        given = {"x": x, "scale": scale, "shift": shift, "weight": weight, "depthwise": depthwise, "grad": grad}
-        found = {"more": more, "dx": dx, "dweight": dw, "ddepthwise": dd, "dnorm": dn}
+        dgamma, dbeta = (None, None) if mean is None else _pair(x, x.shape[2])
+        filters, norm = {"x": x, "weight": weight, "depthwise": depthwise}, {"gamma": gamma, "beta": beta}
+        given: Tensors = {**filters, **norm, "mean": mean, "var": var, "grad": grad, "more": more}
+        found: Tensors = {"dx": dx, "dweight": dw, "ddepthwise": dd, "dgamma": dgamma, "dbeta": dbeta}
         computes = bool(grad.numel() and x.numel())
-        self._run("backward", {**given, **found}, computes)
+        self._run("backward", {**given, **found}, computes, eps, batch)
         if more is not None and not computes:
             dx += more
-        return dx, dw, dd, dn
+        return dx, dw, dd, None if gamma is None else dgamma, None if beta is None else dbeta
 
     def backward_of_lifting(self, grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradients of weight and bias."""
@@ -172,23 +188,31 @@ class Call:
         self._run("lift_back", {"x": x, "grad": grad, "dweight": dw, "dbias": db}, bool(grad.numel() and x.numel()))
         return dw, db
 
-    def _run(self, name: str, tensors: Tensors, computes: bool) -> None:
+    def _run(self, name: str, tensors: Tensors, computes: bool, eps: float = 0.0, own: bool = False) -> None:
         # The kernels trust what they are given: a tensor that does not fit would be read past its end.
         values = list(tensors.values())
         check_readable(values)
         x = tensors["x"]
         assert x is not None
         shapes = tuple([None if t is None else t.shape for t in values])
-        problem, room = self._settle(name, tuple(tensors), shapes, torch.get_num_threads(), SUFFIXES[x.dtype])
+        threads, suffix = torch.get_num_threads(), SUFFIXES[x.dtype]
+        problem, room = self._settle(name, tuple(tensors), shapes, threads, suffix, eps, own)
         if computes:
             invoke(name, (problem,), [*values, workspace.take(room * x.itemsize)])
             return
-        for result in ("dx", "dweight", "ddepthwise", "dnorm", "dbias"):
+        for result in ("dx", "dweight", "ddepthwise", "dgamma", "dbeta", "dbias"):
             if (gradient := tensors.get(result)) is not None:
                 gradient.zero_()
 
     def _settle_anew(
-        self, name: str, names: tuple[str, ...], shapes: tuple[Any, ...], threads: int, suffix: str
+        self,
+        name: str,
+        names: tuple[str, ...],
+        shapes: tuple[Any, ...],
+        threads: int,
+        suffix: str,
+        eps: float,
+        own: bool,
     ) -> tuple[Any, int]:
         """Check the shapes and return the problem, by reference, with the values of work space it needs."""
         given = dict(zip(names, shapes, strict=True))
@@ -200,23 +224,21 @@ class Call:
         kind = DENSE if depthwise is None else SEPARABLE if inputs == 1 or depthwise[1:2] != (inputs,) else FACTORED
         expected = {
             "x": (batch, fiber, inputs, height, width),
-            "scale": (inputs,),
-            "shift": (inputs,),
+            **dict.fromkeys(("gamma", "beta", "mean", "var"), (inputs,)),
             "weight": (outputs, inputs, fiber, *((1, 1) if separable else kernel)),
             "depthwise": (outputs, inputs if kind == FACTORED else 1, 1, *kernel),
             "bias": (outputs,),
             "shortcut": y,
             "y": y,
-            "mean": (outputs,),
-            "var": (outputs,),
+            "y_mean": (outputs,),
+            "y_var": (outputs,),
             "more": (batch, fiber, inputs, height, width),
             "grad": y,
-            "dnorm": (2, inputs),
         }
-        expected |= {f"d{of}": expected[of] for of in ("x", "weight", "depthwise", "bias")}
-        pairs = {"scale": "shift", "shift": "scale", "mean": "var", "var": "mean"}  # none is given without the other
+        expected |= {f"d{of}": expected[of] for of in ("x", "weight", "depthwise", "bias", "gamma", "beta")}
+        pairs = {"mean": "var", "var": "mean"}  # neither is given without the other
         for what, shape in given.items():
-            if shape != expected[what] and not (shape is None and given.get(pairs.get(what)) is None):
+            if shape != expected[what] and not (shape is None and given.get(pairs.get(what, "")) is None):
                 label = "the output's gradient" if what == "grad" else what
                 raise ArgumentError(
                     f"{label} has shape {shape if shape is None else tuple(shape)}, not {tuple(expected[what])}, for "
@@ -232,7 +254,7 @@ class Call:
         problem = Problem(
             batch, inputs, outputs, height, width, *y[3:], *self.geometry.stride, self.geometry.padding[0],
             self.geometry.padding[2], len(moved), kind, threads, order, len(blocks), transform,
-            *(array.ctypes.data for array in (blocks, moved, basis, irreps)),
+            *(array.ctypes.data for array in (blocks, moved, basis, irreps)), eps, own,
         )  # fmt: skip
         problem.arrays = (blocks, moved, basis, irreps)  # they live as long as it does
         reference = ctypes.byref(problem)

@@ -28,12 +28,11 @@ LARGE = 2**25  # bytes from which on the C library's allocator takes fresh memor
 
 # Of each function: whether it reads a Problem, how many sizes and how many pointers.
 _SIGNATURES = {
-    "forward": (1, 0, 11),
-    "backward": (1, 0, 12),
+    "forward": (1, 0, 13),
+    "backward": (1, 0, 15),
     "lift": (1, 0, 7),
     "lift_back": (1, 0, 5),
     "statistics": (0, 4, 3),
-    "add_affine": (0, 4, 4),
     "pool": (0, 5, 4),
     "pool_back": (0, 5, 8),
 }
@@ -49,7 +48,9 @@ class Problem(ctypes.Structure):
             *("stride_y", "stride_x", "padding_y", "padding_x", "taps", "kind"),
             *("threads", "order", "blocks", "transform"),
         )
-    ] + [(name, ctypes.c_void_p) for name in ("block", "moved", "basis", "irreps")]
+    ]
+    _fields_ += [(name, ctypes.c_void_p) for name in ("block", "moved", "basis", "irreps")]
+    _fields_ += [("eps", ctypes.c_double), ("own", ctypes.c_int64)]
 
 
 @dataclass(frozen=True)

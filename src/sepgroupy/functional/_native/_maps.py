@@ -1,4 +1,4 @@
-"""Passes of batch norm over folded maps (N, C, Y, X), and batch norm, ReLU and max-pooling in one."""
+"""Statistics of folded maps (N, C, Y, X), and batch norm, ReLU and max-pooling in one."""
 
 from __future__ import annotations
 
@@ -39,15 +39,6 @@ def _recall(x: Tensor) -> tuple[Tensor, Tensor] | None:
     version, mean, var = getattr(noted, "_moments", (-1, x, x))
     same = version == noted._version and x.shape[1:] == noted.shape[-3:] and x.numel() == noted.numel()
     return (mean, var) if same and noted.is_contiguous() and x.data_ptr() == noted.data_ptr() else None
-
-
-def add_affine(dx: Tensor, x: Tensor, slope: Tensor, offset: Tensor) -> None:
-    """Add slope·x + offset, (C,), to dx in place; all maps (N, C, Y, X)."""
-    tensors = (x, slope.contiguous(), offset.contiguous(), dx)
-    check_readable(tensors)
-    if not (x.ndim == 4 and dx.shape == x.shape and slope.shape == offset.shape == x.shape[1:2]):
-        raise ArgumentError(f"dx, slope and offset have shapes {[tuple(t.shape) for t in (dx, slope, offset)]}")
-    invoke("add_affine", _sizes(x), tensors)
 
 
 class NormReluPool(torch.autograd.Function):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,34 +12,13 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input
 
 from ...groups import PointGroup
-from .._affine import Affine
 from .._filters import full_filter, gather_bank, index_table
 from .._geometry import Geometry
-from ._call import Call, call_for
+from ._call import Call, Inputs, call_for
 from ._library import SUFFIXES
-from ._maps import add_affine, remember
+from ._maps import remember
 
 Integers = Sequence[int]
-
-
-class Inputs(NamedTuple):
-    """What is convolved, in this order everywhere: relu(norm(x)) where there are a mean and a variance, else x."""
-
-    x: Tensor  # (B, |H|, I, Y, X), or planes (B, 1, I, Y, X) to lift
-    weight: Tensor  # (O, I, |H|, k, k); (O, I, |H|, 1, 1) with a depthwise factor; (O, I, 1, k, k) to lift
-    depthwise: Tensor | None = None  # (O, 1, 1, k, k), or (O, I, 1, k, k) of a g layer
-    bias: Tensor | None = None  # (O,)
-    gamma: Tensor | None = None  # (I,), of the norm
-    beta: Tensor | None = None
-    mean: Tensor | None = None
-    var: Tensor | None = None
-    shortcut: Tensor | None = None  # (B, |H|, O, Y', X'), added to the result
-
-    def affine(self, eps: float, batch: bool) -> Affine | None:
-        """Return the norm."""
-        if self.mean is None or self.var is None:
-            return None
-        return Affine(self.mean, self.var, self.gamma, self.beta, eps, batch)
 
 
 def takes(x: Tensor) -> bool:
@@ -134,18 +113,14 @@ class GroupConv(torch.autograd.Function):
         return (dx if dx is None or more is None else dx + more, *others, shortcut, *(None,) * 5)
 
 
-def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
-    return [None if t is None else t.contiguous() for t in tensors]
+def _contiguous(inputs: Inputs) -> Inputs:
+    return Inputs(*(None if t is None else t.contiguous() for t in inputs))  # type: ignore[arg-type]
 
 
 def _forward(
     inputs: Inputs, eps: float, call: Call, moments: bool = False
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    affine = inputs.affine(eps, False)
-    scale, shift = affine.scale_and_shift() if affine else (None, None)
-    depthwise, bias, shortcut = _contiguous(inputs.depthwise, inputs.bias, inputs.shortcut)
-    x, weight = inputs.x.contiguous(), inputs.weight.contiguous()
-    return call.forward(x, weight, depthwise, bias, scale, shift, shortcut, moments)
+    return call.forward(_contiguous(inputs), eps, moments)
 
 
 def _backward(
@@ -158,23 +133,14 @@ def _backward(
     more: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients of x, to which `more` is added, of weight, depthwise, bias, gamma and beta."""
-    grad, x, weight = grad.contiguous(), inputs.x.contiguous(), inputs.weight.contiguous()
+    grad, inputs = grad.contiguous(), _contiguous(inputs)
     if call.lifting:
-        dweight, lifted_dbias = call.backward_of_lifting(grad, x, weight)
+        dweight, lifted_dbias = call.backward_of_lifting(grad, inputs.x, inputs.weight)
         dbias = None if inputs.bias is None else lifted_dbias
         return _planes_grad(grad, inputs, call) if needs_x else None, dweight, None, dbias, None, None
-    affine = inputs.affine(eps, batch)
-    scale, shift = affine.scale_and_shift() if affine else (None, None)
-    depthwise, more = _contiguous(inputs.depthwise, more)
-    dx, dweight, ddepthwise, dnorm = call.backward(grad, x, weight, depthwise, scale, shift, more)
-    dbias = None if inputs.bias is None else grad.sum((0, 1, 3, 4))
-    if affine is None:
-        return dx, dweight, ddepthwise, dbias, None, None
-    dgamma, dbeta, slope, offset = affine.gradients(dnorm, x.numel() // x.shape[2])
-    if slope is not None and offset is not None:
-        add_affine(dx.flatten(0, 1), x.flatten(0, 1), slope, offset)
-    affine_gradients = (None if inputs.gamma is None else dgamma, None if inputs.beta is None else dbeta)
-    return dx, dweight, ddepthwise, dbias, *affine_gradients
+    more = None if more is None else more.contiguous()
+    *gradients, dgamma, dbeta = call.backward(grad, inputs, eps, batch, more)
+    return *gradients, None if inputs.bias is None else grad.sum((0, 1, 3, 4)), dgamma, dbeta
 
 
 def _planes_grad(grad: Tensor, inputs: Inputs, call: Call) -> Tensor:

@@ -71,9 +71,6 @@ typedef struct {
     REAL *norm_grad;         /* (2, I) */
 } Thread;
 
-/* A map's values that go into the product are max(0, scale·x + shift) where there is a norm. */
-typedef struct { const REAL *scale, *shift; } Norm;
-
 INLINE void NAME(lay_places)(const Problem *p, const Tile *t, Thread *w)
 {
     const Layout *l = &w->layout;
@@ -92,7 +89,7 @@ INLINE void NAME(lay_places)(const Problem *p, const Tile *t, Thread *w)
 }
 
 /* hat ← H x for one tile; values between the rows stay the zeros that they are. */
-INLINE void NAME(load)(const Problem *p, const Tile *t, const Thread *w, const REAL *x, Norm norm, int N, int TRANSFORM)
+INLINE void NAME(load)(const Problem *p, const Tile *t, const Thread *w, const REAL *x, Affine affine, int N, int TRANSFORM)
 {
     const Layout *l = &w->layout;
     index_t plane = p->height * p->width, fiber = p->in_channels * plane, step = p->in_channels * l->columns;
@@ -102,7 +99,7 @@ INLINE void NAME(load)(const Problem *p, const Tile *t, const Thread *w, const R
         if (!phase->count) continue;
         if (p->stride_y * p->stride_x == 1 && phase->row_step == columns) columns *= rows, rows = 1; /* one long row */
         for (index_t i = 0; i < p->in_channels; i++) {
-            REAL scale = norm.scale ? norm.scale[i] : 1, shift = norm.shift ? norm.shift[i] : 0;
+            REAL scale = affine.scale ? affine.scale[i] : 1, shift = affine.shift ? affine.shift[i] : 0;
             vector none = {0};
             for (index_t image = 0; image < t->images; image++)
                 for (index_t r = 0; r < rows; r++) {
@@ -116,7 +113,7 @@ INLINE void NAME(load)(const Problem *p, const Tile *t, const Thread *w, const R
 #pragma GCC unroll 8
                             for (int g = 0; g < N; g++) {
                                 v[g] = AT(from + g * fiber + c);
-                                if (norm.scale) {
+                                if (affine.scale) {
                                     v[g] = v[g] * scale + shift;
                                     v[g] = (vector)((mask)v[g] & ~(v[g] < none)); /* NaN stays */
                                 }
@@ -130,7 +127,7 @@ INLINE void NAME(load)(const Problem *p, const Tile *t, const Thread *w, const R
 #pragma GCC unroll 8
                         for (int g = 0; g < N; g++) {
                             v[g] = from[g * fiber + c * p->stride_x];
-                            if (norm.scale) {
+                            if (affine.scale) {
                                 v[g] = v[g] * scale + shift;
                                 v[g] = v[g] < 0 ? 0 : v[g];
                             }
@@ -146,7 +143,7 @@ INLINE void NAME(load)(const Problem *p, const Tile *t, const Thread *w, const R
 
 /* x_grad ← more + Hᵀ hat_grad for one tile, through the norm: that of its statistics is left to the caller. */
 INLINE void NAME(unload)(const Problem *p, const Tile *t, const Thread *w, const REAL *x, const REAL *more,
-                         REAL *x_grad, Norm norm, int N, int TRANSFORM)
+                         REAL *x_grad, Affine affine, int N, int TRANSFORM)
 {
     const Layout *l = &w->layout;
     index_t plane = p->height * p->width, fiber = p->in_channels * plane, step = p->in_channels * l->columns;
@@ -155,7 +152,7 @@ INLINE void NAME(unload)(const Problem *p, const Tile *t, const Thread *w, const
         index_t rows = phase->rows, columns = phase->columns;
         if (p->stride_y * p->stride_x == 1 && phase->row_step == columns && phase->count) columns *= rows, rows = 1;
         for (index_t i = 0; i < p->in_channels; i++) {
-            REAL scale = norm.scale ? norm.scale[i] : 1, shift = norm.shift ? norm.shift[i] : 0;
+            REAL scale = affine.scale ? affine.scale[i] : 1, shift = affine.shift ? affine.shift[i] : 0;
             vector none = {0}, scale_grad = {0}, shift_grad = {0};
             REAL scale_rest = 0, shift_rest = 0;
             for (index_t image = 0; image < t->images; image++)
@@ -181,7 +178,7 @@ INLINE void NAME(unload)(const Problem *p, const Tile *t, const Thread *w, const
                             NAME(vectors_inverse)(v, N, TRANSFORM, w->basis);
 #pragma GCC unroll 8
                             for (int g = 0; g < N; g++) {
-                                if (norm.scale) {
+                                if (affine.scale) {
                                     vector value = AT(input + g * fiber + c);
                                     v[g] = (vector)((mask)v[g] & ~(value * scale + shift <= none));
                                     shift_grad += v[g];
@@ -200,7 +197,7 @@ INLINE void NAME(unload)(const Problem *p, const Tile *t, const Thread *w, const
 #pragma GCC unroll 8
                         for (int g = 0; g < N; g++) {
                             index_t offset = g * fiber + c * p->stride_x;
-                            if (norm.scale) {
+                            if (affine.scale) {
                                 v[g] = input[offset] * scale + shift <= 0 ? 0 : v[g];
                                 shift_rest += v[g];
                                 scale_rest += v[g] * input[offset];
@@ -210,7 +207,7 @@ INLINE void NAME(unload)(const Problem *p, const Tile *t, const Thread *w, const
                         }
                     }
                 }
-            if (norm.scale) {
+            if (affine.scale) {
                 for (index_t lane = 0; lane < LANES; lane++)
                     scale_rest += scale_grad[lane], shift_rest += shift_grad[lane];
                 w->norm_grad[i] += scale_rest;
@@ -694,12 +691,12 @@ INLINE void NAME(weigh_back)(const Thread *w, index_t f, index_t first, index_t 
 
 /* ---- whole tiles ------------------------------------------------------------------------------------------------ */
 
-static void NAME(forward_tile)(const Problem *p, const Tile *t, Thread *w, const REAL *x, Norm norm,
+static void NAME(forward_tile)(const Problem *p, const Tile *t, Thread *w, const REAL *x, Affine affine,
                                const REAL *blocks, const REAL *depth, const REAL *bias, const REAL *more, REAL *y,
                                Moments *moments, Strip s)
 {
     const Layout *l = &w->layout;
-    BY_ORDER(p, NAME(load)(p, t, w, x, norm, N, TRANSFORM));
+    BY_ORDER(p, NAME(load)(p, t, w, x, affine, N, TRANSFORM));
     for (index_t first = 0; first < p->out_channels; first += s.outputs) {
         index_t outputs = smaller(s.outputs, p->out_channels - first), start = 0;
         if (p->kind != SEPARABLE) memset(w->planes, 0, outputs * p->order * l->size * sizeof(REAL));
@@ -728,12 +725,12 @@ static void NAME(forward_tile)(const Problem *p, const Tile *t, Thread *w, const
     }
 }
 
-static void NAME(backward_tile)(const Problem *p, const Tile *t, Thread *w, const REAL *x, Norm norm,
+static void NAME(backward_tile)(const Problem *p, const Tile *t, Thread *w, const REAL *x, Affine affine,
                                 const REAL *blocks, const REAL *depth, const REAL *y_grad, const REAL *more,
                                 REAL *x_grad, Strip s)
 {
     const Layout *l = &w->layout;
-    BY_ORDER(p, NAME(load)(p, t, w, x, norm, N, TRANSFORM));
+    BY_ORDER(p, NAME(load)(p, t, w, x, affine, N, TRANSFORM));
     if (p->kind == FACTORED) memset(w->hat_grad, 0, p->order * p->in_channels * l->columns * sizeof(REAL));
     for (index_t first = 0; first < p->out_channels; first += s.outputs) {
         index_t outputs = smaller(s.outputs, p->out_channels - first), start = 0;
@@ -759,14 +756,14 @@ static void NAME(backward_tile)(const Problem *p, const Tile *t, Thread *w, cons
             start += NAME(blocks_size)(p, taps);
         }
     }
-    BY_ORDER(p, NAME(unload)(p, t, w, x, more, x_grad, norm, N, TRANSFORM));
+    BY_ORDER(p, NAME(unload)(p, t, w, x, more, x_grad, affine, N, TRANSFORM));
 }
 
 /* ---- whole convolutions ----------------------------------------------------------------------------------------- */
 
-/* How many values each part of the work space holds: shared blocks, then for each thread its own. */
+/* How many values each part of the work space holds: blocks and affine maps that are shared, then each thread's own. */
 typedef struct {
-    index_t blocks, places, hat, strip, planes, inner, blank, weight_grad, depth_grad, norm_grad, thread;
+    index_t blocks, affine, shared, places, hat, strip, planes, inner, blank, weight_grad, depth_grad, norm_grad, thread;
 } Room;
 
 static Room NAME(room)(const Problem *p, const Division *d, Strip s, int backward)
@@ -783,6 +780,8 @@ static Room NAME(room)(const Problem *p, const Division *d, Strip s, int backwar
         room.hat = larger(room.hat, p->order * p->in_channels * l.columns);
         room.blank = larger(room.blank, round_up(l.size, WIDTH));
     }
+    room.affine = round_up(4 * p->in_channels, WIDTH);
+    room.shared = room.blocks + room.affine;
     room.strip = p->order * s.outputs * (p->kind == SEPARABLE ? 1 : p->taps) * s.step;
     room.planes = backward || p->kind != SEPARABLE ? s.outputs * p->order * room.blank : 0;
     room.inner = backward || p->kind != SEPARABLE ? 0 : p->stride_y * p->stride_x * s.outputs * p->order * room.blank;
@@ -825,14 +824,15 @@ index_t NAME(workspace)(const Problem *p, int backward)
 {
     Division d = divide(p, backward ? p->height : p->out_height, backward);
     Room room = NAME(room)(p, &d, NAME(strip_of)(p, backward), backward);
-    return room.blocks + p->threads * room.thread + (backward ? 0 : NAME(moments_size)(d.tiles * p->out_channels));
+    return room.shared + p->threads * room.thread + (backward ? 0 : NAME(moments_size)(d.tiles * p->out_channels));
 }
 
-/* y (B,|H|,O,Y',X') of x (B,|H|,I,Y,X); weight (O,I,|H|,taps), or (O,I,|H|) with depth (O,taps); bias (O) or null;
- * scale and shift (I) or null: x is replaced by max(0, scale·x + shift); more, of y's shape or null, is added.
- * mean and var (O) or null: those of y. */
-void NAME(forward)(const Problem *p, const REAL *x, const REAL *scale, const REAL *shift, const REAL *weight,
-                   const REAL *depth, const REAL *bias, const REAL *more, REAL *y, REAL *mean, REAL *var, REAL *space)
+/* y (B,|H|,O,Y',X') of x (B,|H|,I,Y,X); weight (O,I,|H|,taps), or (O,I,|H|) with depth (O,taps) or (O,I,taps); bias (O)
+ * or null; gamma, beta, mean and var (I) of a norm: where mean is not null, relu(norm(x)) is convolved; more, of y's shape
+ * or null, is added; y_mean and y_var (O) or null: those of y. */
+void NAME(forward)(const Problem *p, const REAL *x, const REAL *weight, const REAL *depth, const REAL *bias,
+                   const REAL *gamma, const REAL *beta, const REAL *mean, const REAL *var, const REAL *more, REAL *y,
+                   REAL *y_mean, REAL *y_var, REAL *space)
 {
     Division d = divide(p, p->out_height, 0);
     Strip s = NAME(strip_of)(p, 0);
@@ -840,30 +840,31 @@ void NAME(forward)(const Problem *p, const REAL *x, const REAL *scale, const REA
     Tile whole = tile_at(p, &d, 0, 0);
     Layout l = {.images = -1};
     lay_out(p, &whole, LANES, &l); /* the taps of each phase: the same in all tiles, which start at whole strides */
-    Moments *moments = (Moments *)(space + room.blocks + p->threads * room.thread); /* of each tile's outputs */
-    if (mean) memset(moments, 0, d.tiles * p->out_channels * sizeof *moments);
+    Affine affine = NAME(affine_of)((Norm){gamma, beta, mean, var, p->eps}, p->in_channels, space + room.blocks);
+    Moments *moments = (Moments *)(space + room.shared + p->threads * room.thread); /* of each tile's outputs */
+    if (y_mean) memset(moments, 0, d.tiles * p->out_channels * sizeof *moments);
 #pragma omp parallel num_threads((int)p->threads) if (p->threads > 1)
     {
 #pragma omp for
         for (index_t o = 0; o < p->out_channels; o++)
             NAME(transform_filters)(p, &l, o, (Filter){weight, depth, NULL, NULL}, space, NULL, 0);
-        Thread w = NAME(settle)(p, room, 0, space + room.blocks + thread_number() * room.thread);
+        Thread w = NAME(settle)(p, room, 0, space + room.shared + thread_number() * room.thread);
 #pragma omp for schedule(dynamic)
         for (index_t n = 0; n < d.tiles; n++) {
             Tile t = tile_at(p, &d, n, 0);
             NAME(prepare)(p, &t, &w, room);
-            NAME(forward_tile)(p, &t, &w, x, (Norm){scale, shift}, space, depth, bias, more, y,
-                               mean ? moments + n * p->out_channels : NULL, s);
+            NAME(forward_tile)(p, &t, &w, x, affine, space, depth, bias, more, y,
+                               y_mean ? moments + n * p->out_channels : NULL, s);
         }
     }
-    if (mean) NAME(tell_all)(moments, d.tiles, p->out_channels, mean, var);
+    if (y_mean) NAME(tell_all)(moments, d.tiles, p->out_channels, y_mean, y_var);
 }
 
-/* Gradients of x, weight, depth and of (scale, shift), all of them overwritten; more, of x's shape or null, is added to
- * that of x. */
-void NAME(backward)(const Problem *p, const REAL *x, const REAL *scale, const REAL *shift, const REAL *weight,
-                    const REAL *depth, const REAL *y_grad, const REAL *more, REAL *x_grad, REAL *weight_grad,
-                    REAL *depth_grad, REAL *norm_grad, REAL *space)
+/* Gradients of x, weight, depth, gamma and beta, all of them overwritten; more, of x's shape or null, is added to that
+ * of x. */
+void NAME(backward)(const Problem *p, const REAL *x, const REAL *weight, const REAL *depth, const REAL *gamma,
+                    const REAL *beta, const REAL *mean, const REAL *var, const REAL *y_grad, const REAL *more,
+                    REAL *x_grad, REAL *weight_grad, REAL *depth_grad, REAL *gamma_grad, REAL *beta_grad, REAL *space)
 {
     Division d = divide(p, p->height, 1);
     Strip s = NAME(strip_of)(p, 1);
@@ -871,8 +872,11 @@ void NAME(backward)(const Problem *p, const REAL *x, const REAL *scale, const RE
     Tile whole = tile_at(p, &d, 0, 1);
     Layout l = {.images = -1};
     lay_out(p, &whole, LANES, &l);
-    REAL *own = space + room.blocks;
+    Norm norm = {gamma, beta, mean, var, p->eps};
+    Affine affine = NAME(affine_of)(norm, p->in_channels, space + room.blocks), more_of_x = {NULL, NULL};
+    REAL *own = space + room.shared;
     index_t grad_count = room.weight_grad + room.depth_grad + room.norm_grad, to_grads = room.thread - grad_count;
+    index_t pixels = p->height * p->width, map = p->in_channels * pixels, maps = p->batch * p->order;
 #pragma omp parallel num_threads((int)p->threads) if (p->threads > 1)
     {
 #pragma omp for nowait
@@ -886,9 +890,14 @@ void NAME(backward)(const Problem *p, const REAL *x, const REAL *scale, const RE
         for (index_t n = 0; n < d.tiles; n++) {
             Tile t = tile_at(p, &d, n, 1);
             NAME(prepare)(p, &t, &w, room);
-            NAME(backward_tile)(p, &t, &w, x, (Norm){scale, shift}, space, depth, y_grad, more, x_grad, s);
+            NAME(backward_tile)(p, &t, &w, x, affine, space, depth, y_grad, more, x_grad, s);
         }
         const REAL *grads = own + to_grads;
+#pragma omp single nowait
+        if (mean)
+            more_of_x = NAME(norm_back)(norm, p->in_channels, (double)(maps * pixels),
+                                        grads + room.weight_grad + room.depth_grad, p->threads, room.thread, gamma_grad,
+                                        beta_grad, space + room.blocks + 2 * p->in_channels);
         index_t each = NAME(depth_size)(p) / p->out_channels;
 #pragma omp for
         for (index_t o = 0; o < p->out_channels; o++) {
@@ -900,9 +909,9 @@ void NAME(backward)(const Problem *p, const REAL *x, const REAL *scale, const RE
             NAME(transform_filters)(p, &l, o, (Filter){weight, depth, weight_grad, depth_grad}, NULL, grads,
                                     room.thread);
         }
+        if (mean && p->own)
+#pragma omp for schedule(static)
+            for (index_t n = 0; n < maps; n++)
+                NAME(add_affine)(p->in_channels, pixels, x + n * map, more_of_x, x_grad + n * map);
     }
-    const REAL *grads = own + to_grads + room.weight_grad + room.depth_grad;
-    for (index_t thread = 0; thread < p->threads; thread++, grads += room.thread)
-        for (index_t i = 0; i < 2 * p->in_channels && scale; i++)
-            norm_grad[i] = grads[i] + (thread ? norm_grad[i] : 0);
 }

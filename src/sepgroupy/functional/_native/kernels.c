@@ -18,8 +18,9 @@
  *
  * Maps lie in memory as (B, |H|, C, Y, X). Plain C, the widest vectors that the compiler's flags allow. Here stands what
  * knows no type of number; products.inl and convolution.inl compute the above, lifting.inl the step from the plane to
- * the group, and maps.inl batch norm's passes and pooling.
+ * the group, norm.inl batch norm, and pooling.inl the pooling after it.
  */
+#include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -70,6 +71,8 @@ typedef struct {
     const int32_t *moved;   /* (taps, order, 2): row and column of each tap after each element has moved it */
     const double *basis;    /* (order, order): H */
     const double *irreps;   /* (Σ size², order): W[a,c] = Σ_k irrep[a,c,k] w[k], scaled to go with H */
+    double eps;             /* of the norm */
+    index_t own;            /* whether the norm's statistics are those of x, so that gradients pass through them */
 } Problem;
 
 typedef struct {
@@ -258,7 +261,8 @@ INLINE void join(Moments *m, Moments more)
 #define WIDE_AT(pointer) (*(wide *)(pointer))
 #define mask __typeof__((vector){0} < (vector){0})
 #define Thread NAME(thread)
-#define Norm NAME(norm)
+#define Norm NAME(norm_of)
+#define Affine NAME(affine)
 #define Strip NAME(strip)
 #define Filter NAME(filter_of)
 #define Room NAME(room_of)
@@ -268,19 +272,19 @@ INLINE void join(Moments *m, Moments more)
 #define REAL float
 #define SUFFIX _f32
 #include "products.inl"
-#include "moments.inl"
+#include "norm.inl"
 #include "convolution.inl"
 #include "lifting.inl"
-#include "maps.inl"
+#include "pooling.inl"
 #undef REAL
 #undef SUFFIX
 #define REAL double
 #define SUFFIX _f64
 #include "products.inl"
-#include "moments.inl"
+#include "norm.inl"
 #include "convolution.inl"
 #include "lifting.inl"
-#include "maps.inl"
+#include "pooling.inl"
 
 /* Ask for large pages where so much is about to be written that the system hands out fresh memory for it. */
 void expect_writes(void *start, index_t bytes)

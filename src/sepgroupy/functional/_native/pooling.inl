@@ -1,19 +1,4 @@
-/* Passes over maps (maps, channels, pixels) of batch norm and pooling, for one type of number. Included by kernels.c. */
-
-/* out += slope[channel]·x + offset[channel]. */
-void NAME(add_affine)(index_t maps, index_t channels, index_t pixels, index_t threads, const REAL *x,
-                      const REAL *slope, const REAL *offset, REAL *out)
-{
-#pragma omp parallel for num_threads((int)threads) if (threads > 1)
-    for (index_t n = 0; n < maps; n++)
-        for (index_t i = 0; i < channels; i++) {
-            const REAL *from = x + (n * channels + i) * pixels;
-            REAL *to = out + (n * channels + i) * pixels, a = slope[i], b = offset[i];
-            for (index_t c = 0; c < pixels; c++) to[c] += a * from[c] + b;
-        }
-}
-
-/* ---- max(0, scale·x + shift) and the largest of each 2×2 pixels -------------------------------------------------- */
+/* max(0, scale·x + shift) and the largest of each 2×2 pixels, for one type of number. Included by kernels.c. */
 
 #define SELECT(mask, a, b) ((vector)((mask & (__typeof__(mask))(a)) | (~mask & (__typeof__(mask))(b))))
 
