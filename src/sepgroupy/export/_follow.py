@@ -90,8 +90,8 @@ class _Tracer(fx.Tracer):
         return self.create_proxy("call_function", function, args, {})
 
 
-def _arguments(x: Any, norm: Any = None, shortcut: Any = None) -> tuple[Any, Any, Any]:
-    """Order the arguments of a group convolution."""
+def _arguments(x: Any, norm: Any = None, shortcut: Any = None, moments: bool = False) -> tuple[Any, Any, Any]:
+    """Order the arguments of a group convolution, but for those that are of training alone."""
     return x, norm, shortcut
 
 
