@@ -15,7 +15,9 @@ from torch.autograd import gradcheck, gradgradcheck
 from conftest import build_layer, pairs
 from sepgroupy.errors import ArgumentError
 from sepgroupy.functional import fold, unfold
+from sepgroupy.functional._native import _maps
 from sepgroupy.groups import C4
+from sepgroupy.models import ResNet
 from sepgroupy.nn._norm import norm_relu_pool
 
 pytestmark = pytest.mark.usefixtures("as_if_large")
@@ -192,3 +194,66 @@ def test_the_input_is_left_as_it_is() -> None:
     before = x.clone()
     layer(x, norm).sum().backward()
     assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("edited", [False, True])
+@pytest.mark.parametrize("lifted", [False, True])
+@pytest.mark.parametrize(("way", "case"), WAYS)
+def test_statistics_taken_as_a_map_is_written(
+    way: tuple[str, str], case: dict[str, Any], lifted: bool, edited: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[str] = []
+    invoke = _maps.invoke
+    monkeypatch.setattr(_maps, "invoke", lambda name, *rest: (called.append(name), invoke(name, *rest)))
+    kind, x = ("lifting", torch.randn(3, 2, 6, 6)) if lifted else ("gc", torch.randn(3, 2, 4, 6, 6))
+    first = build_layer((kind, "auto"), 2, 4, 3, padding=1, group=C4, dtype=torch.float64)
+    second = build_layer(way, 4, 6, group=C4, dtype=torch.float64, **case)
+    y = first(x.double().requires_grad_(), moments=True)
+    if edited:
+        y.detach().mul_(2).add_(1)
+    ours, theirs = a_norm(), a_norm()
+    theirs.load_state_dict(ours.state_dict())
+    results = []
+    for z, norm in ((second(y, ours), ours), (expected(second, theirs, y), theirs)):
+        wanted = (*first.parameters(), *second.parameters(), *norm.parameters())
+        results.append([z, *torch.autograd.grad(z.cos().sum(), wanted, retain_graph=True)])
+    torch.testing.assert_close(*results, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), atol=1e-12, rtol=0)
+    assert called in ([], ["statistics"] if edited else [])  # no pass but for a map that has changed
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer", None])
+@pytest.mark.parametrize(("way", "case"), WAYS)
+def test_a_fork_adds_the_gradient_of_its_branch(way: tuple[str, str], case: dict[str, Any], norm: str | None) -> None:
+    layer = build_layer(way, 4, 6, group=C4, dtype=torch.float64, **case)
+    module = {"batch": a_norm(), "layer": nn.GroupNorm(2, 4).double(), None: None}[norm]
+    x = torch.randn(3, 4, 4, 5, 5, dtype=torch.float64, requires_grad=True)
+
+    def loss(y: Tensor | None, again: Tensor) -> Tensor:
+        return again.sin().sum() + (0 if y is None else y.cos().sum())
+
+    forks = (layer.fork(x, module), (layer(x, module), x))
+    wanted = [x, *layer.parameters(), *([] if module is None else module.parameters())]
+    found, theirs = ([*fork, *torch.autograd.grad(loss(*fork), wanted, retain_graph=True)] for fork in forks)
+    torch.testing.assert_close(found, theirs, atol=1e-10, rtol=1e-10)
+    found, theirs = (torch.autograd.grad(loss(None, again), x) for _, again in forks)
+    torch.testing.assert_close(found, theirs)
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_a_hook_may_edit_what_a_norm_will_read(watched: bool) -> None:
+    networks = [ResNet("gc", 8, (4, 4, 4), "p4", algorithm=algorithm).double() for algorithm in ("auto", "torch")]
+    networks[1].load_state_dict(networks[0].state_dict())
+    x, results, edited = torch.randn(2, 3, 8, 8, dtype=torch.float64), [], []
+
+    def edit(_module: nn.Module, _inputs: Any, y: Tensor) -> None:
+        edited.append(y.data.exp_())  # which leaves no trace
+
+    for network in networks:
+        for block in (network.layer1[0], network.layer2[0]) if watched else ():
+            block.conv1.register_forward_hook(edit)
+            block.conv2.register_forward_hook(edit)
+        y = network(x)
+        results.append([y, *torch.autograd.grad(y.square().sum(), list(network.parameters()))])
+    torch.testing.assert_close(*results, atol=1e-8, rtol=1e-8)
+    assert len(edited) == (8 if watched else 0)
