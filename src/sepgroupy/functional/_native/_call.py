@@ -16,7 +16,7 @@ from ...groups import PointGroup, action_table, fourier_basis, moved_size
 from .._affine import Affine
 from .._geometry import Geometry
 from . import _library
-from ._library import SUFFIXES, Problem, check_readable, empty, invoke, workspace
+from ._library import SUFFIXES, Problem, check_readable, empty, invoke, suffix_for, workspace
 
 DENSE, SEPARABLE, FACTORED = 0, 1, 2
 GENERAL, CYCLIC4, DIHEDRAL4 = 0, 4, 8
@@ -195,10 +195,10 @@ class Call:
         x = tensors["x"]
         assert x is not None
         shapes = tuple([None if t is None else t.shape for t in values])
-        threads, suffix = torch.get_num_threads(), SUFFIXES[x.dtype]
-        problem, room = self._settle(name, tuple(tensors), shapes, threads, suffix, eps, own)
+        settled = self._settle(name, tuple(tensors), shapes, torch.get_num_threads(), x.dtype, eps, own)
+        problem, room, suffix = settled
         if computes:
-            invoke(name, (problem,), [*values, workspace.take(room * x.itemsize)])
+            invoke(name, (problem,), [*values, workspace.take(room * x.itemsize)], suffix)
             return
         for result in ("dx", "dweight", "ddepthwise", "dgamma", "dbeta", "dbias"):
             if (gradient := tensors.get(result)) is not None:
@@ -210,11 +210,11 @@ class Call:
         names: tuple[str, ...],
         shapes: tuple[Any, ...],
         threads: int,
-        suffix: str,
+        dtype: torch.dtype,
         eps: float,
         own: bool,
-    ) -> tuple[Any, int]:
-        """Check the shapes and return the problem, by reference, with the values of work space it needs."""
+    ) -> tuple[Any, int, str]:
+        """Check the shapes; return the problem, by reference, the values of work space it needs, and whose functions."""
         given = dict(zip(names, shapes, strict=True))
         x, weight = given["x"], given.get("weight") or given["dweight"]
         y, kernel = self.output_shape(x, weight), self.geometry.kernel_size
@@ -258,7 +258,8 @@ class Call:
         )  # fmt: skip
         problem.arrays = (blocks, moved, basis, irreps)  # they live as long as it does
         reference = ctypes.byref(problem)
+        suffix = SUFFIXES[dtype] if self.lifting else suffix_for(dtype, width // self.geometry.stride[1])
         if 0 in (*x, outputs):  # there is nothing to compute
-            return reference, 0
+            return reference, 0, suffix
         needs = getattr(found.library, ("lift_workspace" if self.lifting else "workspace") + suffix)
-        return reference, needs(reference, int("back" in name))
+        return reference, needs(reference, int("back" in name)), suffix

@@ -23,7 +23,8 @@ from ...errors import ArgumentError
 FOLDER = Path(__file__).parent  # of the libraries
 VERSION = 3  # of what the kernels are told, as kernels.c has it
 VARIANTS = ("avx512", "avx2", "baseline")  # the widest vectors first
-SUFFIXES = {torch.float32: "_f32", torch.float64: "_f64"}
+SUFFIXES = {torch.float32: "_f32", torch.float64: "_f64"}  # of functions' names
+WIDE = "_f32_wide"  # of those for long rows
 LARGE = 2**25  # bytes from which on the C library's allocator takes fresh memory for every tensor
 
 # Of each function: whether it reads a Problem, how many sizes and how many pointers.
@@ -92,23 +93,29 @@ def kernels() -> Kernels:
 
 def _load(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
-    for suffix in SUFFIXES.values():
+    library.wide_rows.restype = library.version.restype = library.problem_size.restype = ctypes.c_int64
+    for suffix in (*SUFFIXES.values(), *([WIDE] if library.wide_rows() else [])):
         for name, (problems, sizes, pointers) in _SIGNATURES.items():
             kinds = [ctypes.c_void_p] * problems + [ctypes.c_int64] * sizes + [ctypes.c_void_p] * pointers
             getattr(library, name + suffix).argtypes = kinds
         for name in ("workspace", "lift_workspace"):
             getattr(library, name + suffix).restype = ctypes.c_int64
     library.expect_writes.argtypes = [ctypes.c_void_p, ctypes.c_int64]
-    library.version.restype = library.problem_size.restype = ctypes.c_int64
     if (library.version(), library.problem_size()) != (VERSION, ctypes.sizeof(Problem)):
         raise OSError(f"{path} is of another version: install sepgroupy again")
     return library
 
 
-def invoke(name: str, first: Sequence[Any], tensors: Sequence[Tensor | None]) -> None:
-    """Call a kernel for the type of the first tensor, with what it reads before the tensors."""
-    library, suffix = kernels().library, SUFFIXES[tensors[0].dtype]  # type: ignore[union-attr]
-    getattr(library, name + suffix)(*first, *[None if t is None else t.data_ptr() for t in tensors])
+def suffix_for(dtype: torch.dtype, row: int) -> str:
+    """Return the suffix of the functions that are fastest for rows of so many pixels."""
+    step = kernels().library.wide_rows()
+    return WIDE if dtype is torch.float32 and step and row % step == 0 else SUFFIXES[dtype]
+
+
+def invoke(name: str, first: Sequence[Any], tensors: Sequence[Tensor | None], suffix: str | None = None) -> None:
+    """Call a kernel, by default for the type of the first tensor, with what it reads before the tensors."""
+    suffix = suffix or SUFFIXES[tensors[0].dtype]  # type: ignore[union-attr]
+    getattr(kernels().library, name + suffix)(*first, *[None if t is None else t.data_ptr() for t in tensors])
 
 
 def check_readable(tensors: Sequence[Tensor | None]) -> None:

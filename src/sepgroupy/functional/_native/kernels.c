@@ -37,7 +37,7 @@
 #define VECTOR_BYTES 16
 #endif
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
-#define WIDE_BYTES 64 /* in matrix products alone: elsewhere rows of eight pixels are to fill a vector */
+#define WIDE_BYTES 64 /* in matrix products; elsewhere rows of eight pixels are to fill a vector */
 #define SUM_ROWS 6
 #define COLUMNS 4
 #define KEEPS_FACTORS 1 /* 32 registers hold the sums that this takes, 16 do not */
@@ -251,7 +251,7 @@ INLINE void join(Moments *m, Moments more)
     m->count = count;
 }
 
-/* What follows is included once for each type. */
+/* What family.inl includes is compiled once for each type. */
 #define vector NAME(lanes)
 #define LANES ((index_t)(VECTOR_BYTES / sizeof(REAL)))
 #define WIDTH (2 * LANES) /* columns of a tile and of a strip come in such portions */
@@ -271,20 +271,23 @@ INLINE void join(Moments *m, Moments more)
 
 #define REAL float
 #define SUFFIX _f32
-#include "products.inl"
-#include "norm.inl"
-#include "convolution.inl"
-#include "lifting.inl"
-#include "pooling.inl"
-#undef REAL
-#undef SUFFIX
+#include "family.inl"
 #define REAL double
 #define SUFFIX _f64
-#include "products.inl"
-#include "norm.inl"
-#include "convolution.inl"
-#include "lifting.inl"
-#include "pooling.inl"
+#include "family.inl"
+#if WIDE_BYTES > VECTOR_BYTES /* once more, for rows that fill wide vectors */
+#undef VECTOR_BYTES
+#define VECTOR_BYTES WIDE_BYTES
+#define REAL float
+#define SUFFIX _f32_wide
+#include "family.inl"
+#define WIDE_ROWS (WIDE_BYTES / (index_t)sizeof(float))
+#else
+#define WIDE_ROWS 0
+#endif
+
+/* A multiple of how many values rows have to be for the functions named _wide; 0 if there are none. */
+index_t wide_rows(void) { return WIDE_ROWS; }
 
 /* Ask for large pages where so much is about to be written that the system hands out fresh memory for it. */
 void expect_writes(void *start, index_t bytes)
