@@ -214,7 +214,7 @@ class Call:
         eps: float,
         own: bool,
     ) -> tuple[Any, int, str]:
-        """Check the shapes; return the problem, by reference, the values of work space it needs, and whose functions."""
+        """Check the shapes; return the problem, by reference, the values of work space it needs, and the suffix."""
         given = dict(zip(names, shapes, strict=True))
         x, weight = given["x"], given.get("weight") or given["dweight"]
         y, kernel = self.output_shape(x, weight), self.geometry.kernel_size
