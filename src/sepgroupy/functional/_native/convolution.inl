@@ -419,8 +419,9 @@ static void NAME(multiply_back)(const Problem *p, const Thread *w, const REAL *b
                 index_t o = pair / I, i = pair % I, at = place + o * depth + i, at_depth = (first * I + pair) * taps;
                 const REAL point[4] = {blocks[at], blocks[at + I], blocks[at + sides], blocks[at + sides + I]};
                 REAL total[FACTORED_TAPS + 7] = {0};
-                NAME(through_back)(count, point, filter + at_depth, hat + i * hat_step, hat_grad + i * hat_step,
-                                   I * hat_step, grad + o * taps * s.step, s.step, rows * s.step, total);
+                NAME(through_back)(first + o > 0, count, point, filter + at_depth, hat + i * hat_step,
+                                   hat_grad + i * hat_step, I * hat_step, grad + o * taps * s.step, s.step,
+                                   rows * s.step, total);
                 for (index_t t = 0; t < FACTORED_TAPS; t++) w->depth_grad[at_depth + t] += total[t];
                 w->weight_grad[at] += total[FACTORED_TAPS], w->weight_grad[at + I] += total[FACTORED_TAPS + 1];
                 w->weight_grad[at + sides] += total[FACTORED_TAPS + 2];
@@ -731,7 +732,6 @@ static void NAME(backward_tile)(const Problem *p, const Tile *t, Thread *w, cons
 {
     const Layout *l = &w->layout;
     BY_ORDER(p, NAME(load)(p, t, w, x, affine, N, TRANSFORM));
-    if (p->kind == FACTORED) memset(w->hat_grad, 0, p->order * p->in_channels * l->columns * sizeof(REAL));
     for (index_t first = 0; first < p->out_channels; first += s.outputs) {
         index_t outputs = smaller(s.outputs, p->out_channels - first), start = 0;
         NAME(read_planes)(p, t, w, first, outputs, y_grad);

@@ -194,9 +194,9 @@ static void NAME(through)(index_t I, const REAL *restrict point, index_t point_s
     }
 }
 
-/* The way back for one output and input: hat_grad[c] += Σ_a point[a,c] w[a] with w[a] = Σ_t depth[t] strip[a][t], and
+/* The way back for one output and input: hat_grad[c] = or += Σ_a point[a,c] w[a] with w[a] = Σ_t depth[t] strip[a][t], and
  * total gets Σ_a strip[a][t]·(Σ_c point[a,c] hat[c]) for each tap, then w[a]·hat[c]; its last three have no meaning. */
-static void NAME(through_back)(index_t count, const REAL *point, const REAL *depth, const REAL *restrict hat,
+static void NAME(through_back)(int add, index_t count, const REAL *point, const REAL *depth, const REAL *restrict hat,
                                REAL *restrict hat_grad, index_t c_step, const REAL *restrict strip, index_t step,
                                index_t side, REAL *restrict total)
 {
@@ -215,8 +215,9 @@ static void NAME(through_back)(index_t count, const REAL *point, const REAL *dep
             sum[t] += v0 * u0;
             sum[t] += v1 * u1;
         }
-        WIDE_AT(hat_grad + p) += point[0] * w0 + point[2] * w1;
-        WIDE_AT(hat_grad + c_step + p) += point[1] * w0 + point[3] * w1;
+        wide grad0 = point[0] * w0 + point[2] * w1, grad1 = point[1] * w0 + point[3] * w1;
+        if (add) grad0 += WIDE_AT(hat_grad + p), grad1 += WIDE_AT(hat_grad + c_step + p);
+        WIDE_AT(hat_grad + p) = grad0, WIDE_AT(hat_grad + c_step + p) = grad1;
         sum[FACTORED_TAPS] += w0 * x0, sum[FACTORED_TAPS + 1] += w0 * x1;
         sum[FACTORED_TAPS + 2] += w1 * x0, sum[FACTORED_TAPS + 3] += w1 * x1;
     }
