@@ -360,7 +360,8 @@ typedef struct { index_t outputs, columns, step; } Strip; /* of how many outputs
 static Strip NAME(strip_of)(const Problem *p, int backward)
 {
     index_t taps = p->kind == SEPARABLE ? 1 : p->taps;
-    index_t outputs = smaller(p->out_channels, p->kind == SEPARABLE ? 24 : larger(1, 36 / taps));
+    index_t most = p->kind != SEPARABLE ? larger(1, 36 / taps) : backward ? 28 : 14; /* forward, planes of u take room */
+    index_t outputs = even_part(p->out_channels, most, 1);
     index_t columns = (backward ? 122880 : 49152) / (taps * outputs * p->order) / WIDTH;
     columns = smaller(64, larger(2, columns)) * WIDTH;
     return (Strip){outputs, columns, columns / WIDTH % 2 ? columns : columns + WIDTH};
