@@ -38,8 +38,15 @@ def select(rows: Sequence[Row], **wanted: Any) -> list[Row]:
 def ratio(rows: Sequence[Row], column: str, reference: str = "baseline", variant: str = "sepgroupy") -> float | None:
     """Return how many times as large a column is for the reference as for a variant; the least of several rows."""
     base, ours = (select(rows, variant=name) for name in (reference, variant))
-    pairs = list(zip(base, ours, strict=False))
-    return min((float(b[column]) / float(o[column]) for b, o in pairs if o[column]), default=None)
+    return min((_times(b, o, column) for b, o in zip(base, ours, strict=False) if o[column]), default=None)
+
+
+def _times(base: Row, ours: Row, column: str) -> float:
+    """Compare times by their shares of the baseline's in the same rounds: the machine's speed changes between them."""
+    if column in ("evaluation_ms", "step_ms"):
+        speedup = column.replace("_ms", "_speedup")
+        return float(ours[speedup]) / float(base[speedup])
+    return float(base[column]) / float(ours[column])
 
 
 def targets(results: Mapping[str, Sequence[Row]]) -> str:
@@ -115,7 +122,7 @@ def _slowest(
         for (which, *key), row in times.items():
             base = times.get((reference, *key))
             if which == variant and base:
-                found += [float(base[c]) / float(row[c]) for c in ("evaluation_ms", "step_ms") if base[c] and row[c]]
+                found += [_times(base, row, c) for c in ("evaluation_ms", "step_ms") if base[c] and row[c]]
     return min(found, default=None)
 
 
