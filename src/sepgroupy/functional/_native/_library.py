@@ -93,7 +93,10 @@ def kernels() -> Kernels:
 
 def _load(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
-    library.wide_rows.restype = library.version.restype = library.problem_size.restype = ctypes.c_int64
+    library.version.restype = library.problem_size.restype = ctypes.c_int64
+    if (library.version(), library.problem_size()) != (VERSION, ctypes.sizeof(Problem)):
+        raise OSError(f"{path} is of another version: install sepgroupy again")
+    library.wide_rows.restype = ctypes.c_int64
     for suffix in (*SUFFIXES.values(), *([WIDE] if library.wide_rows() else [])):
         for name, (problems, sizes, pointers) in _SIGNATURES.items():
             kinds = [ctypes.c_void_p] * problems + [ctypes.c_int64] * sizes + [ctypes.c_void_p] * pointers
@@ -101,8 +104,6 @@ def _load(path: Path) -> ctypes.CDLL:
         for name in ("workspace", "lift_workspace"):
             getattr(library, name + suffix).restype = ctypes.c_int64
     library.expect_writes.argtypes = [ctypes.c_void_p, ctypes.c_int64]
-    if (library.version(), library.problem_size()) != (VERSION, ctypes.sizeof(Problem)):
-        raise OSError(f"{path} is of another version: install sepgroupy again")
     return library
 
 
