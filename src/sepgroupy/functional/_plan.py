@@ -215,8 +215,8 @@ class Plan:
         if self.algorithm == "native":
             return by_kernels(self, x, filters, bias, norm, shortcut, moments, fork)
         y = by_torch(self, x, filters, bias, norm)
-        if shortcut is not None:  # in place, autograd would copy a gradient
-            y = y + shortcut if torch.is_grad_enabled() else y.add_(shortcut)
+        if shortcut is not None:
+            y = y + shortcut if torch.is_grad_enabled() else y.add_(shortcut)  # in place, autograd copies a gradient
         return y, x
 
     def fuses(self, x: Tensor) -> bool:
