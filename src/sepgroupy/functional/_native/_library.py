@@ -21,21 +21,21 @@ from torch import Tensor
 from ...errors import ArgumentError
 
 FOLDER = Path(__file__).parent  # of the libraries
-VERSION = 3  # of what the kernels are told, as kernels.c has it
+VERSION = 4  # of what the kernels are told, as kernels.c has it
 VARIANTS = ("avx512", "avx2", "baseline")  # the widest vectors first
 SUFFIXES = {torch.float32: "_f32", torch.float64: "_f64"}  # of functions' names
 WIDE = "_f32_wide"  # of those for long rows
 LARGE = 2**25  # bytes from which on the C library's allocator takes fresh memory for every tensor
 
-# Of each function: whether it reads a Problem, how many sizes and how many pointers.
+# Of each function: whether it reads a Problem, how many sizes, whether an ε, and how many pointers.
 _SIGNATURES = {
-    "forward": (1, 0, 13),
-    "backward": (1, 0, 15),
-    "lift": (1, 0, 7),
-    "lift_back": (1, 0, 5),
-    "statistics": (0, 4, 3),
-    "pool": (0, 5, 4),
-    "pool_back": (0, 5, 8),
+    "forward": (1, 0, 0, 13),
+    "backward": (1, 0, 0, 15),
+    "lift": (1, 0, 0, 7),
+    "lift_back": (1, 0, 0, 5),
+    "statistics": (0, 4, 0, 3),
+    "pool": (0, 5, 1, 6),
+    "pool_back": (0, 6, 1, 9),
 }
 
 
@@ -98,9 +98,9 @@ def _load(path: Path) -> ctypes.CDLL:
         raise OSError(f"{path} is of another version: install sepgroupy again")
     library.wide_rows.restype = ctypes.c_int64
     for suffix in (*SUFFIXES.values(), *([WIDE] if library.wide_rows() else [])):
-        for name, (problems, sizes, pointers) in _SIGNATURES.items():
-            kinds = [ctypes.c_void_p] * problems + [ctypes.c_int64] * sizes + [ctypes.c_void_p] * pointers
-            getattr(library, name + suffix).argtypes = kinds
+        for name, counts in _SIGNATURES.items():
+            kinds = zip((ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_void_p), counts, strict=True)
+            getattr(library, name + suffix).argtypes = [kind for kind, count in kinds for _ in range(count)]
         for name in ("workspace", "lift_workspace"):
             getattr(library, name + suffix).restype = ctypes.c_int64
     library.expect_writes.argtypes = [ctypes.c_void_p, ctypes.c_int64]

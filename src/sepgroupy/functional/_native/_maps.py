@@ -51,39 +51,38 @@ class NormReluPool(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
         x, gamma, beta, mean, var = tensors
         x = x.contiguous()
-        scale, shift = Affine(mean, var, gamma, beta, ctx.eps, ctx.batch).scale_and_shift()
-        y = empty(x, (*x.shape[:2], x.shape[2] // 2, x.shape[3] // 2))
-        _pool("pool", x, scale, shift, y, ())
+        y = empty(x, _pooled(x))
+        _pool("pool", (), ctx.eps, {"x": x, "gamma": gamma, "beta": beta, "mean": mean, "var": var, "y": y})
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         """Return the gradients, through the definition if they are to be differentiated in turn."""
         x, gamma, beta, mean, var = ctx.saved_tensors
-        affine = Affine(mean, var, gamma, beta, ctx.eps, ctx.batch)
         if torch.is_grad_enabled():
-            y = F.max_pool2d(affine.relu(x, derive=True), 2)
+            y = F.max_pool2d(Affine(mean, var, gamma, beta, ctx.eps, ctx.batch).relu(x, derive=True), 2)
             wanted = [t for t, need in zip((x, gamma, beta), ctx.needs_input_grad, strict=False) if need]
             found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
             return tuple(next(found) if need else None for need in ctx.needs_input_grad)
         x, grad = x.contiguous(), grad.contiguous()
-        scale, shift = affine.scale_and_shift()
-        norm_grad = x.new_empty(2, x.shape[1])
-        _pool("pool_back", x, scale, shift, grad, (None, None, norm_grad, None))
-        dgamma, dbeta, slope, offset = affine.gradients(norm_grad, x.numel() // x.shape[1])
-        dx = empty(x, x.shape)
-        more = (torch.zeros_like(scale) if t is None else t for t in (slope, offset))
-        _pool("pool_back", x, scale, shift, grad, (*more, None, dx))
-        affine_gradients = (None if gamma is None else dgamma, None if beta is None else dbeta)
-        return (dx, *affine_gradients, None, None, None, None)
+        dx, dgamma, dbeta = empty(x, x.shape), torch.empty_like(mean), torch.empty_like(mean)
+        given = {"x": x, "gamma": gamma, "beta": beta, "mean": mean, "var": var, "dy": grad}
+        _pool("pool_back", (ctx.batch,), ctx.eps, {**given, "dx": dx, "dgamma": dgamma, "dbeta": dbeta})
+        return dx, None if gamma is None else dgamma, None if beta is None else dbeta, None, None, None, None
 
 
-def _pool(name: str, x: Tensor, scale: Tensor, shift: Tensor, y: Tensor, rest: tuple[Tensor | None, ...]) -> None:
-    """Call a pooling kernel; backward, the rest are slope, offset, gradients of (scale, shift) and of x."""
-    check_readable(tensors := (x, scale, shift, y, *rest))
-    channels = x.shape[1:2]
-    pooled = (*x.shape[:2], x.shape[2] // 2, x.shape[3] // 2)
-    expected = (x.shape, channels, channels, pooled, channels, channels, (2, *channels), x.shape)
-    if not x.numel() or any(t is not None and t.shape != shape for t, shape in zip(tensors, expected, strict=False)):
-        raise ArgumentError(f"x has shape {tuple(x.shape)} and y {tuple(y.shape)}: no maps and pooled maps")
-    invoke(name, (*x.shape, torch.get_num_threads()), tensors)
+def _pooled(x: Tensor) -> tuple[int, ...]:
+    return (*x.shape[:2], x.shape[2] // 2, x.shape[3] // 2)
+
+
+def _pool(name: str, own: tuple[bool, ...], eps: float, tensors: dict[str, Tensor | None]) -> None:
+    """Call a pooling kernel; backward it reads whether the norm's statistics are those of x."""
+    check_readable(values := list(tensors.values()))
+    x = tensors["x"]
+    assert x is not None
+    shapes = {"x": x.shape, "dx": x.shape, "y": _pooled(x), "dy": _pooled(x)}
+    for what, t in tensors.items():
+        expected = shapes.get(what, x.shape[1:2])
+        if t is not None and (t.shape != expected or not x.numel()):
+            raise ArgumentError(f"{what} has shape {tuple(t.shape)}, not {tuple(expected)} with values, for pooling")
+    invoke(name, (*x.shape, torch.get_num_threads(), *own, eps), values)

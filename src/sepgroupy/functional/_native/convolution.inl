@@ -874,7 +874,8 @@ void NAME(backward)(const Problem *p, const REAL *x, const REAL *weight, const R
     Layout l = {.images = -1};
     lay_out(p, &whole, LANES, &l);
     Norm norm = {gamma, beta, mean, var, p->eps};
-    Affine affine = NAME(affine_of)(norm, p->in_channels, space + room.blocks), more_of_x = {NULL, NULL};
+    Affine affine = NAME(affine_of)(norm, p->in_channels, space + room.blocks);
+    REAL *slope = space + room.blocks + 2 * p->in_channels, *offset = slope + p->in_channels;
     REAL *own = space + room.shared;
     index_t grad_count = room.weight_grad + room.depth_grad + room.norm_grad, to_grads = room.thread - grad_count;
     index_t pixels = p->height * p->width, map = p->in_channels * pixels, maps = p->batch * p->order;
@@ -894,11 +895,17 @@ void NAME(backward)(const Problem *p, const REAL *x, const REAL *weight, const R
             NAME(backward_tile)(p, &t, &w, x, affine, space, depth, y_grad, more, x_grad, s);
         }
         const REAL *grads = own + to_grads;
-#pragma omp single nowait
-        if (mean)
-            more_of_x = NAME(norm_back)(norm, p->in_channels, (double)(maps * pixels),
-                                        grads + room.weight_grad + room.depth_grad, p->threads, room.thread, gamma_grad,
-                                        beta_grad, space + room.blocks + 2 * p->in_channels);
+        const REAL *norm_grads = grads + room.weight_grad + room.depth_grad;
+#pragma omp for nowait
+        for (index_t i = 0; i < (mean ? p->in_channels : 0); i++) {
+            double by_scale = 0, by_shift = 0;
+            for (index_t thread = 0; thread < p->threads; thread++) {
+                by_scale += (double)norm_grads[thread * room.thread + i];
+                by_shift += (double)norm_grads[thread * room.thread + p->in_channels + i];
+            }
+            NAME(norm_back)(norm, i, (double)(maps * pixels), by_scale, by_shift, gamma_grad + i, beta_grad + i,
+                            slope + i, offset + i);
+        }
         index_t each = NAME(depth_size)(p) / p->out_channels;
 #pragma omp for
         for (index_t o = 0; o < p->out_channels; o++) {
@@ -913,6 +920,6 @@ void NAME(backward)(const Problem *p, const REAL *x, const REAL *weight, const R
         if (mean && p->own)
 #pragma omp for schedule(static)
             for (index_t n = 0; n < maps; n++)
-                NAME(add_affine)(p->in_channels, pixels, x + n * map, more_of_x, x_grad + n * map);
+                NAME(add_affine)(p->in_channels, pixels, x + n * map, (Affine){slope, offset}, x_grad + n * map);
     }
 }

@@ -6,40 +6,35 @@ typedef struct { const REAL *gamma, *beta, *mean, *var; double eps; } Norm;
 /* The same before a ReLU: a map's values become max(0, scale·x + shift). There is none if scale is null. */
 typedef struct { const REAL *scale, *shift; } Affine;
 
-/* Scale = γ/σ and shift = β - μ·scale, put into space (2, channels). */
+/* Of one channel, scale = γ/σ and shift = β - μ·scale. */
+INLINE void NAME(affine_at)(Norm norm, index_t i, REAL *scale, REAL *shift)
+{
+    double factor = (norm.gamma ? (double)norm.gamma[i] : 1) / sqrt((double)norm.var[i] + norm.eps);
+    *scale = (REAL)factor;
+    *shift = (REAL)((norm.beta ? (double)norm.beta[i] : 0) - (double)norm.mean[i] * factor);
+}
+
+/* The same of all channels, put into space (2, channels). */
 static Affine NAME(affine_of)(Norm norm, index_t channels, REAL *space)
 {
     if (!norm.mean) return (Affine){NULL, NULL};
-    for (index_t i = 0; i < channels; i++) {
-        double scale = (norm.gamma ? (double)norm.gamma[i] : 1) / sqrt((double)norm.var[i] + norm.eps);
-        space[i] = (REAL)scale;
-        space[channels + i] = (REAL)((norm.beta ? (double)norm.beta[i] : 0) - (double)norm.mean[i] * scale);
-    }
+    for (index_t i = 0; i < channels; i++) NAME(affine_at)(norm, i, space + i, space + channels + i);
     return (Affine){space, space + channels};
 }
 
-/* Gradients of γ and β from those of scale and shift, which parts hold (2, channels) each, so far apart; and, put into
- * space (2, channels), what x is given more through statistics that are those of its own values:
+/* Of one channel, gradients of γ and β from those of scale and shift; and what x is given more through statistics that
+ * are those of its own values:
  *
  *     slope·x + offset = -γ/σ·(dβ + x̂·dγ)/count   with x̂ = (x - μ)/σ.
  */
-static Affine NAME(norm_back)(Norm norm, index_t channels, double count, const REAL *grads, index_t parts, index_t step,
-                              REAL *gamma_grad, REAL *beta_grad, REAL *space)
+INLINE void NAME(norm_back)(Norm norm, index_t i, double count, double by_scale, double by_shift, REAL *gamma_grad,
+                            REAL *beta_grad, REAL *slope, REAL *offset)
 {
-    for (index_t i = 0; i < channels; i++) {
-        double by_scale = 0, by_shift = 0, inverse = 1 / sqrt((double)norm.var[i] + norm.eps);
-        for (index_t part = 0; part < parts; part++) {
-            by_scale += (double)grads[part * step + i];
-            by_shift += (double)grads[part * step + channels + i];
-        }
-        double by_gamma = (by_scale - (double)norm.mean[i] * by_shift) * inverse;
-        double factor = -(norm.gamma ? (double)norm.gamma[i] : 1) * inverse / count;
-        double slope = factor * by_gamma * inverse;
-        gamma_grad[i] = (REAL)by_gamma, beta_grad[i] = (REAL)by_shift;
-        space[i] = (REAL)slope;
-        space[channels + i] = (REAL)(factor * by_shift - slope * (double)norm.mean[i]);
-    }
-    return (Affine){space, space + channels};
+    double inverse = 1 / sqrt((double)norm.var[i] + norm.eps);
+    double by_gamma = (by_scale - (double)norm.mean[i] * by_shift) * inverse;
+    double factor = -(norm.gamma ? (double)norm.gamma[i] : 1) * inverse / count, by_x = factor * by_gamma * inverse;
+    *gamma_grad = (REAL)by_gamma, *beta_grad = (REAL)by_shift;
+    *slope = (REAL)by_x, *offset = (REAL)(factor * by_shift - by_x * (double)norm.mean[i]);
 }
 
 /* One map (channels, pixels): out += scale[channel]·x + shift[channel]. */

@@ -1,4 +1,4 @@
-/* max(0, scale·x + shift) and the largest of each 2×2 pixels, for one type of number. Included by kernels.c. */
+/* Batch norm, ReLU and the largest of each 2×2 pixels, for one type of number. Included by kernels.c. */
 
 #define SELECT(mask, a, b) ((vector)((mask & (__typeof__(mask))(a)) | (~mask & (__typeof__(mask))(b))))
 
@@ -54,67 +54,83 @@ INLINE vector NAME(largest)(const Pixels *w, index_t at, REAL scale, REAL shift,
     return most;
 }
 
-/* y (maps, channels, height/2, width/2). */
-void NAME(pool)(index_t maps, index_t channels, index_t height, index_t width, index_t threads, const REAL *x,
-                const REAL *scale, const REAL *shift, REAL *y)
+/* y (maps, channels, height/2, width/2) of x and a norm; gamma and beta may be null. */
+void NAME(pool)(index_t maps, index_t channels, index_t height, index_t width, index_t threads, double eps,
+                const REAL *x, const REAL *gamma, const REAL *beta, const REAL *mean, const REAL *var, REAL *y)
 {
     index_t rows = height / 2, columns = width / 2;
 #pragma omp parallel for num_threads((int)threads) if (threads > 1)
-    for (index_t n = 0; n < maps * channels; n++)
+    for (index_t n = 0; n < maps * channels; n++) {
+        REAL scale, shift;
+        NAME(affine_at)((Norm){gamma, beta, mean, var, eps}, n % channels, &scale, &shift);
         FOR_WINDOWS(rows, columns) {
             REAL result[WINDOWS];
             Pixels w;
             NAME(split)(x + (n * height + 2 * r) * width + 2 * c, width, some, wide, &w);
             for (index_t at = 0; at < some * wide; at += LANES) {
                 mask is[4];
-                vector most = NAME(largest)(&w, at, scale[n % channels], shift[n % channels], is);
+                vector most = NAME(largest)(&w, at, scale, shift, is);
                 AT(result + at) = (vector)((mask)most & ~(most < 0));
             }
             memcpy(y + (n * rows + r) * columns + c, result, some * wide * sizeof(REAL));
         }
+    }
 }
 
-/* Backward: the first largest pixel of a window takes all of its gradient. With x_grad null, norm_grad (2, channels)
- * is that of scale and shift; else x_grad is what reaches x through scale, plus slope[channel]·x + offset[channel]. */
-void NAME(pool_back)(index_t maps, index_t channels, index_t height, index_t width, index_t threads, const REAL *x,
-                     const REAL *scale, const REAL *shift, const REAL *y_grad, const REAL *slope, const REAL *offset,
-                     REAL *norm_grad, REAL *x_grad)
+/* Backward, one channel: the first largest pixel of a window takes all of its gradient. With x_grad null, sums are those
+ * of the gradients of scale and shift; else x_grad is what reaches x through scale, plus slope·x + offset. */
+INLINE void NAME(pool_back_at)(index_t i, index_t maps, index_t channels, index_t height, index_t width, const REAL *x,
+                               REAL scale, REAL shift, const REAL *y_grad, double *sums, REAL slope, REAL offset,
+                               REAL *x_grad)
 {
     index_t rows = height / 2, columns = width / 2;
+    for (index_t n = 0; n < maps; n++) {
+        vector by_scale = {0}, by_shift = {0};
+        index_t plane = n * channels + i, start = plane * height * width;
+        FOR_WINDOWS(rows, columns) {
+            index_t place = start + 2 * r * width + 2 * c, count = some * wide;
+            REAL grads[WINDOWS];
+            Pixels w;
+            NAME(split)(x + place, width, some, wide, &w);
+            memcpy(grads, y_grad + (plane * rows + r) * columns + c, count * sizeof(REAL));
+            for (index_t at = count; at < round_up(count, LANES); at++) grads[at] = 0;
+            for (index_t at = 0; at < count; at += LANES) {
+                mask is[4];
+                vector most = NAME(largest)(&w, at, scale, shift, is);
+                vector grad = (vector)((mask)AT(grads + at) & ~(most <= 0));
+                by_shift += grad;
+#pragma GCC unroll 4
+                for (int k = 0; k < 4; k++) {
+                    vector pixel = AT(w.x[k] + at), own = (vector)((mask)grad & is[k]);
+                    by_scale += own * pixel;
+                    AT(w.x[k] + at) = own * scale + pixel * slope + offset;
+                }
+            }
+            if (x_grad) NAME(join)(&w, width, some, wide, x_grad + place);
+        }
+        for (index_t lane = 0; lane < LANES && !x_grad; lane++)
+            sums[0] += (double)by_scale[lane], sums[1] += (double)by_shift[lane];
+        for (index_t r = 0; r < height && x_grad; r++) /* what no window has */
+            for (index_t c = r < 2 * rows ? 2 * columns : 0; c < width; c++)
+                x_grad[start + r * width + c] = slope * x[start + r * width + c] + offset;
+    }
+}
+
+/* Gradients of x, gamma and beta; with own, the norm's statistics are those of x. */
+void NAME(pool_back)(index_t maps, index_t channels, index_t height, index_t width, index_t threads, index_t own,
+                     double eps, const REAL *x, const REAL *gamma, const REAL *beta, const REAL *mean, const REAL *var,
+                     const REAL *y_grad, REAL *x_grad, REAL *gamma_grad, REAL *beta_grad)
+{
+    Norm norm = {gamma, beta, mean, var, eps};
 #pragma omp parallel for num_threads((int)threads) if (threads > 1)
     for (index_t i = 0; i < channels; i++) {
-        double scale_grad = 0, shift_grad = 0;
-        REAL a = x_grad ? slope[i] : 0, b = x_grad ? offset[i] : 0;
-        for (index_t n = 0; n < maps; n++) {
-            vector sums[2] = {{0}, {0}};
-            index_t plane = n * channels + i, start = plane * height * width;
-            FOR_WINDOWS(rows, columns) {
-                index_t place = start + 2 * r * width + 2 * c, count = some * wide;
-                REAL grads[WINDOWS];
-                Pixels w;
-                NAME(split)(x + place, width, some, wide, &w);
-                memcpy(grads, y_grad + (plane * rows + r) * columns + c, count * sizeof(REAL));
-                for (index_t at = count; at < round_up(count, LANES); at++) grads[at] = 0;
-                for (index_t at = 0; at < count; at += LANES) {
-                    mask is[4];
-                    vector most = NAME(largest)(&w, at, scale[i], shift[i], is);
-                    vector grad = (vector)((mask)AT(grads + at) & ~(most <= 0));
-                    sums[1] += grad;
-#pragma GCC unroll 4
-                    for (int k = 0; k < 4; k++) {
-                        vector pixel = AT(w.x[k] + at), own = (vector)((mask)grad & is[k]);
-                        sums[0] += own * pixel;
-                        AT(w.x[k] + at) = own * scale[i] + pixel * a + b;
-                    }
-                }
-                if (x_grad) NAME(join)(&w, width, some, wide, x_grad + place);
-            }
-            for (index_t lane = 0; lane < LANES; lane++)
-                scale_grad += (double)sums[0][lane], shift_grad += (double)sums[1][lane];
-            for (index_t r = 0; r < height && x_grad; r++) /* what no window has */
-                for (index_t c = r < 2 * rows ? 2 * columns : 0; c < width; c++)
-                    x_grad[start + r * width + c] = a * x[start + r * width + c] + b;
-        }
-        if (!x_grad) norm_grad[i] = (REAL)scale_grad, norm_grad[channels + i] = (REAL)shift_grad;
+        REAL scale, shift, slope, offset;
+        double sums[2] = {0, 0};
+        NAME(affine_at)(norm, i, &scale, &shift);
+        NAME(pool_back_at)(i, maps, channels, height, width, x, scale, shift, y_grad, sums, 0, 0, NULL);
+        NAME(norm_back)(norm, i, (double)(maps * height * width), sums[0], sums[1], gamma_grad + i, beta_grad + i, &slope,
+                        &offset);
+        if (!own) slope = offset = 0;
+        NAME(pool_back_at)(i, maps, channels, height, width, x, scale, shift, y_grad, NULL, slope, offset, x_grad);
     }
 }
