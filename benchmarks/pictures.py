@@ -10,7 +10,7 @@ from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 from sepgroupy._files import atomic
 
-from .summary import Row, select
+from .summary import Row, quotient, select
 
 # Colours that differ in lightness too, from Okabe and Ito's palette for every kind of colour vision.
 _COLOURS = {"evaluation": "#0072B2", "step": "#D55E00"}
@@ -73,14 +73,14 @@ def _relative(rows: Sequence[Row], layers: bool) -> Figure:
             column, y = f"{what}_ms", place + offset
             if not base[column]:
                 continue
-            full = float(base[column])
             for row in select(rows, variant="sepgroupy", **same):
-                axes.barh(y, float(row[column]) / full, 0.34, color=colour, label=f"sepgroupy, {what}")
+                fraction = 1 / quotient(base, row, column)
+                axes.barh(y, fraction, 0.34, color=colour, label=f"sepgroupy, {what}")
                 if layers:
-                    bound = max(float(row[f"{what}_products_ms"]), float(row[f"{what}_moves_ms"]))
-                    axes.plot(bound / full, y, "kD", markersize=4, label="limit of its algorithm")
+                    limit = fraction / float(row[f"{what}_over_limit"])
+                    axes.plot(limit, y, "kD", markersize=4, label="limit of its algorithm")
             for row in select(rows, variant="ready bank", **same):
-                axes.plot(float(row[column]) / full, y, "ko", fillstyle="none", label="ready filter bank")
+                axes.plot(1 / quotient(base, row, column), y, "ko", fillstyle="none", label="ready filter bank")
     labels = [
         f"{r['kind']} {r['group']} {r['kernel']}×{r['kernel']}, {r['channels']} ch., {r['size']}², batch {r['batch']}"
         if layers

@@ -38,11 +38,14 @@ def select(rows: Sequence[Row], **wanted: Any) -> list[Row]:
 def ratio(rows: Sequence[Row], column: str, reference: str = "baseline", variant: str = "sepgroupy") -> float | None:
     """Return how many times as large a column is for the reference as for a variant; the least of several rows."""
     base, ours = (select(rows, variant=name) for name in (reference, variant))
-    return min((_times(b, o, column) for b, o in zip(base, ours, strict=False) if o[column]), default=None)
+    return min((quotient(b, o, column) for b, o in zip(base, ours, strict=False) if o[column]), default=None)
 
 
-def _times(base: Row, ours: Row, column: str) -> float:
-    """Compare times by their shares of the baseline's in the same rounds: the machine's speed changes between them."""
+def quotient(base: Row, ours: Row, column: str) -> float:
+    """Return how many times as large a column is for one row as for another.
+
+    Times are compared by their shares of the baseline's in the same rounds: the machine's speed changes between rounds.
+    """
     if column in ("evaluation_ms", "step_ms"):
         speedup = column.replace("_ms", "_speedup")
         return float(ours[speedup]) / float(base[speedup])
@@ -122,7 +125,7 @@ def _slowest(
         for (which, *key), row in times.items():
             base = times.get((reference, *key))
             if which == variant and base:
-                found += [_times(base, row, c) for c in ("evaluation_ms", "step_ms") if base[c] and row[c]]
+                found += [quotient(base, row, c) for c in ("evaluation_ms", "step_ms") if base[c] and row[c]]
     return min(found, default=None)
 
 

@@ -16,7 +16,7 @@ from sepgroupy.models import model_names
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/ belongs to the repository, not to the library
 
-from benchmarks import layers, machine, measure, models, scaling, summary
+from benchmarks import layers, machine, measure, models, pictures, scaling, summary
 from benchmarks.__main__ import main
 from benchmarks.baseline import BaselineConv, baseline
 
@@ -200,3 +200,11 @@ def test_targets_read_the_rows_they_name() -> None:
     assert "| slowest of all rows against PyTorch alone | >= 1 | 1.00 | yes |" in table
     assert "| gc-P4CNN, training step, batch 256 | >= 3 |  |  |" in table
     assert [line[:10] for line in summary.slower({"models": [slow]})] == ["0.97 times"]
+
+
+def test_bars_compare_times_within_rounds_as_the_tables_do() -> None:
+    common = {"model": "p4cnn", "batch": "1", "threads": "2"}
+    base = {"variant": "baseline", "evaluation_ms": "10", "step_ms": "", "evaluation_speedup": "1"}
+    ours = {"variant": "sepgroupy", "evaluation_ms": "9", "step_ms": "", "evaluation_speedup": "0.8"}
+    figure = pictures._relative([{**common, **row} for row in (base, ours)], layers=False)
+    assert [bar.get_width() for bar in figure.axes[0].patches] == [pytest.approx(1.25)]
