@@ -16,7 +16,8 @@ from ...groups import PointGroup, action_table, fourier_basis, moved_size
 from .._affine import Affine
 from .._geometry import Geometry
 from . import _library
-from ._library import SUFFIXES, Problem, check_readable, empty, invoke, suffix_for, workspace
+from ._library import SUFFIXES, Problem, check_readable, invoke, suffix_for
+from ._memory import empty, workspace
 
 DENSE, SEPARABLE, FACTORED = 0, 1, 2
 GENERAL, CYCLIC4, DIHEDRAL4 = 0, 4, 8

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,7 +24,6 @@ VERSION = 4  # of what the kernels are told, as kernels.c has it
 VARIANTS = ("avx512", "avx2", "baseline")  # the widest vectors first
 SUFFIXES = {torch.float32: "_f32", torch.float64: "_f64"}  # of functions' names
 WIDE = "_f32_wide"  # of those for long rows
-LARGE = 2**25  # bytes from which on the C library's allocator takes fresh memory for every tensor
 
 # Of each function: whether it reads a Problem, how many sizes, whether an ε, and how many pointers.
 _SIGNATURES = {
@@ -134,30 +132,3 @@ def check_readable(tensors: Sequence[Tensor | None]) -> None:
                 f"the kernels read contiguous CPU tensors of one type, float32 or float64, not {tensor.dtype} on "
                 f"{tensor.device} beside x of {dtype}"
             )
-
-
-class _Workspace(threading.local):
-    """Memory that a thread's calls work in, kept: to take it anew each time costs more than a small convolution."""
-
-    kept: Tensor | None = None
-
-    def take(self, size: int) -> Tensor:
-        """Return at least so many bytes; what is in them has no meaning."""
-        if self.kept is not None and self.kept.numel() >= size and not torch.are_deterministic_algorithms_enabled():
-            return self.kept
-        space = torch.empty(size, dtype=torch.uint8)  # filled, where PyTorch is to be deterministic
-        if size < LARGE:
-            self.kept = space
-        return space
-
-
-workspace = _Workspace()
-
-
-def empty(like: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return a tensor about to be written whole; the system is asked for large pages, whose first writes are faster."""
-    tensor = like.new_empty(shape)
-    plain = like.dtype in SUFFIXES and like.layout is torch.strided and like.device.type == "cpu"
-    if plain and tensor.nbytes >= LARGE and kernels():
-        kernels().library.expect_writes(tensor.data_ptr(), tensor.nbytes)
-    return tensor

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ...errors import ArgumentError
 from .._affine import Affine
-from ._library import SUFFIXES, check_readable, empty, invoke
+from ._library import SUFFIXES, check_readable, invoke
+from ._memory import empty
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int, int]:
