@@ -1,6 +1,6 @@
 """Memory that calls work in and write to, kept between calls.
 
-Memory new from the system costs a fault a page and is zeroed first: for a large map about what its values cost.
+Memory new from the system costs a fault a page and is zeroed first, a good part of a training step of large maps.
 """
 
 from __future__ import annotations
