@@ -1,60 +1,5 @@
 /* Convolutions on a group for one type of number: REAL, and SUFFIX for the names. Included by kernels.c. */
 
-/* ---- the transform along the group axis --------------------------------------------------------------------- */
-
-/* v ← H v, and v ← Hᵀ v. The two fast ones are the bases of p4 and p4m with their scales left out. */
-#define DEFINE_TRANSFORM(TYPE, name)                                                                                  \
-    INLINE void NAME(name##_forward)(TYPE *v, int order, int transform, const REAL *basis)                            \
-    {                                                                                                                 \
-        if (transform == DIHEDRAL4) {                                                                                 \
-            TYPE s0 = v[0] + v[4], s1 = v[1] + v[5], s2 = v[2] + v[6], s3 = v[3] + v[7];                              \
-            TYPE d0 = v[0] - v[4], d1 = v[1] - v[5], d2 = v[2] - v[6], d3 = v[3] - v[7];                              \
-            TYPE s02 = s0 + s2, s13 = s1 + s3, d02 = d0 + d2, d13 = d1 + d3;                                          \
-            v[0] = s02 + s13, v[1] = d02 + d13, v[2] = s02 - s13, v[3] = d02 - d13;                                   \
-            v[4] = s0 - s2, v[5] = s1 - s3, v[6] = d3 - d1, v[7] = d0 - d2;                                           \
-        } else if (transform == CYCLIC4) {                                                                            \
-            TYPE s02 = v[0] + v[2], s13 = v[1] + v[3], d02 = v[0] - v[2], d13 = v[1] - v[3];                          \
-            v[0] = s02 + s13, v[1] = s02 - s13, v[2] = d02, v[3] = d13;                                               \
-        } else {                                                                                                      \
-            TYPE out[ORDER];                                                                                          \
-            for (int i = 0; i < order; i++) {                                                                         \
-                out[i] = basis[i * order] * v[0];                                                                     \
-                for (int j = 1; j < order; j++) out[i] += basis[i * order + j] * v[j];                                \
-            }                                                                                                         \
-            for (int i = 0; i < order; i++) v[i] = out[i];                                                            \
-        }                                                                                                             \
-    }                                                                                                                 \
-    INLINE void NAME(name##_inverse)(TYPE *v, int order, int transform, const REAL *basis)                            \
-    {                                                                                                                 \
-        if (transform == DIHEDRAL4) {                                                                                 \
-            TYPE p = v[0] + v[2], m = v[0] - v[2], q = v[1] + v[3], n = v[1] - v[3];                                  \
-            TYPE s0 = p + v[4], s2 = p - v[4], s1 = m + v[5], s3 = m - v[5];                                          \
-            TYPE d0 = q + v[7], d2 = q - v[7], d1 = n - v[6], d3 = n + v[6];                                          \
-            v[0] = s0 + d0, v[1] = s1 + d1, v[2] = s2 + d2, v[3] = s3 + d3;                                           \
-            v[4] = s0 - d0, v[5] = s1 - d1, v[6] = s2 - d2, v[7] = s3 - d3;                                           \
-        } else if (transform == CYCLIC4) {                                                                            \
-            TYPE p = v[0] + v[1], m = v[0] - v[1], s = v[2], d = v[3];                                                \
-            v[0] = p + s, v[1] = m + d, v[2] = p - s, v[3] = m - d;                                                   \
-        } else {                                                                                                      \
-            TYPE out[ORDER];                                                                                          \
-            for (int j = 0; j < order; j++) {                                                                         \
-                out[j] = basis[j] * v[0];                                                                             \
-                for (int i = 1; i < order; i++) out[j] += basis[i * order + j] * v[i];                                \
-            }                                                                                                         \
-            for (int j = 0; j < order; j++) v[j] = out[j];                                                            \
-        }                                                                                                             \
-    }
-DEFINE_TRANSFORM(vector, vectors)
-DEFINE_TRANSFORM(REAL, numbers)
-
-/* Call a function whose loops the compiler unrolls for each order. */
-#define BY_ORDER(p, call)                                                                                             \
-    do {                                                                                                              \
-        if ((p)->transform == DIHEDRAL4) { enum { N = 8, TRANSFORM = DIHEDRAL4 }; call; }                             \
-        else if ((p)->transform == CYCLIC4) { enum { N = 4, TRANSFORM = CYCLIC4 }; call; }                            \
-        else { const int N = (int)(p)->order; enum { TRANSFORM = GENERAL }; call; }                                   \
-    } while (0)
-
 /* ---- what one thread works with ------------------------------------------------------------------------------ */
 
 typedef struct {
@@ -88,11 +33,15 @@ INLINE void NAME(lay_places)(const Problem *p, const Tile *t, Thread *w)
     }
 }
 
-/* hat ← H x for one tile; values between the rows stay the zeros that they are. */
-INLINE void NAME(load)(const Problem *p, const Tile *t, const Thread *w, const REAL *x, Affine affine, int N, int TRANSFORM)
+/* hat ← H x for one tile; values between the rows stay the zeros that they are. It is (order, I, columns), or, as fused
+ * products read it, (columns / LANES, I, order, LANES). */
+INLINE void NAME(load)(const Problem *p, const Tile *t, const Thread *w, const REAL *x, Affine affine, int fused, int N,
+                       int TRANSFORM)
 {
     const Layout *l = &w->layout;
     index_t plane = p->height * p->width, fiber = p->in_channels * plane, step = p->in_channels * l->columns;
+    index_t channel = fused ? N * LANES : l->columns, along = fused ? p->in_channels * N : 1;
+    if (fused) step = LANES;
     for (index_t f = 0; f < l->phases; f++) {
         const Phase *phase = &l->phase[f];
         index_t rows = phase->rows, columns = phase->columns;
@@ -105,7 +54,8 @@ INLINE void NAME(load)(const Problem *p, const Tile *t, const Thread *w, const R
                 for (index_t r = 0; r < rows; r++) {
                     const REAL *from = x + (t->first_image + image) * N * fiber + i * plane
                         + (t->in_row + p->stride_y * r + phase->row) * p->width + phase->column;
-                    REAL *to = w->hat + i * l->columns + phase->start + image * phase->image_step + r * phase->row_step;
+                    index_t column = phase->start + image * phase->image_step + r * phase->row_step;
+                    REAL *to = w->hat + i * channel + column * along;
                     index_t c = 0;
                     if (p->stride_x == 1)
                         for (; c + LANES <= columns; c += LANES) {
@@ -120,7 +70,7 @@ INLINE void NAME(load)(const Problem *p, const Tile *t, const Thread *w, const R
                             }
                             NAME(vectors_forward)(v, N, TRANSFORM, w->basis);
 #pragma GCC unroll 8
-                            for (int g = 0; g < N; g++) AT(to + g * step + c) = v[g];
+                            for (int g = 0; g < N; g++) AT(to + g * step + c * along) = v[g];
                         }
                     for (; c < columns; c++) {
                         REAL v[ORDER];
@@ -360,7 +310,8 @@ typedef struct { index_t outputs, columns, step; } Strip; /* of how many outputs
 static Strip NAME(strip_of)(const Problem *p, int backward)
 {
     index_t taps = p->kind == SEPARABLE ? 1 : p->taps;
-    index_t most = p->kind != SEPARABLE ? larger(1, 36 / taps) : backward ? 28 : 14; /* forward, planes of u take room */
+    index_t most = backward ? 28 : NAME(fuses)(p) ? 6 : 14; /* forward, planes of u take room */
+    if (p->kind != SEPARABLE) most = larger(1, 36 / taps);
     index_t outputs = even_part(p->out_channels, most, 1);
     index_t columns = (backward ? 122880 : 49152) / (taps * outputs * p->order) / WIDTH;
     columns = smaller(64, larger(2, columns)) * WIDTH;
@@ -698,11 +649,19 @@ static void NAME(forward_tile)(const Problem *p, const Tile *t, Thread *w, const
                                Moments *moments, Strip s)
 {
     const Layout *l = &w->layout;
-    BY_ORDER(p, NAME(load)(p, t, w, x, affine, N, TRANSFORM));
+    int fused = NAME(fuses)(p);
+    if (fused)
+        NAME(load)(p, t, w, x, affine, 1, 8, DIHEDRAL4);
+    else
+        BY_ORDER(p, NAME(load)(p, t, w, x, affine, 0, N, TRANSFORM));
     for (index_t first = 0; first < p->out_channels; first += s.outputs) {
         index_t outputs = smaller(s.outputs, p->out_channels - first), start = 0;
+        const REAL *filter = blocks + NAME(blocks_size)(p, 1) + first * p->in_channels * 8;
+        for (index_t c = 0; fused && c < l->phase[0].count; c += LANES)
+            NAME(fused)(outputs, p->in_channels, filter, w->hat + c * p->in_channels * 8, w->inner + w->place[c / LANES],
+                        l->size);
         if (p->kind != SEPARABLE) memset(w->planes, 0, outputs * p->order * l->size * sizeof(REAL));
-        for (index_t f = 0; f < l->phases; f++) {
+        for (index_t f = 0; !fused && f < l->phases; f++) {
             const Phase *phase = &l->phase[f];
             index_t taps = NAME(phase_taps)(p, phase);
             index_t strip = even_part(phase->count, s.columns, WIDTH);
@@ -732,7 +691,7 @@ static void NAME(backward_tile)(const Problem *p, const Tile *t, Thread *w, cons
                                 REAL *x_grad, Strip s)
 {
     const Layout *l = &w->layout;
-    BY_ORDER(p, NAME(load)(p, t, w, x, affine, N, TRANSFORM));
+    BY_ORDER(p, NAME(load)(p, t, w, x, affine, 0, N, TRANSFORM));
     for (index_t first = 0; first < p->out_channels; first += s.outputs) {
         index_t outputs = smaller(s.outputs, p->out_channels - first), start = 0;
         NAME(read_planes)(p, t, w, first, outputs, y_grad);
@@ -776,6 +735,7 @@ static Room NAME(room)(const Problem *p, const Division *d, Strip s, int backwar
         index_t blocks = 0;
         lay_out(p, &t, LANES, &l);
         for (index_t f = 0; f < l.phases; f++) blocks += NAME(blocks_size)(p, NAME(phase_taps)(p, &l.phase[f]));
+        if (!backward && NAME(fuses)(p)) blocks += p->out_channels * p->in_channels * 8;
         room.blocks = larger(room.blocks, round_up(blocks, WIDTH));
         room.places = larger(room.places, round_up(l.columns / LANES, WIDTH));
         room.hat = larger(room.hat, p->order * p->in_channels * l.columns);
@@ -783,7 +743,7 @@ static Room NAME(room)(const Problem *p, const Division *d, Strip s, int backwar
     }
     room.affine = round_up(4 * p->in_channels, WIDTH);
     room.shared = room.blocks + room.affine;
-    room.strip = p->order * s.outputs * (p->kind == SEPARABLE ? 1 : p->taps) * s.step;
+    room.strip = !backward && NAME(fuses)(p) ? 0 : p->order * s.outputs * (p->kind == SEPARABLE ? 1 : p->taps) * s.step;
     room.planes = backward || p->kind != SEPARABLE ? s.outputs * p->order * room.blank : 0;
     room.inner = backward || p->kind != SEPARABLE ? 0 : p->stride_y * p->stride_x * s.outputs * p->order * room.blank;
     room.weight_grad = backward ? room.blocks : 0;
@@ -847,8 +807,12 @@ void NAME(forward)(const Problem *p, const REAL *x, const REAL *weight, const RE
 #pragma omp parallel num_threads((int)p->threads) if (p->threads > 1)
     {
 #pragma omp for
-        for (index_t o = 0; o < p->out_channels; o++)
+        for (index_t o = 0; o < p->out_channels; o++) {
             NAME(transform_filters)(p, &l, o, (Filter){weight, depth, NULL, NULL}, space, NULL, 0);
+            if (NAME(fuses)(p))
+                NAME(interleave)(p->in_channels, p->out_channels, o, space,
+                                 space + NAME(blocks_size)(p, 1) + o * p->in_channels * 8);
+        }
         Thread w = NAME(settle)(p, room, 0, space + room.shared + thread_number() * room.thread);
 #pragma omp for schedule(dynamic)
         for (index_t n = 0; n < d.tiles; n++) {

@@ -17,7 +17,7 @@
  *   plane    pixels of a tile with so many zeros between rows and images that a shift is one offset for all of them.
  *
  * Maps lie in memory as (B, |H|, C, Y, X). Plain C, the widest vectors that the compiler's flags allow. Here stands what
- * knows no type of number; products.inl and convolution.inl compute the above, lifting.inl the step from the plane to
+ * knows no type of number; products.inl to convolution.inl compute the above, lifting.inl the step from the plane to
  * the group, norm.inl batch norm, and pooling.inl the pooling after it.
  */
 #include <math.h>
@@ -46,6 +46,12 @@
 #define SUM_ROWS 3
 #define COLUMNS 2
 #define KEEPS_FACTORS 0
+#endif
+
+#if defined(__AVX512F__) /* not read from memory by each product in turn */
+#define IN_REGISTER(x) __asm__("" : "+v"(x))
+#else
+#define IN_REGISTER(x) ((void)0)
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
