@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
-from ..functional import fold
 from ..functional._geometry import Geometry, Pair
 from ..functional._plan import Plan
 from ..groups import PointGroup, as_group
@@ -194,5 +193,5 @@ class GroupConv2d(GroupConvolution):
         plan = self.plan.settle(x)
         if norm is not None and not (is_plain(norm) and plan.fuses(x)):
             return plan.apply(norm_relu(norm, x), self._filters(plan), self.bias, None, shortcut, moments)[0], x
-        affine = None if norm is None else read_norm(norm, fold(x))
+        affine = None if norm is None else read_norm(norm, x)
         return plan.apply(x, self._filters(plan), self.bias, affine, shortcut, moments, fork)

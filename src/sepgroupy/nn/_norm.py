@@ -39,10 +39,17 @@ def is_watched(module: nn.Module) -> bool:
     return any(hooks)
 
 
-def read_norm(norm: nn.BatchNorm2d, maps: Tensor) -> Affine:
-    """Return what the norm would use on maps (N, C, Y, X), and update its running statistics as its call would."""
+def read_norm(norm: nn.BatchNorm2d, x: Tensor) -> Affine:
+    """Return what the norm would use on x, and update its running statistics as its call would.
+
+    Args:
+        norm: in evaluation or training.
+        x: maps (N, C, Y, X), or a map on the group, whose group axis is folded.
+    """
     if not norm.training and norm.running_mean is not None and norm.running_var is not None:
-        mean, var = norm.running_mean.clone(), norm.running_var.clone()  # they may move before the backward pass
+        mean, var = norm.running_mean, norm.running_var
+        if torch.is_grad_enabled():  # they may move before the backward pass
+            mean, var = mean.clone(), var.clone()
         return Affine(mean, var, norm.weight, norm.bias, norm.eps, batch=False)
     momentum = norm.momentum
     running_mean, running_var = (norm.running_mean, norm.running_var) if norm.training else (None, None)
@@ -51,6 +58,7 @@ def read_norm(norm: nn.BatchNorm2d, maps: Tensor) -> Affine:
         if momentum is None:
             momentum = 1.0 / float(norm.num_batches_tracked)
     with torch.no_grad():
+        maps = fold(x) if x.ndim == 5 else x
         if not (_native.kernels() and _native.takes(maps) and maps.is_contiguous()):
             mean, var = torch.batch_norm_update_stats(maps, running_mean, running_var, momentum or 0.0)
         else:

@@ -124,10 +124,9 @@ def check_readable(tensors: Sequence[Tensor | None]) -> None:
         ArgumentError: one of them is not a contiguous CPU tensor of the first one's type, float32 or float64.
     """
     dtype = tensors[0].dtype  # type: ignore[union-attr]
+    known = dtype in SUFFIXES
     for tensor in tensors:
-        if tensor is not None and not (
-            tensor.dtype is dtype and dtype in SUFFIXES and tensor.device.type == "cpu" and tensor.is_contiguous()
-        ):
+        if tensor is not None and not (known and tensor.dtype is dtype and tensor.is_cpu and tensor.is_contiguous()):
             raise ArgumentError(
                 f"the kernels read contiguous CPU tensors of one type, float32 or float64, not {tensor.dtype} on "
                 f"{tensor.device} beside x of {dtype}"

@@ -67,10 +67,14 @@ def convolve(
     y: Tensor
     x = inputs.x
     if is_direct(x):
-        y, again, mean, var = GroupConv.apply(*inputs, eps, batch, call, moments, fork)
-        if mean is not None:
+        again = None
+        if torch.is_grad_enabled():
+            y, again, mean, var = GroupConv.apply(*inputs, eps, batch, call, moments, fork)
+        else:  # the same without the calls that autograd costs
+            y, mean, var = _forward(inputs, eps, call, moments)
+        if mean is not None and var is not None:
             remember(y, mean, var)
-        return y.to(dtype), x if again is None else again
+        return y if y.dtype is dtype else y.to(dtype), x if again is None else again
     if torch._C._are_functorch_transforms_active():
         y = _definition(inputs, eps, batch, call)
     else:

@@ -205,16 +205,20 @@ static void NAME(through_back)(int add, index_t count, const REAL *point, const 
     for (int n = 0; n < FACTORED_TAPS + 7; n++) sum[n] = (wide){0};
     for (index_t p = 0; p < count; p += WIDE_LANES) {
         wide x0 = WIDE_AT(hat + p), x1 = WIDE_AT(hat + c_step + p);
-        wide v0 = point[0] * x0 + point[1] * x1, v1 = point[2] * x0 + point[3] * x1, w0 = {0}, w1 = {0};
+        wide v0 = point[0] * x0 + point[1] * x1, v1 = point[2] * x0 + point[3] * x1;
+        wide w[2][2] = {{{0}}}; /* two sums of each side, that none waits for the one before */
         const REAL *from = strip + p;
         __asm__("" : "+r"(depth)); /* read anew each time: registers are for the sums */
 #pragma GCC unroll 9
         for (int t = 0; t < FACTORED_TAPS; t++, from += step) {
             wide u0 = WIDE_AT(from), u1 = WIDE_AT(from + side);
-            w0 += depth[t] * u0, w1 += depth[t] * u1;
+            IN_REGISTER(u0);
+            IN_REGISTER(u1);
+            w[t % 2][0] += depth[t] * u0, w[t % 2][1] += depth[t] * u1;
             sum[t] += v0 * u0;
             sum[t] += v1 * u1;
         }
+        wide w0 = w[0][0] + w[1][0], w1 = w[0][1] + w[1][1];
         wide grad0 = point[0] * w0 + point[2] * w1, grad1 = point[1] * w0 + point[3] * w1;
         if (add) grad0 += WIDE_AT(hat_grad + p), grad1 += WIDE_AT(hat_grad + c_step + p);
         WIDE_AT(hat_grad + p) = grad0, WIDE_AT(hat_grad + c_step + p) = grad1;
