@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,7 +116,7 @@ class Problem:
     def check(self) -> float:
         """Compute outputs and gradients by the kernels and return how far they are from the definition in float64.
 
-        The error is relative to the largest value of each tensor.
+        The error is relative to the largest value of each tensor, that of a norm's gradients to the larger of the two.
         """
         torch.set_num_threads(self.threads)
         inputs, call = self._inputs(), _call.Call(self.group, self.geometry)
@@ -126,7 +126,7 @@ class Problem:
         gradients = call.backward(grad, inputs, batch=self.own, more=more)
         dx = gradients[0]
         assert dx is not None
-        errors = [_error((y, *gradients), self._defined(inputs, grad, more, call))]
+        errors = [_error(_join_norm((y, *gradients)), _join_norm(self._defined(inputs, grad, more, call)))]
         errors.append(self._moments_error(y, moments))
         if x.numel():
             errors += [self._statistics_error(x.flatten(0, 1)), self._pooling_error(x.flatten(0, 1))]
@@ -220,6 +220,12 @@ class Problem:
         scale, shift = drawn(self.inputs, digits=True), drawn(self.inputs, digits=True)
         mean, var = torch.zeros_like(scale), torch.ones_like(scale)
         return Inputs(x, weight, depthwise, bias, scale, shift, mean, var, shortcut)
+
+
+def _join_norm(found: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Join the gradients of gamma and beta: sums of as many terms, either of which may cancel to next to nothing."""
+    *others, dgamma, dbeta = found
+    return [*others, None if dgamma is None or dbeta is None else torch.stack((dgamma, dbeta))]
 
 
 def _error(found: Iterable[Tensor | None], expected: Iterable[Tensor | None]) -> float:

@@ -239,9 +239,11 @@ INLINE index_t NAME(depth_size)(const Problem *p)
 /* A filter (O, I, |H|, taps), or a pointwise one (O, I, |H|) and for FACTORED its depth (O, I, taps); the gradients. */
 typedef struct { const REAL *weight, *depth; REAL *weight_grad, *depth_grad; } Filter;
 
-/* The blocks of a filter or, if grads is given, its gradients: sums of the threads' blocks, transformed back. */
-static void NAME(transform_filters)(const Problem *p, const Layout *l, index_t o, Filter filter, REAL *blocks,
-                                    const REAL *grads, index_t grad_step)
+/* Gradients of parts of the tiles, so far apart; null for none. */
+typedef struct { REAL *grads; index_t count, step; } Parts;
+
+/* The blocks of a filter or, if there are parts, its gradients: the sums of their blocks, transformed back. */
+static void NAME(transform_filters)(const Problem *p, const Layout *l, index_t o, Filter filter, REAL *blocks, Parts parts)
 {
     index_t I = p->in_channels, order = p->order, taps = p->taps, own = p->kind == DENSE ? taps : 1; /* of weight */
     REAL values[ORDER * TAPS][LANES], depth[TAPS][LANES]; /* of LANES input channels, */
@@ -273,10 +275,10 @@ static void NAME(transform_filters)(const Problem *p, const Layout *l, index_t o
                         index_t at = start + (((a * p->out_channels + o) * rows + n) * size + c) * I + first;
                         vector factor = (vector){0} + 1;
                         if (multiplied) factor = AT(depth[tap]);
-                        if (grads) {
+                        if (parts.grads) {
                             vector sum = {0};
-                            for (index_t thread = 0; thread < p->threads; thread++)
-                                sum += NAME(take)(grads + thread * grad_step + at, lanes);
+                            for (index_t part = 0; part < parts.count; part++)
+                                sum += NAME(take)(parts.grads + part * parts.step + at, lanes);
                             for (index_t k = 0; k < order && p->kind == DENSE; k++)
                                 AT(value_grads[k * taps + tap]) += (REAL)irrep[k] * sum;
                             if (multiplied) AT(depth_grads[tap]) += hat * sum;
@@ -294,7 +296,7 @@ static void NAME(transform_filters)(const Problem *p, const Layout *l, index_t o
                 start += size * size * p->out_channels * rows * I;
             }
         }
-        for (index_t lane = 0; lane < lanes && grads; lane++) {
+        for (index_t lane = 0; lane < lanes && parts.grads; lane++) {
             for (index_t n = 0; n < order * own; n++)
                 filter.weight_grad[at_weight + lane * order * own + n] = value_grads[n][lane];
             for (index_t t = 0; t < taps && p->kind == FACTORED; t++)
@@ -721,9 +723,11 @@ static void NAME(backward_tile)(const Problem *p, const Tile *t, Thread *w, cons
 
 /* ---- whole convolutions ----------------------------------------------------------------------------------------- */
 
-/* How many values each part of the work space holds: blocks and affine maps that are shared, then each thread's own. */
+/* How many values each part of the work space holds: blocks and affine maps that are shared, then each thread's own, then
+ * gradients of parts of the tiles. Threads ask for parts, but each sums its tiles in one order, whoever takes it. */
 typedef struct {
-    index_t blocks, affine, shared, places, hat, strip, planes, inner, blank, weight_grad, depth_grad, norm_grad, thread;
+    index_t blocks, affine, shared, places, hat, strip, planes, inner, blank, thread, weight_grad, depth_grad, norm_grad,
+        grads, parts;
 } Room;
 
 static Room NAME(room)(const Problem *p, const Division *d, Strip s, int backward)
@@ -749,8 +753,10 @@ static Room NAME(room)(const Problem *p, const Division *d, Strip s, int backwar
     room.weight_grad = backward ? room.blocks : 0;
     room.depth_grad = backward ? round_up(NAME(depth_size)(p), WIDTH) : 0;
     room.norm_grad = backward ? round_up(2 * p->in_channels, WIDTH) : 0;
-    room.thread = room.places + (backward ? 2 : 1) * room.hat + room.strip + room.planes + room.inner + room.blank
-        + room.weight_grad + room.depth_grad + room.norm_grad;
+    room.thread = room.places + (backward ? 2 : 1) * room.hat + room.strip + room.planes + room.inner + room.blank;
+    room.grads = room.weight_grad + room.depth_grad + room.norm_grad;
+    room.parts = p->threads == 1 ? 1 : smaller(4 * p->threads, 786432 / larger(1, room.grads)); /* few stay in caches */
+    room.parts = smaller(d->tiles, larger(p->threads, room.parts));
     return room;
 }
 
@@ -764,10 +770,7 @@ static Thread NAME(settle)(const Problem *p, Room room, int backward, REAL *spac
     w.strip = space, space += room.strip;
     w.planes = space, space += room.planes;
     w.inner = space, space += room.inner;
-    w.blank = space, space += room.blank;
-    w.weight_grad = space, space += room.weight_grad;
-    w.depth_grad = space, space += room.depth_grad;
-    w.norm_grad = space;
+    w.blank = space;
     return w;
 }
 
@@ -785,7 +788,8 @@ index_t NAME(workspace)(const Problem *p, int backward)
 {
     Division d = divide(p, backward ? p->height : p->out_height, backward);
     Room room = NAME(room)(p, &d, NAME(strip_of)(p, backward), backward);
-    return room.shared + p->threads * room.thread + (backward ? 0 : NAME(moments_size)(d.tiles * p->out_channels));
+    index_t own = room.shared + p->threads * room.thread;
+    return own + (backward ? room.parts * room.grads : NAME(moments_size)(d.tiles * p->out_channels));
 }
 
 /* y (B,|H|,O,Y',X') of x (B,|H|,I,Y,X); weight (O,I,|H|,taps), or (O,I,|H|) with depth (O,taps) or (O,I,taps); bias (O)
@@ -808,7 +812,7 @@ void NAME(forward)(const Problem *p, const REAL *x, const REAL *weight, const RE
     {
 #pragma omp for
         for (index_t o = 0; o < p->out_channels; o++) {
-            NAME(transform_filters)(p, &l, o, (Filter){weight, depth, NULL, NULL}, space, NULL, 0);
+            NAME(transform_filters)(p, &l, o, (Filter){weight, depth, NULL, NULL}, space, (Parts){0});
             if (NAME(fuses)(p))
                 NAME(interleave)(p->in_channels, p->out_channels, o, space,
                                  space + NAME(blocks_size)(p, 1) + o * p->in_channels * 8);
@@ -841,31 +845,33 @@ void NAME(backward)(const Problem *p, const REAL *x, const REAL *weight, const R
     Affine affine = NAME(affine_of)(norm, p->in_channels, space + room.blocks);
     REAL *slope = space + room.blocks + 2 * p->in_channels, *offset = slope + p->in_channels;
     REAL *own = space + room.shared;
-    index_t grad_count = room.weight_grad + room.depth_grad + room.norm_grad, to_grads = room.thread - grad_count;
+    Parts parts = {own + p->threads * room.thread, room.parts, room.grads};
     index_t pixels = p->height * p->width, map = p->in_channels * pixels, maps = p->batch * p->order;
 #pragma omp parallel num_threads((int)p->threads) if (p->threads > 1)
     {
-#pragma omp for nowait
-        for (index_t thread = 0; thread < p->threads; thread++) /* all: fewer may come than were asked for */
-            memset(own + thread * room.thread + to_grads, 0, grad_count * sizeof(REAL));
 #pragma omp for
         for (index_t o = 0; o < p->out_channels; o++)
-            NAME(transform_filters)(p, &l, o, (Filter){weight, depth, NULL, NULL}, space, NULL, 0);
+            NAME(transform_filters)(p, &l, o, (Filter){weight, depth, NULL, NULL}, space, (Parts){0});
         Thread w = NAME(settle)(p, room, 1, own + thread_number() * room.thread);
-#pragma omp for schedule(static)
-        for (index_t n = 0; n < d.tiles; n++) {
-            Tile t = tile_at(p, &d, n, 1);
-            NAME(prepare)(p, &t, &w, room);
-            NAME(backward_tile)(p, &t, &w, x, affine, space, depth, y_grad, more, x_grad, s);
+#pragma omp for schedule(dynamic)
+        for (index_t part = 0; part < parts.count; part++) {
+            w.weight_grad = parts.grads + part * parts.step;
+            w.depth_grad = w.weight_grad + room.weight_grad;
+            w.norm_grad = w.depth_grad + room.depth_grad;
+            memset(w.weight_grad, 0, room.grads * sizeof(REAL));
+            for (index_t n = d.tiles * part / parts.count; n < d.tiles * (part + 1) / parts.count; n++) {
+                Tile t = tile_at(p, &d, n, 1);
+                NAME(prepare)(p, &t, &w, room);
+                NAME(backward_tile)(p, &t, &w, x, affine, space, depth, y_grad, more, x_grad, s);
+            }
         }
-        const REAL *grads = own + to_grads;
-        const REAL *norm_grads = grads + room.weight_grad + room.depth_grad;
+        const REAL *depth_grads = parts.grads + room.weight_grad, *norm_grads = depth_grads + room.depth_grad;
 #pragma omp for nowait
         for (index_t i = 0; i < (mean ? p->in_channels : 0); i++) {
             double by_scale = 0, by_shift = 0;
-            for (index_t thread = 0; thread < p->threads; thread++) {
-                by_scale += (double)norm_grads[thread * room.thread + i];
-                by_shift += (double)norm_grads[thread * room.thread + p->in_channels + i];
+            for (index_t part = 0; part < parts.count; part++) {
+                by_scale += (double)norm_grads[part * parts.step + i];
+                by_shift += (double)norm_grads[part * parts.step + p->in_channels + i];
             }
             NAME(norm_back)(norm, i, (double)(maps * pixels), by_scale, by_shift, gamma_grad + i, beta_grad + i,
                             slope + i, offset + i);
@@ -875,11 +881,9 @@ void NAME(backward)(const Problem *p, const REAL *x, const REAL *weight, const R
         for (index_t o = 0; o < p->out_channels; o++) {
             for (index_t i = o * each; i < (o + 1) * each; i++) {
                 depth_grad[i] = 0;
-                for (index_t thread = 0; thread < p->threads; thread++)
-                    depth_grad[i] += grads[thread * room.thread + room.weight_grad + i];
+                for (index_t part = 0; part < parts.count; part++) depth_grad[i] += depth_grads[part * parts.step + i];
             }
-            NAME(transform_filters)(p, &l, o, (Filter){weight, depth, weight_grad, depth_grad}, NULL, grads,
-                                    room.thread);
+            NAME(transform_filters)(p, &l, o, (Filter){weight, depth, weight_grad, depth_grad}, NULL, parts);
         }
         if (mean && p->own)
 #pragma omp for schedule(static)

@@ -230,7 +230,6 @@ static int lay_out(const Problem *p, const Tile *t, index_t lanes, Layout *l)
     return 1;
 }
 
-/* Threads take tiles by turns that depend on nothing but their number, so that sums come out the same every time. */
 INLINE index_t thread_number(void)
 {
 #ifdef _OPENMP
@@ -271,6 +270,7 @@ INLINE void join(Moments *m, Moments more)
 #define Affine NAME(affine)
 #define Strip NAME(strip)
 #define Filter NAME(filter_of)
+#define Parts NAME(parts_of)
 #define Room NAME(room_of)
 #define Frame NAME(frame_of)
 #define Pixels NAME(pixels)
