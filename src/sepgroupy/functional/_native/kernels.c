@@ -131,7 +131,7 @@ static Division divide(const Problem *p, index_t rows, int backward)
         d.bands = (pixels + target - 1) / target;
     else
         d.images = larger(1, target / larger(pixels, 1));
-    d.images = larger(1, smaller(d.images, p->batch / (2 * p->threads)));
+    d.images = larger(1, smaller(d.images, p->batch / ((backward ? 2 : 4) * p->threads))); /* for threads to share evenly */
     if (p->batch * d.bands < p->threads)
         d.bands = (p->threads + p->batch - 1) / p->batch;
     d.bands = larger(1, smaller(d.bands, rows / 4));
