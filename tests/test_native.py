@@ -207,7 +207,7 @@ def operator_arguments(kind: str = "dense", norm: bool = False) -> dict[str, Any
 def test_random_problems() -> None:
     counts = stress.check(120, seed=3)
     assert counts["empty"] > 3
-    what = ("with norm", "with shortcut", "lifted", "of long rows", "on shuffled p4m", "1 threads", "2 threads")
+    what = ("with norm", "with shortcut", "lifted", "gc of long rows", "on shuffled p4m", "1 threads", "2 threads")
     assert min(counts[name] for name in (*KINDS, *what)) > 3
 
 

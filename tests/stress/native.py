@@ -76,6 +76,12 @@ class Problem:
     shortcut: bool = False
     own: bool = False  # whether the norm's statistics are those of x
 
+    @property
+    def is_fused(self) -> bool:
+        """Whether the kernels keep products and transform in registers, where vectors are of 64 bytes."""
+        usual = self.group == D4 and self.kind == "gc" and self.dtype is torch.float32
+        return usual and self.geometry.stride == (1, 1) and self.size[1] % 16 == 0
+
     @classmethod
     def draw(cls, chance: random.Random) -> Problem:
         """Draw a problem that is not too long; one in ten is empty, and images are tiny, wide, tall or large.
@@ -263,7 +269,7 @@ def check(problems: int, seed: int = 0) -> Counter[str]:
             counts["lifted"] += _call.lifts(problem.group, problem.geometry, problem.inputs)
             counts["empty"] += 0 in (problem.batch, problem.inputs, problem.outputs)
             counts["of a pixel"] += problem.size == (1, 1)
-            counts["of long rows"] += problem.size[1] % 16 == 0
+            counts["gc of long rows"] += problem.is_fused
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)

@@ -74,7 +74,7 @@ def convolve(
             y, mean, var = _forward(inputs, eps, call, moments)
         if mean is not None and var is not None:
             remember(y, mean, var)
-        return y if y.dtype is dtype else y.to(dtype), x if again is None else again
+        return y.to(dtype), x if again is None else again
     if torch._C._are_functorch_transforms_active():
         y = _definition(inputs, eps, batch, call)
     else:
