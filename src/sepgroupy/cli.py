@@ -91,6 +91,7 @@ def train(
     weights: Annotated[
         Path | None, typer.Option(help="A run's folder, or a file of parameters, to start from.")
     ] = None,
+    init: Annotated[str, typer.Option(help="published or variance: how group convolutions are drawn.")] = "published",
     seed: Annotated[int, typer.Option(help="Of the run's random numbers.")] = 1,
     folder: Annotated[
         Path | None, typer.Option(help="Where the run is kept.", show_default="runs/<task>-<model>-<digest>")
@@ -128,6 +129,7 @@ def train(
         strategy=strategy,
         sync_batchnorm=sync_batchnorm,
         weights=_text(weights),
+        init=init,
         seed=seed,
         folder=_text(folder),
     )

@@ -14,8 +14,9 @@ _ALGORITHMS = {None: "auto", True: "dense", False: "full"}
 def published(module: str, name: str, group: PointGroup, kind: str, lifting: bool) -> Any:
     """Make one published class, a LiftingConv2d or GroupConv2d with the published positional arguments.
 
-    The g and gc classes also take ``separable``: True convolves in two steps, False with the multiplied-out filter,
-    None (default) the faster way. A lifting layer has nothing to separate and computes the same for each.
+    Parameters are drawn with ``init="published"``. ``separable`` says how a g or gc layer computes: True in two steps,
+    False with the multiplied-out filter, None (default) whichever is faster. A lifting layer has nothing to separate
+    and computes the same for each value. The dense classes accept False and None.
     """
 
     class Published(LiftingConv2d if lifting else GroupConv2d):  # type: ignore[misc]
@@ -29,12 +30,22 @@ def published(module: str, name: str, group: PointGroup, kind: str, lifting: boo
             bias: bool = True,
             separable: bool | None = None,
         ) -> None:
-            if kind == "dense" and separable is not None:
-                raise TypeError(f"{name} has no argument 'separable': its filters are dense")
+            if kind == "dense" and separable:
+                raise TypeError(f"separable (={separable!r}) must be False or None: the filters of {name} are dense")
             options = (
                 {} if lifting else {"kind": kind, "algorithm": "auto" if kind == "dense" else _ALGORITHMS[separable]}
             )
-            super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias=bias, group=group, **options)
+            super().__init__(
+                in_channels,
+                out_channels,
+                kernel_size,
+                stride,
+                padding,
+                bias=bias,
+                group=group,
+                init="published",
+                **options,
+            )
 
     Published.__name__ = Published.__qualname__ = name
     Published.__module__ = module

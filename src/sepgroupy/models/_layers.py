@@ -14,6 +14,7 @@ from ..functional import fold, unfold
 from ..functional._plan import RULES
 from ..groups import PointGroup, as_group
 from ..nn import GroupConv2d, LiftingConv2d
+from ..nn._base import DEFAULT_INIT, INITS
 from ..nn._norm import is_watched
 
 torch.fx.wrap("fold")  # single steps to torch.fx, which could not follow their checks
@@ -31,16 +32,23 @@ class Layers:
         group: the point group, for a kind of group convolution.
         plain_kinds: names of ordinary convolutions.
         algorithm: as :class:`sepgroupy.nn.GroupConv2d`.
+        init: as :class:`sepgroupy.nn.GroupConv2d`, for group convolutions.
 
     Raises:
-        ArgumentError: the kind is unknown.
+        ArgumentError: the kind or init is unknown.
     """
 
     def __init__(
-        self, kind: str, group: PointGroup | str, plain_kinds: Sequence[str] = ("plain",), algorithm: str = "auto"
+        self,
+        kind: str,
+        group: PointGroup | str,
+        plain_kinds: Sequence[str] = ("plain",),
+        algorithm: str = "auto",
+        init: str = DEFAULT_INIT,
     ) -> None:
         check_choice("kind", kind, (*plain_kinds, "dense", "g", "gc"))
-        self.kind, self.algorithm = kind, algorithm
+        check_choice("init", init, INITS)
+        self.kind, self.algorithm, self.init = kind, algorithm, init
         self.kernels = algorithm in ("auto", "native")  # whether compiled kernels may be taken at all
         self.group = None if kind in plain_kinds else as_group(group)
         self.order = self.group.order if self.group else 1
@@ -53,7 +61,14 @@ class Layers:
             return nn.Conv2d(in_channels, out_channels, kernel, padding=padding, bias=bias)
         algorithm = "auto" if self.kernels else "torch"
         return LiftingConv2d(
-            in_channels, out_channels, kernel, padding=padding, bias=bias, group=self.group, algorithm=algorithm
+            in_channels,
+            out_channels,
+            kernel,
+            padding=padding,
+            bias=bias,
+            group=self.group,
+            algorithm=algorithm,
+            init=self.init,
         )
 
     def hidden(
@@ -80,6 +95,7 @@ class Layers:
             group=self.group,
             kind=kind,
             algorithm=algorithm,
+            init=self.init,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -33,6 +34,9 @@ class ResNet(nn.Module):
         head: "published" or "invariant".
         downsampling: "published" or "exact".
         algorithm: as :class:`sepgroupy.nn.GroupConv2d`, for the layers whose kind knows it.
+        init: as :class:`sepgroupy.nn.GroupConv2d`, for group convolutions. With "published" parameters are, at equal
+            seed, bitwise those of the published networks: the ordinary convolutions of a plain network are drawn once
+            more, normally with variance ``2/(out_channels·k²)``. With "variance" they are drawn as PyTorch draws them.
 
     Shape:
         (B, in_channels, Y, X) to logits (B, classes).
@@ -52,6 +56,7 @@ class ResNet(nn.Module):
         head: str = "published",
         downsampling: str = "published",
         algorithm: str = "auto",
+        init: str = "published",
     ) -> None:
         super().__init__()
         self.layer1: nn.Sequential
@@ -64,7 +69,7 @@ class ResNet(nn.Module):
         if not isinstance(widths, Sequence) or len(widths) != 3:
             raise ArgumentError(f"widths (={widths!r}) must be three numbers of channels")
         check_counts(in_channels=in_channels, classes=classes, **{f"widths[{i}]": w for i, w in enumerate(widths)})
-        layers = Layers(kind, group, algorithm=algorithm)
+        layers = Layers(kind, group, algorithm=algorithm, init=init)
         self.group, self.order, self.head = layers.group, layers.order, head
         self.conv1 = layers.first(in_channels, widths[0], 3, padding=1, bias=False)
         channels = widths[0]
@@ -76,6 +81,11 @@ class ResNet(nn.Module):
             self.add_module(f"layer{stage}", nn.Sequential(*blocks))
         self.bn1 = nn.BatchNorm2d(channels)
         self.fc = nn.Linear(channels * (1 if head == "invariant" else self.order), classes)
+        if layers.group is None and init == "published":
+            for module in self.modules():
+                if isinstance(module, nn.Conv2d):
+                    fan_out = module.out_channels * math.prod(module.kernel_size)
+                    nn.init.normal_(module.weight, 0.0, math.sqrt(2.0 / fan_out))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits, (B, classes)."""
@@ -91,14 +101,15 @@ class _Block(nn.Module):
         super().__init__()
         self.order, self.average = layers.order, halve and exact
         stride, kernel = (2 if halve else 1), (4 if halve and exact else 3)
+        downsample = None
+        if halve or in_channels != out_channels:  # built first, as the published code draws it first
+            pointwise = layers.hidden(in_channels, out_channels, 1, 1 if self.average else stride, bias=False)
+            downsample = nn.Sequential(pointwise, nn.BatchNorm2d(out_channels))
         self.bn1 = nn.BatchNorm2d(in_channels)
         self.conv1 = layers.hidden(in_channels, out_channels, kernel, stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.conv2 = layers.hidden(out_channels, out_channels, 3, padding=1, bias=False)
-        self.downsample: nn.Sequential | None = None
-        if halve or in_channels != out_channels:
-            shortcut = layers.hidden(in_channels, out_channels, 1, 1 if self.average else stride, bias=False)
-            self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(out_channels))
+        self.downsample = downsample  # registered last: the order of the published state dicts
 
     def forward(self, x: Tensor) -> Tensor:
         """Map folded maps, (B·|H|, C, Y, X), to folded maps."""

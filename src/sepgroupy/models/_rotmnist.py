@@ -28,6 +28,8 @@ class RotMNISTNet(nn.Module):
         in_channels: channels of the picture.
         classes: number of classes.
         algorithm: as :class:`sepgroupy.nn.GroupConv2d`, for the layers whose kind knows it.
+        init: as :class:`sepgroupy.nn.GroupConv2d`, for group convolutions; with "published" parameters are, at equal
+            seed, bitwise those of the published networks. Ordinary layers are drawn as PyTorch draws them.
 
     Shape:
         (B, in_channels, 28, 28) to log-probabilities (B, classes).
@@ -44,13 +46,14 @@ class RotMNISTNet(nn.Module):
         in_channels: int = 1,
         classes: int = 10,
         algorithm: str = "auto",
+        init: str = "published",
     ) -> None:
         super().__init__()
         self.bn2: nn.Module
         self.bn7: nn.Module
         check_counts(width=width, in_channels=in_channels, classes=classes)
         self.in_channels = in_channels
-        layers = Layers(kind, group, ("plain", "c"), algorithm)
+        layers = Layers(kind, group, ("plain", "c"), algorithm, init)
         self.group, self.order, self.kernels = layers.group, layers.order, layers.kernels
         for index, kernel in enumerate(KERNELS, start=1):
             convolution = (

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..functional import fold, unfold
 from ..groups import PointGroup
 from ..nn import GroupConvTranspose2d, GroupPool
+from ..nn._base import DEFAULT_INIT
 from ._layers import Layers, check_counts, check_pictures, convolve
 
 
@@ -28,6 +29,7 @@ class UNet(nn.Module):
         in_channels: channels of the picture.
         classes: number of classes.
         depth: how often the picture is halved.
+        init: as :class:`sepgroupy.nn.GroupConv2d`, for group convolutions.
 
     Shape:
         (B, in_channels, Y, X) to logits (B, classes, Y, X), Y and X divisible by ``2**depth``.
@@ -46,10 +48,11 @@ class UNet(nn.Module):
         in_channels: int = 3,
         classes: int = 2,
         depth: int = 3,
+        init: str = DEFAULT_INIT,
     ) -> None:
         super().__init__()
         check_counts(width=width, in_channels=in_channels, classes=classes, depth=depth)
-        layers = Layers(kind, group)
+        layers = Layers(kind, group, init=init)
         self.group, self.order = layers.group, layers.order
         self.in_channels, self.depth = in_channels, depth
         widths = [width * 2**level for level in range(depth + 1)]
@@ -97,4 +100,4 @@ class _Level(nn.Module):
 def _transposed(layers: Layers, in_channels: int, out_channels: int) -> nn.Module:
     if layers.group is None:
         return nn.ConvTranspose2d(in_channels, out_channels, 2, 2)
-    return GroupConvTranspose2d(in_channels, out_channels, 2, 2, group=layers.group, kind=layers.kind)
+    return GroupConvTranspose2d(in_channels, out_channels, 2, 2, group=layers.group, kind=layers.kind, init=layers.init)

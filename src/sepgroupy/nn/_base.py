@@ -16,6 +16,9 @@ from ..functional._execute import Filters
 from ..functional._geometry import LARGEST_SIZE, check_numbers
 from ..functional._plan import Plan, is_ordinary
 
+INITS = ("published", "variance")
+DEFAULT_INIT = "variance"
+
 
 @dataclass
 class _Kept:
@@ -50,8 +53,12 @@ class GroupConvolution(nn.Module):
         device: torch.device | str | None,
         dtype: torch.dtype | None,
         spread: int = 1,
+        init: str = DEFAULT_INIT,
     ) -> None:
         super().__init__()
+        if init not in INITS:
+            raise ArgumentError(f"init (={init!r}) must be one of {', '.join(INITS)}")
+        self.init = init
         self.in_channels, self.out_channels, self.plan = int(in_channels), int(out_channels), plan
         self._spread = spread  # output pixels that share the taps of a kernel, of a transposed convolution
         self.bias: nn.Parameter | None
@@ -77,21 +84,35 @@ class GroupConvolution(nn.Module):
         return getattr(self, self._filter_names[0])
 
     def reset_parameters(self) -> None:
-        """Draw the parameters anew so that a layer followed by ReLU keeps the mean square of its maps.
+        """Draw the parameters again, in this order: weight, or depthwise and pointwise weight; then bias.
 
-        A dense filter needs variance ``2/(I·|H|·k²)`` an entry (He et al., 2015), ``I·|H|·k²`` the number of terms
-        in its sum. The product of independent factors has the product of their variances, so a separable layer
-        draws its depthwise factor with ``2/k²`` and its pointwise factor with ``1/(I·|H|)``. Biases are zero.
+        All are drawn uniformly from ±bound. With ``K = kernel rows · kernel columns`` (divided by the product of the
+        strides in a transposed layer, where an output pixel sees so many fewer kernel elements) and
+        ``I = in_channels/groups``:
+
+        * ``init="published"``: every parameter, the bias too, has ``bound = 1/√(I·K)``, as in the code of Lengyel &
+          van Gemert (2021). Both factors of a separable layer are small, so that a fresh residual branch is too.
+        * ``init="variance"``: a layer followed by ReLU preserves the mean square of its feature maps. A dense filter
+          needs variance ``2/(I·|H|·K)`` per entry (He et al., 2015), a lifting filter ``2/(I·K)``. The variance of a
+          product of independent factors is the product of their variances: the depthwise factor has ``2/K``, the
+          pointwise factor ``1/(I·|H|)``. Biases are zero.
         """
-        gain, geometry, plan = 2.0, self.plan.geometry, self.plan
-        taps = math.prod(geometry.kernel_size) / self._spread
-        inputs = self.in_channels // geometry.groups * (1 if plan.kind == "lifting" else plan.group.order)
-        terms = {"weight": inputs * taps, "depthwise_weight": taps, "pointwise_weight": inputs}
+        geometry, plan = self.plan.geometry, self.plan
+        kernel_elements = math.prod(geometry.kernel_size) / self._spread
+        channels = self.in_channels // geometry.groups
+        published = 1 / math.sqrt(channels * kernel_elements)
+        inputs = channels * (1 if plan.kind == "lifting" else plan.group.order)
+        variances = {
+            "weight": 2 / (inputs * kernel_elements),
+            "depthwise_weight": 2 / kernel_elements,
+            "pointwise_weight": 1 / inputs,
+        }
         for name in self._filter_names:
-            bound = math.sqrt(3.0 * (1.0 if name == "pointwise_weight" else gain) / terms[name])
+            bound = published if self.init == "published" else math.sqrt(3 * variances[name])
             nn.init.uniform_(getattr(self, name), -bound, bound)
         if self.bias is not None:
-            nn.init.zeros_(self.bias)
+            bound = published if self.init == "published" else 0.0
+            nn.init.uniform_(self.bias, -bound, bound)
 
     def _filters(self, plan: Plan) -> Filters:
         """Return the filters, those of an earlier call if no gradient is wanted and the parameters have not changed."""

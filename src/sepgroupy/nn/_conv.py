@@ -9,7 +9,7 @@ from ..errors import ArgumentError
 from ..functional._geometry import Geometry, Pair
 from ..functional._plan import Plan
 from ..groups import PointGroup, as_group
-from ._base import GroupConvolution, check_channels, filter_shapes
+from ._base import DEFAULT_INIT, GroupConvolution, check_channels, filter_shapes
 from ._norm import is_plain, norm_relu, read_norm
 
 
@@ -32,6 +32,7 @@ class LiftingConv2d(GroupConvolution):
         group: the point group: "p4", "p4m", …, a PointGroup or a list of generators.
         algorithm: how the result, the same to rounding, is computed: "auto", by compiled kernels on a CPU where they
             are faster, or "torch" (or "dense"), one convolution of PyTorch's with all transformed filters.
+        init: how parameters are drawn, "published" or "variance", see :meth:`reset_parameters`.
         device: where to make the parameters.
         dtype: their type.
 
@@ -63,6 +64,7 @@ class LiftingConv2d(GroupConvolution):
         *,
         group: PointGroup | str,
         algorithm: str = "auto",
+        init: str = DEFAULT_INIT,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -78,6 +80,7 @@ class LiftingConv2d(GroupConvolution):
             bias,
             device,
             dtype,
+            init=init,
         )
 
     def forward(self, x: Tensor, moments: bool = False) -> Tensor:
@@ -121,6 +124,7 @@ class GroupConv2d(GroupConvolution):
             in two steps; "full" multiplies the factors out and convolves once; "fourier" takes the pointwise step of
             a gc layer, or a 1×1 dense layer, to the group's Fourier domain; "native" takes the whole convolution
             there, by compiled kernels on a CPU.
+        init: how parameters are drawn, "published" or "variance", see :meth:`reset_parameters`.
         device: where to make the parameters.
         dtype: their type.
 
@@ -150,6 +154,7 @@ class GroupConv2d(GroupConvolution):
         group: PointGroup | str,
         kind: str = "dense",
         algorithm: str = "auto",
+        init: str = DEFAULT_INIT,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -158,7 +163,7 @@ class GroupConv2d(GroupConvolution):
         inner = check_channels(in_channels, out_channels, geometry.groups)
         shapes = filter_shapes(kind, out_channels, inner, group.order, geometry.kernel_size)
         plan = Plan.make(group, kind, algorithm, geometry)
-        super().__init__(in_channels, out_channels, plan, shapes, bias, device, dtype)
+        super().__init__(in_channels, out_channels, plan, shapes, bias, device, dtype, init=init)
 
     def forward(
         self, x: Tensor, norm: nn.Module | None = None, shortcut: Tensor | None = None, moments: bool = False

@@ -13,7 +13,7 @@ from ..functional._geometry import Geometry, Pair, check_numbers, parse_output_p
 from ..functional._layout import merge_fiber, split_fiber
 from ..functional._plan import Plan, check_tensor
 from ..groups import PointGroup, as_group
-from ._base import GroupConvolution, check_channels, filter_shapes
+from ._base import DEFAULT_INIT, GroupConvolution, check_channels, filter_shapes
 
 
 class GroupConvTranspose2d(GroupConvolution):
@@ -44,6 +44,7 @@ class GroupConvTranspose2d(GroupConvolution):
         dilation: distance between the taps of the kernel.
         group: the point group: "p4", "p4m", …, a PointGroup or a list of generators.
         kind: "dense", "g" or "gc", see above.
+        init: how parameters are drawn, "published" or "variance", see :meth:`reset_parameters`.
         device: where to make the parameters.
         dtype: their type.
 
@@ -70,6 +71,7 @@ class GroupConvTranspose2d(GroupConvolution):
         *,
         group: PointGroup | str,
         kind: str = "dense",
+        init: str = DEFAULT_INIT,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -85,7 +87,7 @@ class GroupConvTranspose2d(GroupConvolution):
         spread = math.prod(geometry.stride)
         steps = kind == "gc" and math.prod(geometry.kernel_size) > spread
         plan = Plan.make(group, kind, "dense" if steps or kind == "dense" else "full", geometry)
-        super().__init__(in_channels, out_channels, plan, shapes, bias, device, dtype, spread)
+        super().__init__(in_channels, out_channels, plan, shapes, bias, device, dtype, spread, init)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x, (B, in_channels, |H|, Y, X), to (B, out_channels, |H|, Y', X')."""

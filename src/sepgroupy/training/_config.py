@@ -86,6 +86,8 @@ class RunConfig:
         weights: the folder of a run, or a file with the state dict of such a network, whose parameters are those to
             start from; None to draw them.
         seed: of the initial parameters, the order of the pictures and their augmentation.
+        init: how the parameters of group convolutions are drawn, ``"published"`` or ``"variance"``, see
+            :class:`sepgroupy.nn.GroupConv2d`. A stored configuration without this field is of ``"variance"``.
         folder: where the run is kept, None for ``runs/<task>-<model>-<digest of this configuration>``.
 
     Raises:
@@ -120,6 +122,7 @@ class RunConfig:
     sync_batchnorm: bool = False
     weights: str | None = None
     folder: str | None = None
+    init: str = "published"
 
     @classmethod
     def for_task(cls, task: str, **overrides: Any) -> RunConfig:
@@ -150,7 +153,7 @@ class RunConfig:
             raise ArgumentError(f"the configuration is no JSON: {error}") from None
         if not isinstance(values, dict):
             raise ArgumentError(f"the configuration must be a JSON object, not {type(values).__name__}")
-        return cls._from_fields(values)
+        return cls._from_fields({"init": "variance"} | values)
 
     @classmethod
     def _from_fields(cls, values: dict[str, Any]) -> RunConfig:
@@ -183,7 +186,7 @@ class RunConfig:
         if self.folder is not None:
             return Path(self.folder)
         # Of what is not as usual alone, so that a later field leaves the names as they are.
-        usual = {field.name: field.default for field in fields(self)} | PAPER[self.task]
+        usual = {field.name: field.default for field in fields(self)} | PAPER[self.task] | {"init": "variance"}
         unusual = {name: value for name, value in asdict(self).items() if value != usual[name]}
         digest = hashlib.sha256(json.dumps(unusual, sort_keys=True).encode()).hexdigest()[:8]
         return Path("runs") / f"{self.task}-{self.model}-{digest}"
@@ -243,4 +246,5 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "sync_batchnorm": _SWITCH,
     "weights": _OPTIONAL_TEXT,
     "folder": _OPTIONAL_TEXT,
+    "init": _one_of("published", "variance"),
 }

@@ -167,10 +167,10 @@ def _require_own(folder: Path, config: RunConfig) -> None:
 def _build(config: RunConfig) -> nn.Module:
     width = config.width
     if width is None:
-        return build_model(config.model)
+        return build_model(config.model, init=config.init)
     if config.task == "cifar10":
-        return build_model(config.model, widths=(width, 2 * width, 4 * width))
-    return build_model(config.model, width=width)
+        return build_model(config.model, widths=(width, 2 * width, 4 * width), init=config.init)
+    return build_model(config.model, width=width, init=config.init)
 
 
 def _fitting(found: Any, path: Path, config: RunConfig) -> dict[str, Tensor]:
