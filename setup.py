@@ -12,7 +12,7 @@ from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
-SOURCES = Path("src/sepgroupy/functional/_native")
+SOURCES = Path("src/sepgroupy/backends/native")
 FLAGS = ["-std=gnu11", "-O2", "-g0", "-ftree-vectorize", "-Wno-psabi", "-fno-math-errno"]
 VARIANTS: dict[str, list[str]] = {"baseline": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
@@ -73,7 +73,7 @@ class BuildWheel(bdist_wheel):
 setup(
     ext_modules=[
         Extension(
-            f"sepgroupy.functional._native._{name}",
+            f"sepgroupy.backends.native._{name}",
             [str(SOURCES / "kernels.c")],
             depends=[str(path) for path in SOURCES.glob("*.inl")],
             extra_compile_args=FLAGS + flags,

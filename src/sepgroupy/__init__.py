@@ -9,54 +9,62 @@
 >>> assert_equivariant(net, "p4m", torch.randn(1, 3, 15, 15))
 """
 
+from . import backends as backends
 from . import functional as functional
 from . import groups as groups
 from . import nn as nn
 from .audit import audit as audit
+from .backends import ConvSpec as ConvSpec
+from .backends import available_backends as available_backends
+from .backends import empty_cache as empty_cache
 from .compress import compress as compress
 from .convert import convert as convert
 from .errors import ArgumentError as ArgumentError
 from .errors import DataError as DataError
 from .errors import SepgroupyError as SepgroupyError
 from .export import fold as fold
-from .functional import backends as backends
+from .fusion import fuse as fuse
 from .groups import PointGroup as PointGroup
 from .groups import as_group as as_group
 from .models import build_model as build_model
 from .models import load_published as load_published
 from .models import model_names as model_names
-from .nn import Folded as Folded
+from .nn import GroupBatchNorm2d as GroupBatchNorm2d
 from .nn import GroupConv2d as GroupConv2d
 from .nn import GroupConvTranspose2d as GroupConvTranspose2d
 from .nn import GroupPool as GroupPool
 from .nn import LiftingConv2d as LiftingConv2d
+from .nn import PerElement as PerElement
+from .nn import cached_filters as cached_filters
 from .testing import assert_equivariant as assert_equivariant
 from .testing import equivariance_error as equivariance_error
 
 __version__ = "0.1.0"
 
-__all__ = [
+__all__ = [  # what `from sepgroupy import *` brings: no names of packages, which would hide torch's nn
     "ArgumentError",
+    "ConvSpec",
     "DataError",
-    "Folded",
+    "GroupBatchNorm2d",
     "GroupConv2d",
     "GroupConvTranspose2d",
     "GroupPool",
     "LiftingConv2d",
+    "PerElement",
     "PointGroup",
     "SepgroupyError",
     "as_group",
     "assert_equivariant",
     "audit",
-    "backends",
+    "available_backends",
     "build_model",
+    "cached_filters",
     "compress",
     "convert",
+    "empty_cache",
     "equivariance_error",
     "fold",
-    "functional",
-    "groups",
+    "fuse",
     "load_published",
     "model_names",
-    "nn",
 ]

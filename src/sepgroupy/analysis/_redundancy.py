@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .._files import atomic
 from ..errors import ArgumentError
-from ..nn._base import GroupConvolution
+from ..nn import GroupConvolution
 
 QUESTIONS = {"g": "along the group axis (g)", "gc": "along group × input channels (gc)"}
 _COLOURS = {"trained": "#0072B2", "untrained": "#E69F00"}
@@ -157,7 +157,7 @@ def plot_redundancy(
 def _dense_weight(layer: nn.Module) -> Tensor | None:
     """Return the filters of a layer in float64, (O, I, |H| or 1, k, k), or None if it has no dense ones."""
     planar = isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))
-    if not planar and not (isinstance(layer, GroupConvolution) and layer.plan.kind in ("lifting", "dense")):
+    if not planar and not (isinstance(layer, GroupConvolution) and layer.kind in ("lifting", "dense")):
         return None
     weight: Any = layer.weight
     weight = weight.detach().double().cpu()

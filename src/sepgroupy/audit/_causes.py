@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..functional._geometry import Geometry
-from ..groups import PointGroup
-from ..nn import GroupConv2d, LiftingConv2d
-from ..nn._base import GroupConvolution
+from ..backends import ConvSpec
+from ..groups import C1, PointGroup
+from ..nn import GroupConv2d, GroupConvolution, LiftingConv2d
 from ._readings import Orbit, Reading, read
 from ._trace import INPUT, OUTPUT, Step
 
@@ -57,8 +56,8 @@ def causes(step: Step, group: PointGroup, orbit: Orbit, tolerance: float) -> lis
         if uneven_grid(geometry, pixels, group):
             found.append(_grid(geometry, pixels))
     found += _padding(module)
-    if isinstance(module, GroupConvolution) and not group.is_subgroup_of(module.plan.group):
-        own = module.plan.group
+    if isinstance(module, GroupConvolution) and not group.is_subgroup_of(module.group):
+        own = module.group
         found.append(
             Cause(f"it is equivariant under {_name(own)} alone, not under {_name(group)}", f"group={_name(group)!r}")
         )
@@ -75,10 +74,10 @@ def causes(step: Step, group: PointGroup, orbit: Orbit, tolerance: float) -> lis
     return found or [_unknown(step)]
 
 
-def geometry_of(module: nn.Module) -> Geometry | None:
+def geometry_of(module: nn.Module) -> ConvSpec | None:
     """Return kernel, stride, padding and dilation of a convolution or pooling; None for other modules."""
     if isinstance(module, (LiftingConv2d, GroupConv2d)):
-        return module.plan.geometry
+        return module.spec
     if not isinstance(module, (nn.Conv2d, *_POOLS)):
         return None
     kernel = _pair(module.kernel_size)
@@ -90,21 +89,21 @@ def geometry_of(module: nn.Module) -> Geometry | None:
     else:
         row, column = _pair(padding)
         pads = (row, row, column, column)
-    return Geometry(kernel, stride, pads, dilation)
+    return ConvSpec(C1, "dense", kernel, stride, pads, dilation)
 
 
-def uneven_grid(geometry: Geometry, pixels: tuple[int, ...], group: PointGroup) -> bool:
+def uneven_grid(geometry: ConvSpec, pixels: tuple[int, ...], group: PointGroup) -> bool:
     """Whether ``(n + 2·padding - dilation·(k-1) - 1) % stride`` is not 0 on an axis that the group reverses."""
     reversed_axes = [bool((group.arrays[:, :, axis] < 0).any()) for axis in (0, 1)]
     return any(_span(geometry, axis, n) % geometry.stride[axis] for axis, n in enumerate(pixels) if reversed_axes[axis])
 
 
-def _span(geometry: Geometry, axis: int, n: int) -> int:
+def _span(geometry: ConvSpec, axis: int, n: int) -> int:
     before, after = geometry.padding[2 * axis : 2 * axis + 2]
     return n + before + after - geometry.dilation[axis] * (geometry.kernel_size[axis] - 1) - 1
 
 
-def _grid(geometry: Geometry, pixels: tuple[int, ...]) -> Cause:
+def _grid(geometry: ConvSpec, pixels: tuple[int, ...]) -> Cause:
     k, s, p, d = (v[0] for v in (geometry.kernel_size, geometry.stride, geometry.padding, geometry.dilation))
     n, left = pixels[0], _span(geometry, 0, pixels[0]) % s
     why = (
@@ -149,7 +148,7 @@ def _padding(module: nn.Module) -> list[Cause]:
 
 def _filter_breaks(module: nn.Conv2d, x: Tensor, reading: Reading, orbit: Orbit, tolerance: float) -> bool:
     """Try the filter alone, without padding and on a part of its input where the stride's grid is symmetric."""
-    geometry = Geometry(_pair(module.kernel_size), _pair(module.stride), dilation=_pair(module.dilation))
+    geometry = ConvSpec(C1, "dense", _pair(module.kernel_size), _pair(module.stride), dilation=_pair(module.dilation))
     rows, columns = reading.pixels
     height, width = (n - _span(geometry, axis, n) % geometry.stride[axis] for axis, n in enumerate((rows, columns)))
     if _span(geometry, 0, height) < 0 or _span(geometry, 1, width) < 0:
@@ -192,7 +191,7 @@ def _unshared(module: nn.Module, reading: Reading) -> Cause:
     why = f"a non-shared affine: its parameters and statistics differ between {over} ({reading} values)"
     channels = reading.size("C")
     if "H" in reading.labels:
-        return Cause(why, f"Folded(BatchNorm2d({channels})) on (B, {channels}, {reading.size('H')}, Y, X)")
+        return Cause(why, f"GroupBatchNorm2d({channels}) on (B, {channels}, {reading.size('H')}, Y, X)")
     return Cause(why, f"one number for each of the {channels} channels, as BatchNorm2d has")
 
 

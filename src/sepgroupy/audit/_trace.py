@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError
 from ..groups import PointGroup
-from ..nn._base import GroupConvolution
+from ..nn import GroupConvolution
 from ..testing import TOLERANCES
 from ._readings import Orbit, Reading, read, stack_orbit
 
@@ -171,5 +171,5 @@ class _Watch:
 
 def _group_of_maps(model: nn.Module, group: PointGroup) -> PointGroup:
     """Return the group that the network's fibers run over: its own if the audited one lies in it."""
-    own = [m.plan.group for m in model.modules() if isinstance(m, GroupConvolution)]
+    own = [m.group for m in model.modules() if isinstance(m, GroupConvolution)]
     return next((g for g in own if group.is_subgroup_of(g)), group)

@@ -75,7 +75,7 @@ def compress(model: nn.Module, kind: str = "gc") -> Compression:
     rows: list[CompressedLayer] = []
     new: dict[nn.Module, nn.Module] = {}
     for name, layer in model.named_modules():
-        if isinstance(layer, _Layer) and layer.plan.kind == "dense" and not layer.plan.geometry.pointwise:
+        if isinstance(layer, _Layer) and layer.kind == "dense" and not layer.spec.pointwise:
             dense: Any = layer.weight
             weight = dense.double()
             if not weight.isfinite().all():
@@ -110,22 +110,18 @@ def _nearest(
 
 def _separable(layer: Any, kind: str) -> Any:
     """Make the separable layer that takes a dense one's place."""
-    geometry, weight = layer.plan.geometry, layer.weight
-    top, bottom, left, right = geometry.padding
-    if isinstance(layer, GroupConv2d):
-        own = {"padding_mode": geometry.padding_mode}
-    else:
-        own = {"output_padding": layer.output_padding}
+    weight, transposed = layer.weight, layer.spec.transposed
+    own = {"output_padding": layer.output_padding} if transposed else {"padding_mode": layer.padding_mode}
     thin = type(layer)(
         layer.in_channels,
         layer.out_channels,
-        geometry.kernel_size,
-        geometry.stride,
-        (top, left) if (top, left) == (bottom, right) else "same",
-        dilation=geometry.dilation,
-        groups=geometry.groups,
+        layer.kernel_size,
+        layer.stride,
+        layer.padding if len(layer.padding) == 2 else "same",
+        dilation=layer.dilation,
+        groups=layer.groups,
         bias=layer.bias is not None,
-        group=layer.plan.group,
+        group=layer.group,
         kind=kind,
         device=weight.device,
         dtype=weight.dtype,

@@ -11,7 +11,7 @@ from torch import nn
 
 from .._files import atomic
 from ..errors import ArgumentError
-from ..models import model_names
+from ..models import published_model_names
 from ..training import RunConfig, Score, evaluate, load_model, score
 from ..training._data import load_data
 from ..training._engine import _build
@@ -67,7 +67,7 @@ def _matching(config: RunConfig, net: nn.Module) -> RunConfig:
     """Return the configuration of the model that a compressed network fits."""
     shapes = _shapes(net)
     for width in (config.width, next(iter(net.state_dict().values())).shape[0]):
-        for name in model_names():
+        for name in published_model_names():
             try:
                 candidate = replace(config, model=name, width=width)
             except ArgumentError:  # of another task

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..functional import unfold
-from ..models._layers import convolve
+from ..functional import merge_group, split_group
 from ..nn import GroupConv2d, LiftingConv2d
 
 
 class FoldedConvolution(nn.Module):
-    """A lifting or group convolution between rows, (B·|H|, …): the counterpart of :class:`sepgroupy.nn.Folded`.
+    """A lifting or group convolution between rows, (B·|H|, …): the counterpart of :class:`sepgroupy.nn.PerElement`.
 
     Args:
         convolution: the layer on the group.
@@ -23,14 +22,16 @@ class FoldedConvolution(nn.Module):
         self.convolution, self.layout = convolution, layout
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map rows to rows, or a picture to |H| rows."""
-        plan = self.convolution.plan
+        """Map rows to rows, or an image to |H| rows."""
         if self.layout == "pixels":
-            return convolve(self.convolution, x.movedim(-1, 1), plan.group.order).movedim(1, -1)
+            return self._convolve(x.movedim(-1, 1)).movedim(1, -1)
         if self.layout == "values":
-            maps = x.unflatten(1, (-1, *plan.geometry.kernel_size))
-            return convolve(self.convolution, maps, plan.group.order).flatten(1)
-        return convolve(self.convolution, x, plan.group.order)
+            return self._convolve(x.unflatten(1, (-1, *self.convolution.kernel_size))).flatten(1)
+        return self._convolve(x)
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        layer = self.convolution
+        return merge_group(layer(x if layer.kind == "lifting" else split_group(x, layer.group.order)))
 
     def extra_repr(self) -> str:
         """Name the layout."""
@@ -51,7 +52,7 @@ class FoldedPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Take the maximum or the mean of the |H| rows of each picture."""
-        maps = unfold(x, self.order)
+        maps = split_group(x, self.order)
         return maps.amax(2) if self.mode == "max" else maps.mean(2)
 
     def extra_repr(self) -> str:

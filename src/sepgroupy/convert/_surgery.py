@@ -161,8 +161,8 @@ def _replace(net: nn.Module, new: dict[nn.Module, nn.Module]) -> nn.Module:
 @torch.no_grad()
 def _lift(layer: LiftingConv2d | GroupConv2d, plain: Any) -> None:
     """Put the plain filters at the identity, a group's first element, and zeros at the others."""
-    kind, parameters = layer.plan.kind, dict(layer.named_parameters())
-    weight = plain.weight.reshape(layer.out_channels, -1, *layer.plan.geometry.kernel_size)
+    kind, parameters = layer.kind, dict(layer.named_parameters())
+    weight = plain.weight.reshape(layer.out_channels, -1, *layer.kernel_size)
     if kind == "gc" and weight.shape[1] > 1:
         raise ArgumentError(
             "a layer of kind 'gc' has one kernel for all its input channels, which cannot hold the plain filters that "

@@ -9,9 +9,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..functional._geometry import Geometry
-from ..nn import GroupConvTranspose2d
-from ..nn._base import GroupConvolution
+from ..backends import ConvSpec
+from ..backends.base import repeat_bias
+from ..backends.expanded import Expanded
+from ..backends.two_step import TwoStep
+from ..nn import GroupConvolution
 
 
 def plain_convolutions(layer: GroupConvolution) -> dict[str, nn.Module]:
@@ -21,28 +23,24 @@ def plain_convolutions(layer: GroupConvolution) -> dict[str, nn.Module]:
     than the I·|H|·k² of its multiplied-out filter. One of kind g, whose two steps would keep I·O·|H| maps between
     them, is always one.
     """
-    plan, geometry = layer.plan, layer.plan.geometry
-    added = layer.output_padding if isinstance(layer, GroupConvTranspose2d) else None
-    if added is None:  # a transposed one has an algorithm already
-        taps, terms = math.prod(geometry.kernel_size), layer.in_channels // geometry.groups * plan.group.order
-        apart = plan.kind == "gc" and terms * math.prod(geometry.stride) + taps < terms * taps
-        plan = replace(plan, algorithm="full" if plan.kind in ("g", "gc") and not apart else "dense")
-    parameters = {name: getattr(layer, name) for name in layer._filter_names}
-    tables = {name: table.to(next(layer.parameters()).device) for name, table in plan.tables().items()}
-    banks = plan.filters(parameters, tables).banks
-    bias: Tensor | None = layer.bias
-    if bias is not None:
-        bias = bias.reshape(geometry.groups, 1, -1).expand(-1, plan.group.order, -1).flatten()
+    spec = layer.spec
+    elements, stride_area = math.prod(spec.kernel_size), math.prod(spec.stride)
+    terms = layer.in_channels // spec.groups * spec.group.order
+    fewer = stride_area < elements if spec.transposed else terms * stride_area + elements < terms * elements
+    backend = TwoStep() if spec.kind == "gc" and fewer else Expanded()
+    banks = backend.expand_filters(spec, {name: getattr(layer, name) for name in layer.filter_names})
+    bias = repeat_bias(layer.bias, spec)
     if len(banks) == 1:
-        return {"": _convolution(banks[0], bias, geometry, added)}
+        return {"": _convolution(banks[0], bias, spec)}
     pointwise, depthwise = banks
-    point, deep = Geometry((1, 1), groups=geometry.groups), replace(geometry, groups=len(depthwise))
-    if added is None:
+    assert depthwise is not None
+    point = replace(
+        spec, kernel_size=(1, 1), stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1), output_padding=(0, 0)
+    )
+    deep = replace(spec, groups=len(depthwise))
+    if not spec.transposed:
         return {".pointwise": _convolution(pointwise, None, point), ".depthwise": _convolution(depthwise, bias, deep)}
-    return {
-        ".depthwise": _convolution(depthwise, None, deep, added),
-        ".pointwise": _convolution(pointwise, bias, point, (0, 0)),
-    }
+    return {".depthwise": _convolution(depthwise, None, deep), ".pointwise": _convolution(pointwise, bias, point)}
 
 
 def repeat_norm(norm: nn.BatchNorm2d, order: int) -> nn.BatchNorm2d:
@@ -56,28 +54,27 @@ def repeat_norm(norm: nn.BatchNorm2d, order: int) -> nn.BatchNorm2d:
     return repeated
 
 
-def _convolution(
-    bank: Tensor, bias: Tensor | None, geometry: Geometry, output_padding: tuple[int, int] | None = None
-) -> nn.Conv2d | nn.ConvTranspose2d:
-    """Put a bank into a module; with an output_padding into the transposed one."""
-    top, bottom, left, right = geometry.padding
-    channels = (bank.shape[1] * geometry.groups, bank.shape[0])
+def _convolution(bank: Tensor | None, bias: Tensor | None, spec: ConvSpec) -> nn.Conv2d | nn.ConvTranspose2d:
+    """Put a filter bank into a module."""
+    assert bank is not None
+    top, bottom, left, right = spec.padding
+    channels = (bank.shape[1] * spec.groups, bank.shape[0])
     options: dict[str, Any] = {
-        "stride": geometry.stride,
-        "dilation": geometry.dilation,
-        "groups": geometry.groups,
+        "stride": spec.stride,
+        "dilation": spec.dilation,
+        "groups": spec.groups,
         "bias": bias is not None,
-        "padding": (top, left) if (top, left) == (bottom, right) else "same",  # the only one that is uneven
-        "padding_mode": geometry.padding_mode,
+        "padding": (top, left) if (top, left) == (bottom, right) else "same",  # the only one with unequal sides
+        "padding_mode": spec.padding_mode,
         "device": "meta",  # nothing is drawn
     }
     convolution: nn.Conv2d | nn.ConvTranspose2d
-    if output_padding is None:
-        convolution = nn.Conv2d(*channels, geometry.kernel_size, **options)
-    else:
+    if spec.transposed:
         convolution = nn.ConvTranspose2d(
-            *channels[::-1], geometry.kernel_size, output_padding=output_padding, **options
+            *channels[::-1], spec.kernel_size, output_padding=spec.output_padding, **options
         )
+    else:
+        convolution = nn.Conv2d(*channels, spec.kernel_size, **options)
     convolution.weight = nn.Parameter(bank, requires_grad=False)
     convolution.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
     return convolution.eval()

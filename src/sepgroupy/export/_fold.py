@@ -21,9 +21,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .. import functional
 from ..errors import ArgumentError
-from ..models._layers import check_pictures
-from ..nn import GroupPool
-from ..nn._base import GroupConvolution
+from ..models import check_images
+from ..nn import GroupConvolution, GroupPool
 from ._banks import plain_convolutions, repeat_norm
 from ._follow import follow, foreign, named
 
@@ -57,8 +56,8 @@ def fold(model: nn.Module) -> fx.GraphModule:
     Raises:
         ArgumentError: a module cannot be followed, or calls what is not part of torch; it is named.
 
-    >>> from sepgroupy import Folded, GroupConv2d
-    >>> net = nn.Sequential(GroupConv2d(4, 8, 3, padding=1, group="p4"), Folded(nn.BatchNorm2d(8)), nn.ReLU()).eval()
+    >>> from sepgroupy import GroupBatchNorm2d, GroupConv2d
+    >>> net = nn.Sequential(GroupConv2d(4, 8, 3, padding=1, group="p4"), GroupBatchNorm2d(8), nn.ReLU()).eval()
     >>> plain, x = fold(net), torch.randn(2, 4, 4, 7, 7)
     >>> torch.testing.assert_close(plain(x), net(x))
     >>> [type(module).__name__ for module in plain.children()]
@@ -107,10 +106,10 @@ class _Writer:
             return self.pool(node, module) if isinstance(module, GroupPool) else self.keep(node, module)
         if node.op == "get_attr":
             return self.keep(node, operator.attrgetter(str(node.target))(self.root))
-        if node.target is check_pictures:
-            return None
-        if node.target is functional.fold or node.target is functional.unfold:
-            return self.fold(node) if node.target is functional.fold else self.unfold(node)
+        if node.target is check_images:
+            return self.values[node.all_input_nodes[0]]
+        if node.target is functional.merge_group or node.target is functional.split_group:
+            return self.fold(node) if node.target is functional.merge_group else self.unfold(node)
         if node.op == "call_function" and (origin := foreign(node.target)):
             raise ArgumentError(
                 f"{named(node)} calls {node.name} of {origin}, which is not part of torch: a folded network "
@@ -143,10 +142,10 @@ class _Writer:
 
     def convolve(self, node: fx.Node, layer: GroupConvolution) -> _Map:
         """Write ordinary convolutions for one of ours."""
-        plan, value = layer.plan, self.values[node.all_input_nodes[0]]
-        order, groups = plan.group.order, plan.geometry.groups
-        x = self.plain(value) if plan.kind == "lifting" else self.merge(value)
-        if groups > 1 and plan.kind != "lifting":
+        spec, value = layer.spec, self.values[node.all_input_nodes[0]]
+        order, groups = spec.group.order, spec.groups
+        x = self.plain(value) if spec.kind == "lifting" else self.merge(value)
+        if groups > 1 and spec.kind != "lifting":
             x = self.exchange(x, (order, groups, layer.in_channels // groups))
         x = self.call(node, self.make(layer, order, lambda: plain_convolutions(layer)), x)
         if groups > 1:

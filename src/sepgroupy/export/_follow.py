@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Collection
 from types import FunctionType
 from typing import Any
 
-import torch.nn.functional as F
 from torch import fx, nn
 
 from .. import functional
 from ..errors import ArgumentError
-from ..models._layers import check_pictures
-from ..nn import Folded, GroupConv2d, GroupPool
-from ..nn._base import GroupConvolution
+from ..models import check_images
+from ..nn import GroupBatchNorm2d, GroupConvolution, GroupPool, PerElement
 
 _LEAVES = (GroupConvolution, GroupPool)
-_STEPS = {check_pictures, *(getattr(functional, name) for name in functional.__all__)}
+_STEPS = {check_images, *(getattr(functional, name) for name in functional.__all__)}
 """Functions of ours that are single steps: what they check of their input is not followed."""
 
 
@@ -28,9 +27,12 @@ def follow(model: nn.Module) -> tuple[nn.Module, fx.Graph]:
         ArgumentError: a module, which is named, does what ``torch.fx`` cannot follow.
     """
     root = copy.deepcopy(model).eval().requires_grad_(False)
-    if isinstance(root, (*_LEAVES, Folded)):  # the root itself is always followed
+    if isinstance(root, (*_LEAVES, PerElement, GroupBatchNorm2d)):  # the root itself is always followed
         root = nn.Sequential(root)
-    tracer = _Tracer()
+    norms = {m for m in root.modules() if isinstance(m, GroupBatchNorm2d)}
+    for norm in norms:  # ordinary ones, of feature maps whose group axis is merged into the batch
+        norm.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
+    tracer = _Tracer(norms)
     try:
         return root, tracer.trace(root)
     except Exception as error:  # the user's code can raise anything
@@ -57,9 +59,9 @@ def foreign(function: Any) -> str:
 class _Tracer(fx.Tracer):
     """Follows a network."""
 
-    def __init__(self) -> None:
-        super().__init__((math, functional), (check_pictures,))  # type: ignore[arg-type]  # it says: one module
-        self.at = ""
+    def __init__(self, norms: Collection[nn.Module]) -> None:
+        super().__init__((math, functional))  # type: ignore[arg-type]  # it says: one module
+        self.norms, self.at = norms, ""
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
         """Note a step, or follow it: functions that others have wrapped for torch.fx can still be plain inside."""
@@ -72,27 +74,17 @@ class _Tracer(fx.Tracer):
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         before, self.at = self.at, self.path_of_module(m)
-        if isinstance(m, Folded):
-            result = self._step(functional.unfold, m.module(self._step(functional.fold, *args)), *args)
+        if isinstance(m, PerElement) or m in self.norms:
+            merged = self._step(functional.merge_group, *args)
+            result = m.module(merged) if isinstance(m, PerElement) else super().call_module(m, forward, (merged,), {})
+            result = self._step(functional.split_group, result, *args)
         else:
-            shortcut = None
-            if isinstance(m, GroupConv2d):
-                x, norm, shortcut = _arguments(*args, **kwargs)
-                if norm is not None:
-                    x = self._step(functional.unfold, F.relu(norm(self._step(functional.fold, x))), x)
-                args, kwargs = (x,), {}
             result = super().call_module(m, forward, args, kwargs)
-            result = result if shortcut is None else result + shortcut
         self.at = before  # not after an error, which is to be told where it happened
         return result
 
     def _step(self, function: Any, *args: Any) -> Any:
         return self.create_proxy("call_function", function, args, {})
-
-
-def _arguments(x: Any, norm: Any = None, shortcut: Any = None, moments: bool = False) -> tuple[Any, Any, Any]:
-    """Order the arguments of a group convolution, but for those that are of training alone."""
-    return x, norm, shortcut
 
 
 def _named(name: str) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..functional._geometry import Pair
+from ..backends import Pair
 from ..groups import PointGroup
 from ..nn import GroupConv2d, LiftingConv2d
 
-_ALGORITHMS = {None: "auto", True: "dense", False: "full"}
+_BACKENDS = {None: "auto", True: "two_step", False: "expanded"}
 
 
 def published(module: str, name: str, group: PointGroup, kind: str, lifting: bool) -> Any:
@@ -32,9 +32,7 @@ def published(module: str, name: str, group: PointGroup, kind: str, lifting: boo
         ) -> None:
             if kind == "dense" and separable:
                 raise TypeError(f"separable (={separable!r}) must be False or None: the filters of {name} are dense")
-            options = (
-                {} if lifting else {"kind": kind, "algorithm": "auto" if kind == "dense" else _ALGORITHMS[separable]}
-            )
+            options = {} if lifting else {"kind": kind, "backend": "auto" if kind == "dense" else _BACKENDS[separable]}
             super().__init__(
                 in_channels,
                 out_channels,

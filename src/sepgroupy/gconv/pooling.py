@@ -2,10 +2,10 @@
 
 from torch import nn
 
-from ..nn import Folded, GroupPool
+from ..nn import GroupPool, PerElement
 
 
-class GroupMaxPool2d(Folded):
+class GroupMaxPool2d(PerElement):
     """Spatial max-pooling of a map on the group; arguments as ``torch.nn.MaxPool2d``."""
 
     def __init__(self, kernel_size: int, stride: int | None = None, padding: int = 0) -> None:

@@ -29,6 +29,11 @@ _MODELS = _PUBLISHED | {"p4m-unet": (UNet, {"kind": "gc"})}
 
 
 def model_names() -> tuple[str, ...]:
+    """Return the names of all networks: the published ones in the paper's order, then others."""
+    return tuple(_MODELS)
+
+
+def published_model_names() -> tuple[str, ...]:
     """Return the names of the published networks, in the paper's order."""
     return tuple(_PUBLISHED)
 
@@ -37,9 +42,9 @@ def build_model(name: str, **options: Any) -> nn.Module:
     """Build a network by name.
 
     Args:
-        name: one of :func:`model_names`, or "p4m-unet" for a :class:`UNet`, in any case.
+        name: one of :func:`model_names`, in any case.
         **options: arguments of the network's class that replace those of the name, such as ``width``, ``group``
-            or ``algorithm``.
+            or ``backend``.
 
     Raises:
         ArgumentError: the name is unknown, or an option or its value is, or a plain network is given a group.

@@ -1,41 +1,32 @@
-"""What the networks share: convolutions of a kind, plain or on a group, between maps with a folded group axis."""
+"""What the networks share: convolutions and batch norms of a kind, plain or on a group."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.fx
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..backends import RULES
 from ..errors import ArgumentError
-from ..functional import fold, unfold
-from ..functional._plan import RULES
 from ..groups import PointGroup, as_group
-from ..nn import GroupConv2d, LiftingConv2d
-from ..nn._base import DEFAULT_INIT, INITS
-from ..nn._norm import is_watched
-
-torch.fx.wrap("fold")  # single steps to torch.fx, which could not follow their checks
-torch.fx.wrap("unfold")
+from ..nn import DEFAULT_INIT, INITS, GroupBatchNorm2d, GroupConv2d, GroupConvTranspose2d, LiftingConv2d, PerElement
 
 
 class Layers:
-    """Makes the convolutions of one network and carries its maps through them.
+    """Makes the layers of one network.
 
-    Between layers a map is folded, (B·|H|, C, Y, X): norm, activation and spatial pooling are ordinary modules there,
-    and a plain network is the case |H| = 1.
+    Between layers lie group feature maps (B, C, |H|, Y, X), in a plain network feature maps (B, C, Y, X).
 
     Args:
         kind: a kind of group convolution, or one of ``plain_kinds``.
         group: the point group, for a kind of group convolution.
         plain_kinds: names of ordinary convolutions.
-        algorithm: as :class:`sepgroupy.nn.GroupConv2d`.
+        backend: as :class:`sepgroupy.nn.GroupConv2d`.
         init: as :class:`sepgroupy.nn.GroupConv2d`, for group convolutions.
 
     Raises:
-        ArgumentError: the kind or init is unknown.
+        ArgumentError: the kind or init is unknown, or a plain kind is given a backend.
     """
 
     def __init__(
@@ -43,23 +34,22 @@ class Layers:
         kind: str,
         group: PointGroup | str,
         plain_kinds: Sequence[str] = ("plain",),
-        algorithm: str = "auto",
+        backend: str = "auto",
         init: str = DEFAULT_INIT,
     ) -> None:
         check_choice("kind", kind, (*plain_kinds, "dense", "g", "gc"))
         check_choice("init", init, INITS)
-        self.kind, self.algorithm, self.init = kind, algorithm, init
-        self.kernels = algorithm in ("auto", "native")  # whether compiled kernels may be taken at all
+        self.kind, self.backend, self.init = kind, backend, init
         self.group = None if kind in plain_kinds else as_group(group)
         self.order = self.group.order if self.group else 1
-        if self.group is None and algorithm != "auto":
-            raise ArgumentError(f"algorithm (={algorithm!r}) is for the kinds dense, g and gc, not for {kind}")
+        if self.group is None and backend != "auto":
+            raise ArgumentError(f"backend (={backend!r}) is for the kinds dense, g and gc, not for {kind}")
 
     def first(self, in_channels: int, out_channels: int, kernel: int, padding: int = 0, bias: bool = True) -> nn.Module:
-        """Make the first convolution, which lifts the picture to the group."""
+        """Make the first convolution, which lifts the image to the group."""
         if self.group is None:
             return nn.Conv2d(in_channels, out_channels, kernel, padding=padding, bias=bias)
-        algorithm = "auto" if self.kernels else "torch"
+        backend = "auto" if self.backend in ("auto", "native") else "torch"
         return LiftingConv2d(
             in_channels,
             out_channels,
@@ -67,7 +57,7 @@ class Layers:
             padding=padding,
             bias=bias,
             group=self.group,
-            algorithm=algorithm,
+            backend=backend,
             init=self.init,
         )
 
@@ -83,8 +73,8 @@ class Layers:
                 )
                 return nn.Sequential(pointwise, depthwise)
             return nn.Conv2d(in_channels, out_channels, kernel, stride, padding, bias=bias)
-        rule = self.algorithm if self.algorithm in RULES else "auto"
-        kind, algorithm = ("dense", rule) if kernel == 1 else (self.kind, self.algorithm)
+        rule = self.backend if self.backend in RULES else "auto"
+        kind, backend = ("dense", rule) if kernel == 1 else (self.kind, self.backend)
         return GroupConv2d(
             in_channels,
             out_channels,
@@ -94,35 +84,26 @@ class Layers:
             bias=bias,
             group=self.group,
             kind=kind,
-            algorithm=algorithm,
+            backend=backend,
             init=self.init,
         )
 
+    def upsampling(self, in_channels: int, out_channels: int) -> nn.Module:
+        """Make a transposed 2×2 convolution with stride 2."""
+        if self.group is None:
+            return nn.ConvTranspose2d(in_channels, out_channels, 2, 2)
+        backend = self.backend if self.backend in RULES else "auto"
+        return GroupConvTranspose2d(
+            in_channels, out_channels, 2, 2, group=self.group, kind=self.kind, backend=backend, init=self.init
+        )
 
-def convolve(
-    convolution: nn.Module, x: Tensor, order: int, norm: nn.Module | None = None, shortcut: Tensor | None = None
-) -> Tensor:
-    """Convolve a folded map (or lift a picture), or relu(norm(x)) of it if there is a norm, and add the shortcut."""
-    if isinstance(convolution, LiftingConv2d):
-        return fold(convolution(x, _measures(convolution)))
-    if isinstance(convolution, GroupConv2d):
-        branch = None if shortcut is None else unfold(shortcut, order)
-        return fold(convolution(unfold(x, order), norm, branch, _measures(convolution)))
-    y = convolution(x if norm is None else F.relu(norm(x)))
-    return y if shortcut is None else y + shortcut
+    def norm(self, channels: int) -> nn.BatchNorm2d:
+        """Make a batch norm."""
+        return nn.BatchNorm2d(channels) if self.group is None else GroupBatchNorm2d(channels)
 
-
-def fork(convolution: nn.Module, x: Tensor, order: int, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return ``convolve(convolution, x, order, norm)`` and x, for a shortcut that starts here."""
-    if isinstance(convolution, GroupConv2d) and _measures(convolution) and type(x) is Tensor:
-        y, x = convolution.fork(unfold(x, order), norm, moments=True)
-        return fold(y), fold(x)
-    return convolve(convolution, x, order, norm), x
-
-
-def _measures(convolution: nn.Module) -> bool:
-    """Whether a norm in training reads the result, and no hook reads or edits it first."""
-    return convolution.training and torch.is_grad_enabled() and not is_watched(convolution)
+    def per_element(self, module: nn.Module) -> nn.Module:
+        """Apply a module of images to the feature maps of every group element."""
+        return module if self.group is None else PerElement(module)
 
 
 def check_choice(name: str, value: str, known: Sequence[str]) -> None:
@@ -138,9 +119,12 @@ def check_counts(**counts: int) -> None:
             raise ArgumentError(f"{name} (={value!r}) must be a positive integer")
 
 
-def check_pictures(x: Tensor, in_channels: int, size: int | None = None, depth: int = 0) -> None:
-    """Refuse what is no batch of pictures of this size, or of sizes that ``2**depth`` divides."""
+def check_images(x: Tensor, in_channels: int, size: int | None = None, depth: int = 0) -> Tensor:
+    """Return x; refuse what is no batch of images of this size, or of sizes that ``2**depth`` divides."""
+    if isinstance(x, torch.fx.Proxy):  # one step to torch.fx, which could not follow the checks
+        return x.tracer.create_proxy("call_function", check_images, (x, in_channels, size, depth), {})  # type: ignore[no-any-return]
     fits = [n == size if size else n > 0 and n % 2**depth == 0 for n in x.shape[2:]]
     if x.ndim != 4 or x.shape[1] != in_channels or not all(fits):
         sizes = f"{size}, {size})" if size else f"Y, X), Y and X divisible by 2**depth (={2**depth})"
         raise ArgumentError(f"x has shape {tuple(x.shape)}; this network reads (B, {in_channels}, {sizes}")
+    return x

@@ -5,35 +5,33 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
-from ..functional import unfold
 from ..groups import PointGroup
-from ._layers import Layers, check_choice, check_counts, convolve, fork
+from ._layers import Layers, check_choice, check_counts
 
 
 class ResNet(nn.Module):
     """A 3×3 convolution, three stages of pre-activation basic blocks, global average, one linear layer.
 
-    Stages 2 and 3 halve the picture. The published network reads the average of every element of the group apart
-    (channels × group), so that its answer depends on the orientation; ``head="invariant"`` takes the mean over the
-    group first. The published strides (2, of a 3×3 kernel and of the 1×1 in the shortcut) see a grid that is not
-    symmetric on an even number of pixels. ``downsampling="exact"`` takes a 4×4 kernel instead, and an average of 2×2
-    pixels before the 1×1: then the network is equivariant to rounding as long as the sizes stay even.
+    Stages 2 and 3 halve the image. The published network reads the average of every group element separately
+    (channels × group), so that its answer depends on the orientation (``head="oriented"``); ``head="invariant"`` takes
+    the mean over the group first. The published downsampling (``"strided"``: stride 2 of a 3×3 kernel and of the 1×1 in
+    the residual connection) reads a grid that is not symmetric on an even number of pixels.
+    ``downsampling="equivariant"`` takes a 4×4 kernel instead, and an average of 2×2 pixels before the 1×1: then the
+    network is equivariant to rounding as long as the sizes stay even.
 
     Args:
         kind: "plain" (ordinary convolutions), or the "dense", "g" or "gc" of a group.
         depth: 6n + 2 layers, n blocks a stage.
         widths: channels of the three stages.
         group: the point group of the kinds dense, g and gc.
-        in_channels: channels of the picture.
+        in_channels: channels of the image.
         classes: number of classes.
-        head: "published" or "invariant".
-        downsampling: "published" or "exact".
-        algorithm: as :class:`sepgroupy.nn.GroupConv2d`, for the layers whose kind knows it.
+        head: "oriented" or "invariant".
+        downsampling: "strided" or "equivariant".
+        backend: as :class:`sepgroupy.nn.GroupConv2d`, for the layers whose kind knows it.
         init: as :class:`sepgroupy.nn.GroupConv2d`, for group convolutions. With "published" parameters are, at equal
             seed, bitwise those of the published networks: the ordinary convolutions of a plain network are drawn once
             more, normally with variance ``2/(out_channels·k²)``. With "variance" they are drawn as PyTorch draws them.
@@ -53,33 +51,34 @@ class ResNet(nn.Module):
         group: PointGroup | str = "p4m",
         in_channels: int = 3,
         classes: int = 10,
-        head: str = "published",
-        downsampling: str = "published",
-        algorithm: str = "auto",
+        head: str = "oriented",
+        downsampling: str = "strided",
+        backend: str = "auto",
         init: str = "published",
     ) -> None:
         super().__init__()
         self.layer1: nn.Sequential
         self.layer2: nn.Sequential
         self.layer3: nn.Sequential
-        check_choice("head", head, ("published", "invariant"))
-        check_choice("downsampling", downsampling, ("published", "exact"))
+        check_choice("head", head, ("oriented", "invariant"))
+        check_choice("downsampling", downsampling, ("strided", "equivariant"))
         if not isinstance(depth, int) or depth < 8 or (depth - 2) % 6:
             raise ArgumentError(f"depth (={depth!r}) must be 6n + 2 with n at least 1, such as 20, 32 or 44")
         if not isinstance(widths, Sequence) or len(widths) != 3:
             raise ArgumentError(f"widths (={widths!r}) must be three numbers of channels")
         check_counts(in_channels=in_channels, classes=classes, **{f"widths[{i}]": w for i, w in enumerate(widths)})
-        layers = Layers(kind, group, algorithm=algorithm, init=init)
+        layers = Layers(kind, group, backend=backend, init=init)
         self.group, self.order, self.head = layers.group, layers.order, head
         self.conv1 = layers.first(in_channels, widths[0], 3, padding=1, bias=False)
         channels = widths[0]
         for stage, width in enumerate(widths, start=1):
             blocks = []
             for index in range((depth - 2) // 6):
-                blocks.append(_Block(layers, channels, width, stage > 1 and index == 0, downsampling == "exact"))
+                blocks.append(_Block(layers, channels, width, stage > 1 and index == 0, downsampling == "equivariant"))
                 channels = width
             self.add_module(f"layer{stage}", nn.Sequential(*blocks))
-        self.bn1 = nn.BatchNorm2d(channels)
+        self.bn1 = layers.norm(channels)
+        self.relu = nn.ReLU()
         self.fc = nn.Linear(channels * (1 if head == "invariant" else self.order), classes)
         if layers.group is None and init == "published":
             for module in self.modules():
@@ -89,9 +88,9 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits, (B, classes)."""
-        x = self.layer3(self.layer2(self.layer1(convolve(self.conv1, x, self.order))))
-        x = unfold(F.relu(self.bn1(x)).mean((-2, -1)), self.order)  # (B, C, |H|)
-        return self.fc(x.mean(2) if self.head == "invariant" else torch.flatten(x, 1))
+        x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
+        x = self.relu(self.bn1(x)).mean((-2, -1))  # (B, C, |H|), or (B, C)
+        return self.fc(x.mean(2) if self.head == "invariant" and self.group is not None else x.flatten(1))
 
 
 class _Block(nn.Module):
@@ -99,22 +98,25 @@ class _Block(nn.Module):
 
     def __init__(self, layers: Layers, in_channels: int, out_channels: int, halve: bool, exact: bool) -> None:
         super().__init__()
-        self.order, self.average = layers.order, halve and exact
         stride, kernel = (2 if halve else 1), (4 if halve and exact else 3)
-        downsample = None
+        downsample, average = None, None
         if halve or in_channels != out_channels:  # built first, as the published code draws it first
-            pointwise = layers.hidden(in_channels, out_channels, 1, 1 if self.average else stride, bias=False)
-            downsample = nn.Sequential(pointwise, nn.BatchNorm2d(out_channels))
-        self.bn1 = nn.BatchNorm2d(in_channels)
+            average = layers.per_element(nn.AvgPool2d(2)) if halve and exact else None
+            pointwise = layers.hidden(in_channels, out_channels, 1, 1 if average is not None else stride, bias=False)
+            downsample = nn.Sequential(pointwise, layers.norm(out_channels))
+        self.bn1 = layers.norm(in_channels)
         self.conv1 = layers.hidden(in_channels, out_channels, kernel, stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.bn2 = layers.norm(out_channels)
         self.conv2 = layers.hidden(out_channels, out_channels, 3, padding=1, bias=False)
+        self.relu = nn.ReLU()
+        self.average = average
         self.downsample = downsample  # registered last: the order of the published state dicts
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map folded maps, (B·|H|, C, Y, X), to folded maps."""
-        y, x = fork(self.conv1, x, self.order, self.bn1)
+        """Add what two convolutions make of x."""
+        y = self.conv1(self.relu(self.bn1(x)))
+        if self.average is not None:
+            x = self.average(x)
         if self.downsample is not None:
-            x = F.avg_pool2d(x, 2) if self.average else x
-            x = self.downsample[1](convolve(self.downsample[0], x, self.order))
-        return convolve(self.conv2, y, self.order, self.bn2, x)
+            x = self.downsample(x)
+        return self.conv2(self.relu(self.bn2(y))) + x

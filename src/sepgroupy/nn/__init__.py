@@ -1,9 +1,22 @@
-"""Equivariant modules: thin holders of parameters over :mod:`sepgroupy.functional`."""
+"""Equivariant modules: they hold parameters and call a backend. ``forward`` reads one tensor, as in ``torch.nn``."""
 
-from ._conv import GroupConv2d as GroupConv2d
-from ._conv import LiftingConv2d as LiftingConv2d
-from ._fold import Folded as Folded
-from ._fold import GroupPool as GroupPool
-from ._transpose import GroupConvTranspose2d as GroupConvTranspose2d
+from .base import DEFAULT_INIT as DEFAULT_INIT
+from .base import INITS as INITS
+from .base import GroupConvolution as GroupConvolution
+from .conv import GroupConv2d as GroupConv2d
+from .conv import LiftingConv2d as LiftingConv2d
+from .filter_cache import cached_filters as cached_filters
+from .per_element import GroupBatchNorm2d as GroupBatchNorm2d
+from .per_element import GroupPool as GroupPool
+from .per_element import PerElement as PerElement
+from .transpose import GroupConvTranspose2d as GroupConvTranspose2d
 
-__all__ = ["Folded", "GroupConv2d", "GroupConvTranspose2d", "GroupPool", "LiftingConv2d"]
+__all__ = [
+    "GroupBatchNorm2d",
+    "GroupConv2d",
+    "GroupConvTranspose2d",
+    "GroupPool",
+    "LiftingConv2d",
+    "PerElement",
+    "cached_filters",
+]

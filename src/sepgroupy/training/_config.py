@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ArgumentError
-from ..models import model_names
+from ..models import published_model_names
 
 # The paper's training (sections 4.1 and 4.2), task by task.
 PAPER: dict[str, dict[str, Any]] = {
@@ -57,7 +57,7 @@ class RunConfig:
 
     Args:
         task: ``"rotmnist"`` or ``"cifar10"``.
-        model: a name of :func:`sepgroupy.models.model_names`.
+        model: a name of :func:`sepgroupy.models.published_model_names`.
         width: channels of the first layers, None for the published widths. The stages of a ResNet then have
             width, 2·width and 4·width channels.
         data: where the pictures come from: ``"digits"``, ``"amat"`` or ``"idx"`` for rotmnist, ``"cifar10"`` or
@@ -176,7 +176,7 @@ class RunConfig:
             value = getattr(self, name)
             if not holds(value):
                 raise ArgumentError(f"{name} (={value!r}) must be {wanted}")
-        fitting = [name for name in model_names() if _NETWORKS[self.task] in name]
+        fitting = [name for name in published_model_names() if _NETWORKS[self.task] in name]
         if self.model not in fitting:
             raise ArgumentError(f"model (={self.model!r}) must be one of {', '.join(fitting)} for {self.task}")
 

@@ -1,13 +1,14 @@
-"""Lifting and group convolutions as pure functions of maps, parameters and a group."""
+"""Lifting and group convolutions as pure functions of feature maps, parameters and a group."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
+from ..backends import ConvSpec, Pair, select_backend
 from ..errors import ArgumentError
 from ..groups import PointGroup, as_group
-from ._geometry import Geometry, Pair
-from ._plan import Plan
 
 
 def lifting_conv2d(
@@ -22,7 +23,7 @@ def lifting_conv2d(
     *,
     group: PointGroup | str,
 ) -> Tensor:  # (B, O, |H|, Y', X')
-    """Lift a planar map to the group: ``y[o, g] = Σ_i (g·w[o,i]) ⋆ x[i] + b[o]``.
+    """Lift an image to the group: ``y[o, g] = Σ_i (g·w[o,i]) ⋆ x[i] + b[o]``.
 
     Source: Cohen & Welling (2016), section 6.1. Arguments as ``torch.nn.functional.conv2d``.
 
@@ -30,7 +31,7 @@ def lifting_conv2d(
         ArgumentError: shapes do not fit, or the geometry breaks the group's symmetry.
     """
     geometry = (stride, padding, dilation, groups, padding_mode)
-    return _run(x, {"weight": weight}, bias, geometry, group, "lifting", "auto")
+    return _convolve(x, {"weight": weight}, bias, geometry, group, "lifting", "auto")
 
 
 def group_conv2d(
@@ -44,18 +45,18 @@ def group_conv2d(
     padding_mode: str = "zeros",
     *,
     group: PointGroup | str,
-    algorithm: str = "auto",
+    backend: str = "auto",
 ) -> Tensor:  # (B, O, |H|, Y', X')
     """Convolve over the group: ``y[o, g] = Σ_i Σ_h (g·w[o,i])[h] ⋆ x[i, h] + b[o]``.
 
-    Source: Cohen & Welling (2016), section 6.1. Arguments as ``torch.nn.functional.conv2d``; ``algorithm`` as
+    Source: Cohen & Welling (2016), section 6.1. Arguments as ``torch.nn.functional.conv2d``; ``backend`` as
     :class:`sepgroupy.nn.GroupConv2d`.
 
     Raises:
         ArgumentError: shapes do not fit, or the geometry breaks the group's symmetry.
     """
     geometry = (stride, padding, dilation, groups, padding_mode)
-    return _run(x, {"weight": weight}, bias, geometry, group, "dense", algorithm)
+    return _convolve(x, {"weight": weight}, bias, geometry, group, "dense", backend)
 
 
 def separable_group_conv2d(
@@ -70,60 +71,62 @@ def separable_group_conv2d(
     padding_mode: str = "zeros",
     *,
     group: PointGroup | str,
-    algorithm: str = "auto",
+    backend: str = "auto",
 ) -> Tensor:  # (B, O, |H|, Y', X')
     """Convolve over the group with the filter ``w[o,i,h] = pw[o,i,h]·dw[o,i]`` (g) or ``pw[o,i,h]·dw[o]`` (gc).
 
     In two steps: ``u[o, i, g] = Σ_h pw[o,i,g⁻¹h] x[i, h]``, then ``y[o, g] = Σ_i (g·dw[o,i]) ⋆ u[o, i, g] + b[o]``;
     for gc the sum over i is part of the first step. Source: Lengyel & van Gemert (2021), section 3.2.
-    Arguments as ``torch.nn.functional.conv2d``; ``algorithm`` as :class:`sepgroupy.nn.GroupConv2d`.
+    Arguments as ``torch.nn.functional.conv2d``; ``backend`` as :class:`sepgroupy.nn.GroupConv2d`.
 
     Raises:
         ArgumentError: shapes do not fit, or the geometry breaks the group's symmetry.
     """
     parameters = {"depthwise_weight": depthwise_weight, "pointwise_weight": pointwise_weight}
     geometry = (stride, padding, dilation, groups, padding_mode)
-    return _run(x, parameters, bias, geometry, group, "g" if depthwise_weight.ndim == 4 else "gc", algorithm)
+    return _convolve(x, parameters, bias, geometry, group, "g" if depthwise_weight.ndim == 4 else "gc", backend)
 
 
-def _run(
+def _convolve(
     x: Tensor,
     parameters: dict[str, Tensor],
     bias: Tensor | None,
     geometry: tuple[Pair, Pair | str, Pair, int, str],
     group: PointGroup | str,
     kind: str,
-    algorithm: str,
+    backend: str,
 ) -> Tensor:
-    group = as_group(group)
     channelwise = parameters.get("pointwise_weight", next(iter(parameters.values())))  # it has all the channels
     spatial = parameters.get("depthwise_weight", channelwise)
-    parsed = Geometry.parse(group, tuple(spatial.shape[-2:]), *geometry)
-    plan = Plan.make(group, kind, algorithm, parsed)
-    _check_shapes(channelwise, spatial, bias, plan)
-    plan.check_input(x, channelwise.shape[1] * parsed.groups, channelwise)
-    plan = plan.settle(x)
-    tables = {name: table.to(x.device) for name, table in plan.tables().items()}
-    return plan.apply(x, plan.filters(parameters, tables), bias)[0]
+    spec = _parse(group, kind, tuple(spatial.shape[-2:]), *geometry)
+    _check_shapes(channelwise, spatial, bias, spec)
+    spec.check_input(x, channelwise.shape[1] * spec.groups, channelwise)
+    chosen = select_backend(spec, x, backend)
+    return chosen.run(spec, x, chosen.expand_filters(spec, parameters), bias)
 
 
-def _check_shapes(weight: Tensor, depthwise: Tensor, bias: Tensor | None, plan: Plan) -> None:
-    fiber = 1 if plan.kind == "lifting" else plan.group.order
-    kernel = plan.geometry.kernel_size if depthwise is weight else (1, 1)
-    if weight.ndim != 5 or tuple(weight.shape[2:]) != (fiber, *kernel):
+def _parse(group: PointGroup | str, kind: str, kernel_size: tuple[int, ...], *geometry: Any) -> ConvSpec:
+    return ConvSpec.parse(as_group(group), kind, kernel_size, *geometry)
+
+
+_parse._dynamo_marked_constant = True  # type: ignore[attr-defined]  # what torch.compiler.assume_constant_result does
+
+
+def _check_shapes(weight: Tensor, depthwise: Tensor, bias: Tensor | None, spec: ConvSpec) -> None:
+    elements = 1 if spec.kind == "lifting" else spec.group.order
+    kernel = spec.kernel_size if depthwise is weight else (1, 1)
+    if weight.ndim != 5 or tuple(weight.shape[2:]) != (elements, *kernel):
         name = "weight" if depthwise is weight else "pointwise_weight"
-        axes = ", ".join(map(str, (fiber, *kernel)))
+        axes = ", ".join(map(str, (elements, *kernel)))
         raise ArgumentError(f"{name} has shape {tuple(weight.shape)}; here it must be (O, I, {axes})")
     out_channels, in_channels = weight.shape[:2]
-    if out_channels % plan.geometry.groups:
-        raise ArgumentError(
-            f"weight has {out_channels} output channels, not divisible by groups (={plan.geometry.groups})"
-        )
-    wanted = {"g": (out_channels, in_channels), "gc": (out_channels, 1, 1)}.get(plan.kind)
-    if wanted and tuple(depthwise.shape[:-2]) != wanted:
+    if out_channels % spec.groups:
+        raise ArgumentError(f"weight has {out_channels} output channels, not divisible by groups (={spec.groups})")
+    expected = {"g": (out_channels, in_channels), "gc": (out_channels, 1, 1)}.get(spec.kind)
+    if expected and tuple(depthwise.shape[:-2]) != expected:
         raise ArgumentError(
             f"depthwise_weight has shape {tuple(depthwise.shape)}; for pointwise_weight {tuple(weight.shape)} it must "
-            f"be ({', '.join(map(str, wanted))}, k, k)"
+            f"be ({', '.join(map(str, expected))}, k, k)"
         )
     if bias is not None and tuple(bias.shape) != (out_channels,):
         raise ArgumentError(f"bias has shape {tuple(bias.shape)}; here it must be ({out_channels},)")

@@ -364,10 +364,11 @@ static void NAME(multiply_back)(const Problem *p, const Thread *w, const REAL *b
         REAL *hat_grad = w->hat_grad + input * I * hat_step + column;
         index_t each = (factors ? 1 : taps) * depth, place = base + first * each, sides = p->out_channels * each;
         if (!factors) {
-            if (a == 0)
+            if (a == 0 && p->wants_x)
                 NAME(transposed_product)(first > 0, depth, size, rows, count, blocks + place, sides, depth, grad, s.step,
                                          hat_grad, hat_step);
-            NAME(inner_products)(rows, depth, count, grad, s.step, hat, hat_step, w->weight_grad + place, depth);
+            if (p->wants_filters)
+                NAME(inner_products)(rows, depth, count, grad, s.step, hat, hat_step, w->weight_grad + place, depth);
         } else if (a == 0) {
             for (index_t pair = 0; pair < outputs * I; pair++) {
                 index_t o = pair / I, i = pair % I, at = place + o * depth + i, at_depth = (first * I + pair) * taps;
@@ -706,7 +707,8 @@ static void NAME(backward_tile)(const Problem *p, const Tile *t, Thread *w, cons
                 if (p->kind != SEPARABLE) {
                     BY_ORDER(p, NAME(gather)(w, f, outputs, column, count, s, N, TRANSFORM));
                 } else {
-                    NAME(multiply)(p, w, blocks, depth, start, taps, first, outputs, column, count, s);
+                    if (p->wants_filters) /* u is read by the gradient of the depthwise factor alone */
+                        NAME(multiply)(p, w, blocks, depth, start, taps, first, outputs, column, count, s);
                     if (p->taps == 9)
                         BY_ORDER(p, NAME(weigh_back)(w, f, first, outputs, column, count, depth, s, N, TRANSFORM, 9));
                     else
@@ -718,7 +720,7 @@ static void NAME(backward_tile)(const Problem *p, const Tile *t, Thread *w, cons
             start += NAME(blocks_size)(p, taps);
         }
     }
-    BY_ORDER(p, NAME(unload)(p, t, w, x, more, x_grad, affine, N, TRANSFORM));
+    if (p->wants_x) BY_ORDER(p, NAME(unload)(p, t, w, x, more, x_grad, affine, N, TRANSFORM));
 }
 
 /* ---- whole convolutions ----------------------------------------------------------------------------------------- */
@@ -792,37 +794,67 @@ index_t NAME(workspace)(const Problem *p, int backward)
     return own + (backward ? room.parts * room.grads : NAME(moments_size)(d.tiles * p->out_channels));
 }
 
+/* The taps of each phase: the same in all tiles, which start at whole strides. */
+static Layout NAME(whole_layout)(const Problem *p, const Division *d, int backward)
+{
+    Tile whole = tile_at(p, d, 0, backward);
+    Layout l = {.images = -1};
+    lay_out(p, &whole, LANES, &l);
+    return l;
+}
+
+/* What forward reads in place of a filter: its blocks, and in fused layers the same once more, interleaved. Fused are
+ * those whose rows fill vectors of so many values; then the number of values, and the values themselves. */
+index_t NAME(vector_values)(void) { return LANES; }
+
+index_t NAME(filters_size)(const Problem *p)
+{
+    Division d = divide(p, p->out_height, 0);
+    return NAME(room)(p, &d, NAME(strip_of)(p, 0), 0).blocks;
+}
+
+static void NAME(expand_output)(const Problem *p, const Layout *l, index_t o, const REAL *weight, const REAL *depth,
+                                REAL *blocks)
+{
+    NAME(transform_filters)(p, l, o, (Filter){weight, depth, NULL, NULL}, blocks, (Parts){0});
+    if (NAME(fuses)(p))
+        NAME(interleave)(p->in_channels, p->out_channels, o, blocks,
+                         blocks + NAME(blocks_size)(p, 1) + o * p->in_channels * 8);
+}
+
+void NAME(expand_filters)(const Problem *p, const REAL *weight, const REAL *depth, REAL *blocks)
+{
+    Division d = divide(p, p->out_height, 0);
+    Layout l = NAME(whole_layout)(p, &d, 0);
+    for (index_t o = 0; o < p->out_channels; o++) NAME(expand_output)(p, &l, o, weight, depth, blocks);
+}
+
 /* y (B,|H|,O,Y',X') of x (B,|H|,I,Y,X); weight (O,I,|H|,taps), or (O,I,|H|) with depth (O,taps) or (O,I,taps); bias (O)
  * or null; gamma, beta, mean and var (I) of a norm: where mean is not null, relu(norm(x)) is convolved; more, of y's shape
- * or null, is added; y_mean and y_var (O) or null: those of y. */
+ * or null, is added; y_mean and y_var (O) or null: those of y. Expanded filters (expand_filters) are used if not null. */
 void NAME(forward)(const Problem *p, const REAL *x, const REAL *weight, const REAL *depth, const REAL *bias,
-                   const REAL *gamma, const REAL *beta, const REAL *mean, const REAL *var, const REAL *more, REAL *y,
-                   REAL *y_mean, REAL *y_var, REAL *space)
+                   const REAL *gamma, const REAL *beta, const REAL *mean, const REAL *var, const REAL *more,
+                   const REAL *expanded, REAL *y, REAL *y_mean, REAL *y_var, REAL *space)
 {
     Division d = divide(p, p->out_height, 0);
     Strip s = NAME(strip_of)(p, 0);
     Room room = NAME(room)(p, &d, s, 0);
-    Tile whole = tile_at(p, &d, 0, 0);
-    Layout l = {.images = -1};
-    lay_out(p, &whole, LANES, &l); /* the taps of each phase: the same in all tiles, which start at whole strides */
+    Layout l = NAME(whole_layout)(p, &d, 0);
+    const REAL *blocks = expanded ? expanded : space;
     Affine affine = NAME(affine_of)((Norm){gamma, beta, mean, var, p->eps}, p->in_channels, space + room.blocks);
     Moments *moments = (Moments *)(space + room.shared + p->threads * room.thread); /* of each tile's outputs */
     if (y_mean) memset(moments, 0, d.tiles * p->out_channels * sizeof *moments);
 #pragma omp parallel num_threads((int)p->threads) if (p->threads > 1)
     {
+        if (!expanded)
 #pragma omp for
-        for (index_t o = 0; o < p->out_channels; o++) {
-            NAME(transform_filters)(p, &l, o, (Filter){weight, depth, NULL, NULL}, space, (Parts){0});
-            if (NAME(fuses)(p))
-                NAME(interleave)(p->in_channels, p->out_channels, o, space,
-                                 space + NAME(blocks_size)(p, 1) + o * p->in_channels * 8);
-        }
+            for (index_t o = 0; o < p->out_channels; o++) NAME(expand_output)(p, &l, o, weight, depth, space);
         Thread w = NAME(settle)(p, room, 0, space + room.shared + thread_number() * room.thread);
 #pragma omp for schedule(dynamic)
         for (index_t n = 0; n < d.tiles; n++) {
             Tile t = tile_at(p, &d, n, 0);
             NAME(prepare)(p, &t, &w, room);
-            NAME(forward_tile)(p, &t, &w, x, affine, space, depth, bias, more, y,
+            NAME(forward_tile)(p, &t, &w, x, affine, blocks, depth, bias, more, y,
                                y_mean ? moments + n * p->out_channels : NULL, s);
         }
     }
@@ -830,7 +862,7 @@ void NAME(forward)(const Problem *p, const REAL *x, const REAL *weight, const RE
 }
 
 /* Gradients of x, weight, depth, gamma and beta, all of them overwritten; more, of x's shape or null, is added to that
- * of x. */
+ * of x. Where they are not wanted, x_grad, gamma_grad and beta_grad, or weight_grad and depth_grad, are not touched. */
 void NAME(backward)(const Problem *p, const REAL *x, const REAL *weight, const REAL *depth, const REAL *gamma,
                     const REAL *beta, const REAL *mean, const REAL *var, const REAL *y_grad, const REAL *more,
                     REAL *x_grad, REAL *weight_grad, REAL *depth_grad, REAL *gamma_grad, REAL *beta_grad, REAL *space)
@@ -838,9 +870,7 @@ void NAME(backward)(const Problem *p, const REAL *x, const REAL *weight, const R
     Division d = divide(p, p->height, 1);
     Strip s = NAME(strip_of)(p, 1);
     Room room = NAME(room)(p, &d, s, 1);
-    Tile whole = tile_at(p, &d, 0, 1);
-    Layout l = {.images = -1};
-    lay_out(p, &whole, LANES, &l);
+    Layout l = NAME(whole_layout)(p, &d, 1);
     Norm norm = {gamma, beta, mean, var, p->eps};
     Affine affine = NAME(affine_of)(norm, p->in_channels, space + room.blocks);
     REAL *slope = space + room.blocks + 2 * p->in_channels, *offset = slope + p->in_channels;
@@ -867,7 +897,7 @@ void NAME(backward)(const Problem *p, const REAL *x, const REAL *weight, const R
         }
         const REAL *depth_grads = parts.grads + room.weight_grad, *norm_grads = depth_grads + room.depth_grad;
 #pragma omp for nowait
-        for (index_t i = 0; i < (mean ? p->in_channels : 0); i++) {
+        for (index_t i = 0; i < (mean && p->wants_x ? p->in_channels : 0); i++) {
             double by_scale = 0, by_shift = 0;
             for (index_t part = 0; part < parts.count; part++) {
                 by_scale += (double)norm_grads[part * parts.step + i];
@@ -878,14 +908,14 @@ void NAME(backward)(const Problem *p, const REAL *x, const REAL *weight, const R
         }
         index_t each = NAME(depth_size)(p) / p->out_channels;
 #pragma omp for
-        for (index_t o = 0; o < p->out_channels; o++) {
+        for (index_t o = 0; o < (p->wants_filters ? p->out_channels : 0); o++) {
             for (index_t i = o * each; i < (o + 1) * each; i++) {
                 depth_grad[i] = 0;
                 for (index_t part = 0; part < parts.count; part++) depth_grad[i] += depth_grads[part * parts.step + i];
             }
             NAME(transform_filters)(p, &l, o, (Filter){weight, depth, weight_grad, depth_grad}, NULL, parts);
         }
-        if (mean && p->own)
+        if (mean && p->batch_stats && p->wants_x)
 #pragma omp for schedule(static)
             for (index_t n = 0; n < maps; n++)
                 NAME(add_affine)(p->in_channels, pixels, x + n * map, (Affine){slope, offset}, x_grad + n * map);

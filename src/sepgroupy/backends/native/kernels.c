@@ -68,7 +68,7 @@ typedef int64_t index_t;
 enum { DENSE = 0, SEPARABLE = 1, FACTORED = 2 }; /* gc is separable; g has factors */
 enum { GENERAL = 0, CYCLIC4 = 4, DIHEDRAL4 = 8 };
 
-/* One convolution. The same structure stands in native/_library.py. */
+/* One convolution. The same structure stands in library.py. */
 typedef struct {
     index_t batch, in_channels, out_channels, height, width, out_height, out_width;
     index_t stride_y, stride_x, padding_y, padding_x, taps, kind, threads;
@@ -77,8 +77,9 @@ typedef struct {
     const int32_t *moved;   /* (taps, order, 2): row and column of each tap after each element has moved it */
     const double *basis;    /* (order, order): H */
     const double *irreps;   /* (Σ size², order): W[a,c] = Σ_k irrep[a,c,k] w[k], scaled to go with H */
-    double eps;             /* of the norm */
-    index_t own;            /* whether the norm's statistics are those of x, so that gradients pass through them */
+    double eps;             /* of the batch norm */
+    index_t batch_stats;    /* whether the norm's statistics are those of x, so that gradients pass through them */
+    index_t wants_x, wants_filters; /* which gradients backward computes: of x and the norm; of the filters */
 } Problem;
 
 typedef struct {
@@ -317,6 +318,6 @@ int threaded(void)
 #endif
 }
 
-/* For who loads the library: the same number and size stand in _library.py, and change with what is told here. */
-index_t version(void) { return 4; }
+/* For who loads the library: the same number and size stand in library.py, and change with what is told here. */
+index_t version(void) { return 5; }
 index_t problem_size(void) { return sizeof(Problem); }

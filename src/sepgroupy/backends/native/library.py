@@ -1,7 +1,7 @@
-"""The compiled kernels: found, loaded, and called with tensors that they can read.
+"""The compiled kernels: found, loaded, and launched on tensors that they can read.
 
 They read raw pointers, so everything about a tensor is checked before they are called: type, device and layout here,
-shapes by who calls.
+shapes by the caller.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from torch import Tensor
 from ...errors import ArgumentError
 
 FOLDER = Path(__file__).parent  # of the libraries
-VERSION = 4  # of what the kernels are told, as kernels.c has it
+VERSION = 5  # of the interface, as kernels.c has it
 VARIANTS = ("avx512", "avx2", "baseline")  # the widest vectors first
 SUFFIXES = {torch.float32: "_f32", torch.float64: "_f64"}  # of functions' names
 WIDE = "_f32_wide"  # of those for long rows
 
 # Of each function: whether it reads a Problem, how many sizes, whether an ε, and how many pointers.
 _SIGNATURES = {
-    "forward": (1, 0, 0, 13),
+    "forward": (1, 0, 0, 14),
+    "expand_filters": (1, 0, 0, 3),
     "backward": (1, 0, 0, 15),
     "lift": (1, 0, 0, 7),
     "lift_back": (1, 0, 0, 5),
@@ -49,7 +50,8 @@ class Problem(ctypes.Structure):
         )
     ]
     _fields_ += [(name, ctypes.c_void_p) for name in ("block", "moved", "basis", "irreps")]
-    _fields_ += [("eps", ctypes.c_double), ("own", ctypes.c_int64)]
+    _fields_ += [("eps", ctypes.c_double)]
+    _fields_ += [(name, ctypes.c_int64) for name in ("batch_stats", "wants_x", "wants_filters")]
 
 
 @dataclass(frozen=True)
@@ -99,20 +101,20 @@ def _load(path: Path) -> ctypes.CDLL:
         for name, counts in _SIGNATURES.items():
             kinds = zip((ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_void_p), counts, strict=True)
             getattr(library, name + suffix).argtypes = [kind for kind, count in kinds for _ in range(count)]
-        for name in ("workspace", "lift_workspace"):
+        for name in ("workspace", "lift_workspace", "filters_size", "vector_values"):
             getattr(library, name + suffix).restype = ctypes.c_int64
     library.expect_writes.argtypes = [ctypes.c_void_p, ctypes.c_int64]
     return library
 
 
 def suffix_for(dtype: torch.dtype, row: int) -> str:
-    """Return the suffix of the functions that are fastest for rows of so many pixels."""
+    """Return the suffix of the functions that are fastest for rows of ``row`` pixels."""
     step = kernels().library.wide_rows()
     return WIDE if dtype is torch.float32 and step and row % step == 0 else SUFFIXES[dtype]
 
 
-def invoke(name: str, first: Sequence[Any], tensors: Sequence[Tensor | None], suffix: str | None = None) -> None:
-    """Call a kernel, by default for the type of the first tensor, with what it reads before the tensors."""
+def launch(name: str, first: Sequence[Any], tensors: Sequence[Tensor | None], suffix: str | None = None) -> None:
+    """Launch a kernel, by default for the dtype of the first tensor; ``first`` are its arguments before the tensors."""
     suffix = suffix or SUFFIXES[tensors[0].dtype]  # type: ignore[union-attr]
     getattr(kernels().library, name + suffix)(*first, *[None if t is None else t.data_ptr() for t in tensors])
 
@@ -121,13 +123,13 @@ def check_readable(tensors: Sequence[Tensor | None]) -> None:
     """Refuse tensors that the kernels cannot read.
 
     Raises:
-        ArgumentError: one of them is not a contiguous CPU tensor of the first one's type, float32 or float64.
+        ArgumentError: one of them is not a contiguous CPU tensor of the first one's dtype, float32 or float64.
     """
     dtype = tensors[0].dtype  # type: ignore[union-attr]
     known = dtype in SUFFIXES
     for tensor in tensors:
         if tensor is not None and not (known and tensor.dtype is dtype and tensor.is_cpu and tensor.is_contiguous()):
             raise ArgumentError(
-                f"the kernels read contiguous CPU tensors of one type, float32 or float64, not {tensor.dtype} on "
+                f"the kernels read contiguous CPU tensors of one dtype, float32 or float64, not {tensor.dtype} on "
                 f"{tensor.device} beside x of {dtype}"
             )

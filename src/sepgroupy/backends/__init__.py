@@ -1,0 +1,30 @@
+"""Ways to compute the same convolutions, a file or folder each, and the rule that chooses between them.
+
+``conv_spec`` says what is computed, ``base`` what a backend must offer, ``dispatch`` which one is taken when, with
+every threshold. To add one, see docs/extend.md. Nothing here knows modules or networks.
+"""
+
+from .base import Backend as Backend
+from .base import Filters as Filters
+from .base import can_bypass_dispatcher as can_bypass_dispatcher
+from .base import is_plain_eager_tensor as is_plain_eager_tensor
+from .batch_norm import BatchNormReLU as BatchNormReLU
+from .conv_spec import KINDS as KINDS
+from .conv_spec import PADDING_MODES as PADDING_MODES
+from .conv_spec import ConvSpec as ConvSpec
+from .conv_spec import Pair as Pair
+from .conv_spec import exceeds_any_memory as exceeds_any_memory
+from .dispatch import RULES as RULES
+from .dispatch import available_backends as available_backends
+from .dispatch import check_backend as check_backend
+from .dispatch import native_for as native_for
+from .dispatch import register as register
+from .dispatch import registered_backends as registered_backends
+from .dispatch import select_backend as select_backend
+from .dispatch import unregister as unregister
+from .filter_bank import expand_filter as expand_filter
+from .filter_bank import five_axes as five_axes
+from .filter_bank import full_filter as full_filter
+from .group_axis import merge_group as merge_group
+from .group_axis import split_group as split_group
+from .native import empty_cache as empty_cache

@@ -1,0 +1,117 @@
+"""The contract of a backend, and questions that several of them ask about a tensor."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Mapping
+from typing import ClassVar
+
+import torch
+import torch.autograd.forward_ad
+import torch.nn.functional as F
+from torch import Tensor
+
+from .conv_spec import ConvSpec
+
+Filters = tuple[Tensor | None, ...]
+"""What a backend reads in place of the free parameters; the backend alone knows what each tensor is."""
+
+
+class Backend(ABC):
+    """A way to compute the convolutions that a :class:`ConvSpec` specifies; all give the same result to rounding.
+
+    The contract tests compare every registered backend with the definition. :func:`sepgroupy.backends.register` adds
+    one.
+    """
+
+    name: ClassVar[str]
+    """What ``backend=`` calls it."""
+    double_backward: ClassVar[bool] = True
+    forward_mode: ClassVar[bool] = True
+    vmap: ClassVar[bool] = True
+    compiles: ClassVar[bool] = True
+    exports: ClassVar[bool] = True
+    """Whether it serves second derivatives, forward-mode derivatives, ``torch.vmap``, ``torch.compile`` and
+    ``torch.export``. "auto" chooses another backend where it does not."""
+
+    def unavailable_reason(self) -> str | None:
+        """Return why this machine cannot use the backend, or None."""
+        return None
+
+    def summary(self) -> str:
+        """Describe what it computes with, in a line."""
+        return "PyTorch's operations"
+
+    @abstractmethod
+    def unsupported_reason(self, spec: ConvSpec, x: Tensor | None = None) -> str | None:
+        """Return what such a convolution (of this input) would need to be computed here, or None if nothing is missing.
+
+        The text completes "backend (='name') needs …".
+        """
+
+    @abstractmethod
+    def expand_filters(self, spec: ConvSpec, parameters: Mapping[str, Tensor]) -> Filters:
+        """Turn free parameters, under their published names, into what :meth:`run` reads; differentiable."""
+
+    def expand_filters_for_reuse(self, spec: ConvSpec, parameters: Mapping[str, Tensor], x: Tensor) -> Filters:
+        """Do all work on filters that calls without gradients can share, for inputs of the same :meth:`reuse_key`."""
+        filters = tuple(None if f is None else f.detach() for f in self.expand_filters(spec, parameters))
+        if not torch.is_autocast_enabled(x.device.type):
+            return filters
+        dtype = torch.get_autocast_dtype(x.device.type)  # else each call would cast them
+        return tuple(f.to(dtype) if f is not None and f.is_floating_point() else f for f in filters)
+
+    def reuse_key(self, spec: ConvSpec, x: Tensor) -> Hashable:
+        """Return what reusable filters depend on besides the parameters."""
+        return ()
+
+    @abstractmethod
+    def run(self, spec: ConvSpec, x: Tensor, filters: Filters, bias: Tensor | None) -> Tensor:
+        """Convolve (B, I, Y, X) if lifting, else (B, I, |H|, Y, X), to (B, O, |H|, Y', X')."""
+
+
+def is_plain_eager_tensor(x: Tensor) -> bool:
+    """Whether x is a plain tensor with values, and no compiler, tracer, autocast or function transform is at work."""
+    return (
+        type(x) in (Tensor, torch.nn.Parameter)
+        and not x.is_meta
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not torch.is_autocast_enabled(x.device.type)
+        and torch.autograd.forward_ad._current_level < 0
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
+def can_bypass_dispatcher(x: Tensor) -> bool:
+    """Whether x is a plain eager tensor and no dispatch mode watches operations either."""
+    return is_plain_eager_tensor(x) and not torch._C._len_torch_dispatch_stack()
+
+
+def is_compiling_for_speed() -> bool:
+    """Whether ``torch.compile`` is tracing, and not ``torch.export``, whose programs keep to standard operations."""
+    exporting = getattr(torch.compiler, "is_exporting", lambda: False)
+    return torch.compiler.is_compiling() and not exporting()
+
+
+def repeat_bias(bias: Tensor | None, spec: ConvSpec) -> Tensor | None:
+    """Return the bias (O,) for the (groups·|H|·O/groups) channels that a filter bank gives."""
+    return bias if bias is None else bias.reshape(spec.groups, 1, -1).expand(-1, spec.group.order, -1).flatten()
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec, groups: int) -> Tensor:
+    """Apply ``torch.nn.functional.conv2d``, or ``conv_transpose2d``, with the specification's geometry."""
+    if spec.transposed:
+        padding = (spec.padding[0], spec.padding[2])
+        return F.conv_transpose2d(x, weight, bias, spec.stride, padding, spec.output_padding, groups, spec.dilation)
+    x, padding = pad(x, spec)
+    return F.conv2d(x, weight, bias, spec.stride, padding, spec.dilation, groups)
+
+
+def pad(x: Tensor, spec: ConvSpec) -> tuple[Tensor, tuple[int, int]]:
+    """Pad (…, Y, X) where ``conv2d`` itself cannot; return it with the padding that is left to do."""
+    top, bottom, left, right = spec.padding
+    if not spec.pads_separately:
+        return x, (top, left)
+    mode = "constant" if spec.padding_mode == "zeros" else spec.padding_mode
+    return F.pad(x, (left, right, top, bottom), mode=mode), (0, 0)

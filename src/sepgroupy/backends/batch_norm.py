@@ -1,0 +1,34 @@
+"""A batch norm and the ReLU after it, as the numbers that a fused kernel needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class BatchNormReLU:
+    """``relu((x - mean)/√(var + eps)·gamma + beta)`` by channel.
+
+    Args:
+        mean: of each channel.
+        var: biased variance of each channel.
+        gamma: or None, where it is 1.
+        beta: or None, where it is 0.
+        eps: added to the variance.
+        batch_stats: whether mean and var are those of x itself, so that gradients pass through them.
+    """
+
+    mean: Tensor
+    var: Tensor
+    gamma: Tensor | None
+    beta: Tensor | None
+    eps: float
+    batch_stats: bool
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Apply both to (N, C, Y, X) by PyTorch's operations; differentiable, also through the statistics of x."""
+        mean, var = (None, None) if self.batch_stats else (self.mean, self.var)
+        return F.relu(F.batch_norm(x, mean, var, self.gamma, self.beta, self.batch_stats, 0.0, self.eps))

@@ -1,0 +1,287 @@
+"""The specification of a convolution: everything but its numbers, parsed once and checked against the group."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ArgumentError
+from ..groups import PointGroup
+
+Pair = int | Sequence[int]
+KINDS = ("dense", "g", "gc")
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+MAX_SIZE = 2**31 - 1
+"""Largest value of any argument that counts something: torch's convolutions count pixels in 32 bits."""
+MAX_NUMEL = 2**40
+"""Largest number of values in a tensor: 4 TiB in float32. A larger one is refused by name."""
+
+
+@dataclass(frozen=True)
+class ConvSpec:
+    """A convolution on a point group. Make one with :meth:`parse`; equal specifications are equal and hash alike.
+
+    Args:
+        group: the point group.
+        kind: ``"lifting"``, from images to group feature maps; or the filter of a group convolution, ``"dense"``,
+            ``"g"`` or ``"gc"``.
+        kernel_size: by axis (rows, columns), as stride and dilation.
+        padding: (top, bottom, left, right).
+        groups: blocks of channels that are convolved separately.
+        padding_mode: one of ``PADDING_MODES``.
+        transposed: whether this is the transpose of the convolution from its output to its input.
+        output_padding: pixels that a transposed convolution adds to the last side of each axis.
+    """
+
+    group: PointGroup
+    kind: str
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    padding_mode: str = "zeros"
+    transposed: bool = False
+    output_padding: tuple[int, int] = (0, 0)
+
+    @classmethod
+    def parse(
+        cls,
+        group: PointGroup,
+        kind: str,
+        kernel_size: Pair,
+        stride: Pair = 1,
+        padding: Pair | str = 0,
+        dilation: Pair = 1,
+        groups: int = 1,
+        padding_mode: str = "zeros",
+        transposed: bool = False,
+        output_padding: Pair = 0,
+    ) -> ConvSpec:
+        """Parse the arguments of ``torch.nn.Conv2d`` and refuse those that break the group's symmetry.
+
+        Raises:
+            ArgumentError: a value is out of range; the values of two axes differ and the group exchanges the axes;
+                ``padding="same"`` would pad one side more than the side to which the group moves it.
+        """
+        arguments = (kernel_size, stride, padding, dilation, groups, padding_mode, transposed, output_padding)
+        hashable = (tuple(a) if isinstance(a, list) else a for a in arguments)
+        try:
+            return _parse(group, kind, *hashable)
+        except TypeError:  # unhashable, which no right value is
+            return _parse.__wrapped__(group, kind, *arguments)
+
+    def __post_init__(self) -> None:
+        names = ("kind", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "transposed")
+        values = (self.group, self.output_padding, *(getattr(self, name) for name in names))
+        object.__setattr__(self, "_hash", hash(values))  # once: layers look constants up in every call
+
+    def __hash__(self) -> int:
+        return self._hash  # type: ignore[attr-defined, no-any-return]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), tuple(getattr(self, f.name) for f in fields(self))  # a hash is of one process alone
+
+    def __deepcopy__(self, memo: object) -> ConvSpec:
+        return self
+
+    @property
+    def pads_separately(self) -> bool:
+        """Whether padding is a step before the convolution: it is not of zeros, or not the same on both sides."""
+        top, bottom, left, right = self.padding
+        return any(self.padding) and (self.padding_mode != "zeros" or (top, left) != (bottom, right))
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether the kernel is 1×1, so that each output pixel reads one input pixel."""
+        return self.kernel_size == (1, 1)
+
+    def output_size(self, rows: int, columns: int) -> tuple[int, int]:
+        """Return the rows and columns of the output for an input of this size."""
+        sides = zip((rows, columns), (self.padding[:2], self.padding[2:]), strict=True)
+        steps = zip(self.kernel_size, self.dilation, self.stride, self.output_padding, strict=True)
+        height, width = (
+            (size - 1) * stride - sum(pads) + dilation * (kernel - 1) + added + 1
+            if self.transposed
+            else (size + sum(pads) - dilation * (kernel - 1) - 1) // stride + 1
+            for (size, pads), (kernel, dilation, stride, added) in zip(sides, steps, strict=True)
+        )
+        return height, width
+
+    def check_input(self, x: Tensor, in_channels: int, weight: Tensor) -> None:
+        """Refuse an input of another layout, shape, size or dtype than this convolution reads, by name.
+
+        Raises:
+            ArgumentError: x is something else. Under autocast its dtype may differ from the parameters'.
+        """
+        if not isinstance(x, Tensor) or x.layout != torch.strided:
+            what = x.layout if isinstance(x, Tensor) else type(x).__name__
+            raise ArgumentError(f"x must be a dense tensor, not {what}")
+        if x.dtype != weight.dtype and (x.is_meta or not torch.is_autocast_enabled(x.device.type)):
+            raise ArgumentError(
+                f"x is {x.dtype} and the layer's parameters are {weight.dtype}: they must have the same dtype"
+            )
+        lifting = self.kind == "lifting"
+        expected = (in_channels,) if lifting else (in_channels, self.group.order)
+        if x.ndim != 3 + len(expected) or tuple(x.shape[1:-2]) != expected:
+            axes = ", ".join(map(str, expected))
+            raise ArgumentError(
+                f"x has shape {tuple(x.shape)}; this layer reads (B, {axes}, Y, X)"
+                + ("" if lifting else f", a feature map on {self.group.name} with in_channels (={in_channels})")
+            )
+        if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):  # there sizes may be symbols
+            self.check_size(math.prod(x.shape[:-2]), *x.shape[-2:])
+
+    def check_size(self, images: int, rows: int, columns: int) -> None:
+        """Refuse images that the kernel or the padding does not fit.
+
+        Raises:
+            ArgumentError: they are smaller than the kernel's extent, or than what their padding repeats or reflects,
+                or no machine could hold them or the output.
+        """
+        size = f"x is {rows}×{columns} pixels"
+        if self.transposed:
+            height, width = self.output_size(rows, columns)
+            if min(rows, columns, height, width) < 1:
+                raise ArgumentError(f"{size}, of which padding (={self.padding}) would leave none after this layer")
+            shape = (images, height + 2 * self.padding[0], width + 2 * self.padding[2])
+            if exceeds_any_memory(shape):
+                raise ArgumentError(
+                    f"the output of {rows}×{columns} pixels, stride (={self.stride}), dilation (={self.dilation}) "
+                    f"would have {math.prod(shape):.1e} values, more than any machine holds"
+                )
+            return
+        sides = (self.padding[:2], self.padding[2:])
+        for n, pads, kernel, dilation in zip((rows, columns), sides, self.kernel_size, self.dilation, strict=True):
+            if n < self._min_size(max(pads)):
+                raise ArgumentError(
+                    f"{size}, too small for padding (={self.padding}) with padding_mode (={self.padding_mode!r})"
+                )
+            if n + sum(pads) < dilation * (kernel - 1) + 1:
+                raise ArgumentError(
+                    f"{size}, with padding (={self.padding}) smaller than the extent of "
+                    f"kernel_size (={self.kernel_size}), dilation (={self.dilation})"
+                )
+        top, bottom, left, right = self.padding
+        shape = (images, top + rows + bottom, left + columns + right)
+        if exceeds_any_memory(shape):
+            raise ArgumentError(
+                f"x, {images} feature maps of {rows}×{columns} pixels with padding (={self.padding}), would have "
+                f"{math.prod(shape):.1e} values, more than any machine holds"
+            )
+
+    def _min_size(self, pad: int) -> int:
+        # Of an image without pixels torch makes nothing, whatever the padding.
+        return {"reflect": pad + 1, "circular": max(pad, 1)}.get(self.padding_mode, 1)
+
+
+@lru_cache(maxsize=1024)
+def _parse(
+    group: PointGroup,
+    kind: str,
+    kernel_size: Pair,
+    stride: Pair,
+    padding: Pair | str,
+    dilation: Pair,
+    groups: int,
+    padding_mode: str,
+    transposed: bool,
+    output_padding: Pair,
+) -> ConvSpec:
+    if kind not in ("lifting", *KINDS):
+        raise ArgumentError(f"kind (={kind!r}) must be one of {', '.join(KINDS)}")
+    if group.dimension != 2:
+        raise ArgumentError(f"group (={group}) must act on 2 axes for a two-dimensional convolution")
+    kernel = _pair("kernel_size", kernel_size, 1, group)
+    strides = _pair("stride", stride, 1, group)
+    dilations = _pair("dilation", dilation, 1, group)
+    if not isinstance(groups, Integral) or not 1 <= int(groups) <= MAX_SIZE:
+        raise ArgumentError(f"groups (={groups!r}) must be a positive integer below 2³¹")
+    if padding_mode not in PADDING_MODES:
+        raise ArgumentError(f"padding_mode (={padding_mode!r}) must be one of {', '.join(PADDING_MODES)}")
+    if transposed and isinstance(padding, str):
+        raise ArgumentError(f"padding (={padding!r}) must be an integer or a pair of integers")
+    pads = _padding(padding, kernel, strides, dilations, group)
+    spec = ConvSpec(group, kind, kernel, strides, pads, dilations, int(groups), padding_mode, transposed)
+    if not transposed:
+        return spec
+    added = _output_padding(group, output_padding, spec)
+    return ConvSpec(group, kind, kernel, strides, pads, dilations, int(groups), padding_mode, transposed, added)
+
+
+def exceeds_any_memory(shape: Sequence[int]) -> bool:
+    """Whether a tensor of this shape would have more values than any machine holds."""
+    return math.prod(shape) > MAX_NUMEL or max(shape, default=0) > MAX_SIZE
+
+
+def _output_padding(group: PointGroup, value: Pair, spec: ConvSpec) -> tuple[int, int]:
+    added = _pair("output_padding", value, 0, group)
+    if any(pad >= max(steps) for pad, *steps in zip(added, spec.stride, spec.dilation, strict=True)):
+        raise ArgumentError(
+            f"output_padding (={value!r}) must be smaller than stride (={spec.stride}) or dilation (={spec.dilation})"
+        )
+    for axis, pad in enumerate(added):
+        if pad and (group.arrays[:, axis] < 0).any():
+            raise ArgumentError(
+                f"output_padding (={value!r}) lengthens one side of an axis that {group} reverses: use 0, and a "
+                "kernel_size that gives the size you want, "
+                "(n - 1)·stride - 2·padding + dilation·(kernel_size - 1) + 1"
+            )
+    return added
+
+
+def _pair(name: str, value: Pair, least: int, group: PointGroup) -> tuple[int, int]:
+    pair: Any = (value, value) if isinstance(value, Integral) else value
+    if (
+        not isinstance(pair, Sequence)
+        or len(pair) != 2
+        or not all(isinstance(v, Integral) and least <= int(v) <= MAX_SIZE for v in pair)
+    ):
+        raise ArgumentError(f"{name} (={value!r}) must be an integer of at least {least}, below 2³¹, or a pair of them")
+    row, column = int(pair[0]), int(pair[1])
+    if row != column and _exchanges_axes(group):
+        raise ArgumentError(
+            f"{name} (={value!r}) must be the same on both axes: {group} exchanges rows and columns. Use two equal "
+            "values, or a group without 90° rotations and diagonal reflections (pm, p2, p2mm)"
+        )
+    return (row, column)
+
+
+def _padding(
+    padding: Pair | str,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+    group: PointGroup,
+) -> tuple[int, int, int, int]:
+    if isinstance(padding, str):
+        if padding == "valid":
+            return (0, 0, 0, 0)
+        if padding != "same":
+            raise ArgumentError(f"padding (={padding!r}) must be 'same', 'valid', an integer or a pair of integers")
+        if stride != (1, 1):
+            raise ArgumentError(f"padding='same' needs stride 1, not {stride}")
+        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        sides = [(t // 2, t - t // 2) for t in total]
+        for matrix in group.arrays:
+            for axis, row in enumerate(matrix):
+                source = int(abs(row).argmax())
+                if sides[axis] != sides[source][:: int(row[source])]:
+                    raise ArgumentError(
+                        f"padding='same' pads {sides} (before, after) by axis for kernel_size (={kernel}), "
+                        f"dilation (={dilation}), which {group} does not map to itself: use an odd kernel_size"
+                    )
+    else:
+        sides = [(p, p) for p in _pair("padding", padding, 0, group)]
+    return (*sides[0], *sides[1])
+
+
+def _exchanges_axes(group: PointGroup) -> bool:
+    return bool((group.arrays[:, 0, 1] != 0).any())

@@ -1,0 +1,106 @@
+"""The pointwise group convolution in the group's Fourier domain, by PyTorch's matrix products.
+
+``u[o,g] = Σ_i Σ_h p[o,i,g⁻¹h] x[i,h]`` is a convolution over a finite group at each pixel. The orthogonal matrix Q of
+:func:`sepgroupy.groups.fourier_basis` block-diagonalises all of them, so ``u = Qᵀ B(p) (Q x)`` with
+``Σ_b copies·size²`` multiplications for each pair (o, i) in place of |H|²: 12 of 64 for p4m, 6 of 16 for p4.
+
+Neighbouring blocks of one size d make a *band*: m blocks, copies counted, which are one batched product. Its rows of
+Q are (m·d, |H|), its representations (m, d, d, |H|), its matrices (m, d·O, d·I).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .base import Backend, Filters, convolve, repeat_bias
+from .constants import fourier_matrices, planar_index
+from .conv_spec import ConvSpec
+from .filter_bank import expand_filter, five_axes
+from .group_axis import split_group_from_channels
+
+
+class Fourier(Backend):
+    """The pointwise step of a gc layer, or all of a 1×1 dense one, in the Fourier domain."""
+
+    name = "fourier"
+
+    def unsupported_reason(self, spec: ConvSpec, x: Tensor | None = None) -> str | None:
+        """Compute gc layers and 1×1 dense ones without blocks of channels."""
+        if spec.groups != 1 or spec.transposed:
+            return "groups=1, and no transposed convolution"
+        if spec.kind == "gc" or (spec.kind == "dense" and spec.pointwise):
+            return None
+        return "a layer of kind gc, or kernel_size=1 in a layer of kind dense"
+
+    def expand_filters(self, spec: ConvSpec, parameters: Mapping[str, Tensor]) -> Filters:
+        """Return the depthwise filter bank or None, then rows and matrices of each band."""
+        weight = parameters["weight" if spec.kind == "dense" else "pointwise_weight"]
+        constants = fourier_matrices(spec, weight.device, weight.dtype)
+        bands: list[Tensor | None] = []
+        for rows, irreps in zip(constants[::2], constants[1::2], strict=True):
+            bands += [rows, band_matrices(weight, irreps)]
+        if spec.kind == "dense":
+            return (None, *bands)
+        depthwise = five_axes(parameters["depthwise_weight"])
+        (table,) = planar_index(spec, depthwise.device)
+        return (expand_filter(depthwise, table), *bands)
+
+    def run(self, spec: ConvSpec, x: Tensor, filters: Filters, bias: Tensor | None) -> Tensor:
+        """Convolve."""
+        depthwise, *bands = filters
+        if depthwise is None:
+            x = _pixels_of_stride(x, spec)
+        u = pointwise(x.transpose(1, 2), bands)
+        if depthwise is None:
+            u = u if bias is None else u + bias.to(u.dtype).view(-1, 1, 1)
+            return u.transpose(1, 2)
+        y = convolve(u.flatten(1, 2), depthwise, repeat_bias(bias, spec), spec, depthwise.shape[0])
+        return split_group_from_channels(y, spec.group.order)
+
+
+def band_matrices(
+    weight: Tensor,  # (O, I, |H|, 1, 1)
+    irreps: Tensor,  # (m, d, d, |H|)
+) -> Tensor:  # (m, d·O, d·I)
+    """Transform a pointwise filter: ``W_b[(a,o), (c,i)] = Σ_k D_b(k)[a,c] p[o,i,k]`` for each block b of a band."""
+    out_channels, in_channels, order = weight.shape[:3]
+    blocks, size = irreps.shape[:2]
+    product = irreps.reshape(-1, order) @ weight.reshape(-1, order).t()
+    matrices = product.reshape(blocks, size, size, out_channels, in_channels).permute(0, 1, 3, 2, 4)
+    return matrices.reshape(blocks, size * out_channels, size * in_channels)
+
+
+def pointwise(
+    x: Tensor,  # (B, |H|, I, Y, X)
+    bands: Sequence[Tensor | None],  # rows and matrices of each
+) -> Tensor:  # (B, |H|, O, Y, X)
+    """Compute ``u = Σ_bands Qᵀ (W (Q x))``."""
+    total: Tensor | None = None
+    channels = 0
+    for rows, matrices in list(pairwise(bands))[::2]:
+        assert rows is not None
+        assert matrices is not None
+        blocks, size = matrices.shape[0], rows.shape[0] // matrices.shape[0]
+        channels = matrices.shape[1] // size
+        x_fourier = torch.bmm(rows.expand(x.shape[0], -1, -1), x.flatten(2))
+        x_fourier = x_fourier.reshape(x.shape[0], blocks, size * x.shape[2], x.shape[3] * x.shape[4])
+        product = matrices @ x_fourier
+        product = product.reshape(x.shape[0], rows.shape[0], channels * x.shape[3] * x.shape[4])
+        inverse = rows.t().to(product.dtype).expand(x.shape[0], -1, -1)  # autocast leaves in-place operations alone
+        total = torch.bmm(inverse, product) if total is None else total.baddbmm_(inverse, product)
+    assert total is not None
+    return total.reshape(*x.shape[:2], channels, *x.shape[3:])
+
+
+def _pixels_of_stride(x: Tensor, spec: ConvSpec) -> Tensor:
+    """Pad x and keep the pixels that a strided 1×1 kernel reads."""
+    if any(spec.padding):
+        top, bottom, left, right = spec.padding
+        mode = "constant" if spec.padding_mode == "zeros" else spec.padding_mode
+        x = F.pad(x.flatten(1, 2), (left, right, top, bottom), mode=mode).unflatten(1, x.shape[1:3])
+    return x if spec.stride == (1, 1) else x[..., :: spec.stride[0], :: spec.stride[1]]

@@ -1,0 +1,80 @@
+"""Batch statistics of feature maps (N, C, Y, X), and batch norm, ReLU and max-pooling in one kernel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...errors import ArgumentError
+from ..batch_norm import BatchNormReLU
+from .library import SUFFIXES, check_readable, launch
+from .memory import empty
+
+
+def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and biased variance of each channel of feature maps (N, C, Y, X)."""
+    if not (x.dtype in SUFFIXES and x.device.type == "cpu" and x.is_contiguous() and x.ndim == 4 and x.numel()):
+        raise ArgumentError(
+            f"x is {x.dtype} of shape {tuple(x.shape)} on {x.device}: the kernels read contiguous (N, C, Y, X) on a CPU"
+        )
+    mean, var = x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
+    sizes = (x.shape[0], x.shape[1], x.shape[2] * x.shape[3], torch.get_num_threads())
+    launch("statistics", sizes, (x, mean, var))
+    return mean, var
+
+
+def norm_relu_max_pool(x: Tensor, norm: BatchNormReLU) -> Tensor:
+    """Return ``max_pool2d(relu(norm(x)), 2)`` of plain eager feature maps (N, C, Y, X) on the CPU."""
+    tensors = (x, norm.gamma, norm.beta, norm.mean, norm.var)
+    y: Tensor = _NormReluPool.apply(*tensors, norm.eps, norm.batch_stats)
+    return y
+
+
+class _NormReluPool(torch.autograd.Function):
+    """Batch norm, ReLU and 2×2 max-pooling. Differentiable twice."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        """Pool; the arguments are x, gamma, beta, mean, var, eps and batch_stats."""
+        *tensors, ctx.eps, ctx.batch_stats = args
+        ctx.save_for_backward(*tensors)
+        x, gamma, beta, mean, var = tensors
+        x = x.contiguous()
+        y = empty(_pooled(x), x)
+        _launch("pool", (), ctx.eps, {"x": x, "gamma": gamma, "beta": beta, "mean": mean, "var": var, "y": y})
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        """Return the gradients, through the definition if they are to be differentiated in turn."""
+        x, gamma, beta, mean, var = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            y = F.max_pool2d(BatchNormReLU(mean, var, gamma, beta, ctx.eps, ctx.batch_stats)(x), 2)
+            wanted = [t for t, need in zip((x, gamma, beta), ctx.needs_input_grad, strict=False) if need]
+            found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
+            return tuple(next(found) if need else None for need in ctx.needs_input_grad)
+        x, grad = x.contiguous(), grad.contiguous()
+        dx, dgamma, dbeta = empty(x.shape, x), torch.empty_like(mean), torch.empty_like(mean)
+        given = {"x": x, "gamma": gamma, "beta": beta, "mean": mean, "var": var, "dy": grad}
+        _launch("pool_back", (ctx.batch_stats,), ctx.eps, {**given, "dx": dx, "dgamma": dgamma, "dbeta": dbeta})
+        return dx, None if gamma is None else dgamma, None if beta is None else dbeta, None, None, None, None
+
+
+def _pooled(x: Tensor) -> tuple[int, ...]:
+    return (*x.shape[:2], x.shape[2] // 2, x.shape[3] // 2)
+
+
+def _launch(name: str, flags: tuple[bool, ...], eps: float, tensors: dict[str, Tensor | None]) -> None:
+    """Launch a pooling kernel; backward it reads whether the norm's statistics are those of x."""
+    check_readable(values := list(tensors.values()))
+    x = tensors["x"]
+    assert x is not None
+    shapes = {"x": x.shape, "dx": x.shape, "y": _pooled(x), "dy": _pooled(x)}
+    for what, t in tensors.items():
+        expected = shapes.get(what, x.shape[1:2])
+        if t is not None and (t.shape != expected or not x.numel()):
+            raise ArgumentError(f"{what} has shape {tuple(t.shape)}, not {tuple(expected)} with values, for pooling")
+    launch(name, (*x.shape, torch.get_num_threads(), *flags, eps), values)

@@ -1,0 +1,332 @@
+"""Convolutions by the compiled kernels: the numbers they need, and memory of the right size."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...errors import ArgumentError
+from ...groups import PointGroup, action_table, fourier_basis, moved_size
+from ..batch_norm import BatchNormReLU
+from ..conv_spec import ConvSpec
+from . import library
+from .library import SUFFIXES, Problem, check_readable, launch, suffix_for
+from .memory import empty, workspace
+
+DENSE, SEPARABLE, FACTORED = 0, 1, 2  # kinds of filters, as kernels.c has them
+GENERAL, CYCLIC4, DIHEDRAL4 = 0, 4, 8  # transforms
+MAX_KERNEL_ELEMENTS, MAX_STRIDE, MAX_ORDER = 49, 3, 8  # TAPS, PHASES and ORDER of kernels.c
+MAX_EXTENT = 64  # pixels between the first and the last kernel element: the workspace grows with it
+
+Tensors = dict[str, "Tensor | None"]
+
+
+class ConvInputs(NamedTuple):
+    """The input of a convolution, in this order everywhere: relu(norm(x)) if there are mean and variance, else x."""
+
+    x: Tensor  # (B, |H|, I, Y, X), or images (B, 1, I, Y, X) to lift
+    weight: Tensor  # (O, I, |H|, k, k); (O, I, |H|, 1, 1) with a depthwise factor; (O, I, 1, k, k) to lift
+    depthwise: Tensor | None = None  # (O, 1, 1, k, k), or (O, I, 1, k, k) of a g layer
+    bias: Tensor | None = None  # (O,)
+    gamma: Tensor | None = None  # (I,), of the norm
+    beta: Tensor | None = None
+    mean: Tensor | None = None
+    var: Tensor | None = None
+    residual: Tensor | None = None  # (B, |H|, O, Y', X'), added to the result
+
+    def norm(self, eps: float, batch_stats: bool) -> BatchNormReLU | None:
+        """Return the norm."""
+        if self.mean is None or self.var is None:
+            return None
+        return BatchNormReLU(self.mean, self.var, self.gamma, self.beta, eps, batch_stats)
+
+
+# The fast transforms of kernels.c, row by row.
+_FAST = {
+    CYCLIC4: [[1, 1, 1, 1], [1, -1, 1, -1], [1, 0, -1, 0], [0, 1, 0, -1]],
+    DIHEDRAL4: [
+        [1, 1, 1, 1, 1, 1, 1, 1],
+        [1, 1, 1, 1, -1, -1, -1, -1],
+        [1, -1, 1, -1, 1, -1, 1, -1],
+        [1, -1, 1, -1, -1, 1, -1, 1],
+        [1, 0, -1, 0, 1, 0, -1, 0],
+        [0, 1, 0, -1, 0, 1, 0, -1],
+        [0, -1, 0, 1, 0, 1, 0, -1],
+        [1, 0, -1, 0, -1, 0, 1, 0],
+    ],
+}
+
+
+@lru_cache(maxsize=64)
+def _transform(group: PointGroup) -> tuple[int, NDArray[np.int32], NDArray[np.float64], NDArray[np.float64]]:
+    """Return which transform the kernels take, the blocks, H, and the irreps scaled to go with it."""
+    basis = fourier_basis(group)
+    kind, matrix, scale = GENERAL, basis.matrix, np.ones(group.order)
+    for fast, rows in _FAST.items():
+        unscaled = np.array(rows, dtype=np.float64)
+        norms = np.linalg.norm(unscaled, axis=1)
+        if len(rows) == group.order and np.allclose(unscaled / norms[:, None], basis.matrix):
+            kind, matrix, scale = fast, unscaled, 1 / norms
+    blocks = np.array([(b.start, b.size, b.copies) for b in basis.blocks], dtype=np.int32)
+    irreps = [b.irrep.reshape(-1, group.order) * scale[b.start] ** 2 for b in basis.blocks]
+    return kind, blocks, np.ascontiguousarray(matrix), np.concatenate(irreps)
+
+
+@lru_cache(maxsize=256)
+def _transformed_offsets(group: PointGroup, kernel: tuple[int, int], dilation: tuple[int, int]) -> NDArray[np.int32]:
+    """Return row and column, in pixels, of each kernel element after each group element; (elements, order, 2)."""
+    table = action_table(group, kernel)
+    moved = np.empty((table.shape[1], group.order, 2), dtype=np.int32)
+    for g, sources in enumerate(table):
+        size = moved_size(group.arrays[g], kernel)
+        rows, columns = np.unravel_index(np.arange(len(sources)), size)
+        moved[sources, g, 0], moved[sources, g, 1] = rows * dilation[0], columns * dilation[1]
+    return moved
+
+
+@lru_cache(maxsize=1024)
+def unsupported_reason(spec: ConvSpec) -> str | None:
+    """Return what the kernels would need to compute such convolutions, or None."""
+    elements = spec.kernel_size[0] * spec.kernel_size[1]
+    extent = max(d * (k - 1) + 1 for d, k in zip(spec.dilation, spec.kernel_size, strict=True))
+    max_stride = 1 if spec.kind == "lifting" else MAX_STRIDE
+    needs = {
+        "groups=1": spec.groups == 1,
+        f"strides up to {max_stride}": max(spec.stride) <= max_stride,
+        f"kernels of up to {MAX_KERNEL_ELEMENTS} elements": elements <= MAX_KERNEL_ELEMENTS,
+        f"kernels that extend over up to {MAX_EXTENT} pixels": extent <= MAX_EXTENT,
+        f"a group of order up to {MAX_ORDER}": spec.group.order <= MAX_ORDER,
+        "no transposed convolution": not spec.transposed,
+    }
+    return ", ".join(need for need, holds in needs.items() if not holds) or None
+
+
+def supports_lifting(spec: ConvSpec, in_channels: int) -> bool:
+    """Whether the kernels lift images of so many channels to the group."""
+    elements = spec.kernel_size[0] * spec.kernel_size[1]
+    return elements * in_channels <= MAX_KERNEL_ELEMENTS and unsupported_reason(spec) is None
+
+
+class Launch(NamedTuple):
+    """A checked problem: by reference, the values of workspace it needs, and the suffix of its functions."""
+
+    problem: Any
+    workspace: int
+    suffix: str
+
+
+@lru_cache(maxsize=1024)
+def native_conv(spec: ConvSpec) -> NativeConv:
+    """Return what convolves as specified."""
+    return NativeConv(spec)
+
+
+class NativeConv:
+    """One convolution of feature maps (B, |H|, C, Y, X) with a filter of one of three kinds.
+
+    A dense one is a weight (O, I, |H|, k, k). Of a gc and of a g layer the weight is the pointwise factor,
+    (O, I, |H|, 1, 1), and depthwise the other, (O, 1, 1, k, k) or (O, I, 1, k, k).
+    A lifting one reads images (B, 1, I, Y, X) and a weight (O, I, 1, k, k).
+
+    The padding is of zeros, the same on both sides.
+    """
+
+    def __init__(self, spec: ConvSpec) -> None:
+        self.spec, self.lifting = spec, spec.kind == "lifting"
+        if reason := unsupported_reason(spec):
+            raise ArgumentError(f"the kernels need {reason}")
+        self._checked_launch = lru_cache(maxsize=64)(self._check)
+        self._checked_shape = lru_cache(maxsize=64)(self._check_shape)
+
+    def output_shape(self, x: Any, weight: Any) -> tuple[int, ...]:
+        """Return the shape of the output for an input and a filter of these shapes, which may be symbols."""
+        return (x[0], self.spec.group.order, weight[0], *self.spec.output_size(*x[-2:]))
+
+    def _check_shape(self, x: tuple[int, ...], weight: tuple[int, ...]) -> tuple[int, ...]:
+        if len(x) != 5 or len(weight) != 5:
+            shapes = f"x has shape {tuple(x)} and weight {tuple(weight)}"
+            raise ArgumentError(f"{shapes}; the kernels read five axes of each")
+        self.spec.check_size(x[0] * x[1] * x[2], *x[-2:])
+        return self.output_shape(x, weight)
+
+    def forward(
+        self, inputs: ConvInputs, eps: float = 0.0, return_stats: bool = False, expanded: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Convolve x, or relu(norm(x)) if there is a mean, and add the residual.
+
+        Return the result and, if wanted and there are values, mean and biased variance of its channels. ``expanded``
+        are filters of :meth:`expand_filters`, used in place of the parameters.
+        """
+        x, weight, depthwise, bias, gamma, beta, mean, var, residual = inputs
+        y = empty(self._checked_shape(x.shape, weight.shape), x)
+        computes = bool(y.numel() and x.numel())
+        y_mean, y_var = _two(x, y.shape[2]) if return_stats and computes else (None, None)
+        outputs: Tensors = {"y": y, "y_mean": y_mean, "y_var": y_var}
+        if self.lifting:
+            self._run("lift", {"x": x, "weight": weight, "bias": bias, **outputs}, computes)
+        else:
+            filters = {"x": x, "weight": weight, "depthwise": depthwise, "bias": bias}
+            norm = {"gamma": gamma, "beta": beta, "mean": mean, "var": var}
+            added = {"residual": residual, "expanded": expanded}
+            self._run("forward", {**filters, **norm, **added, **outputs}, computes, eps)
+        if not computes:
+            y.copy_(y.new_zeros(()) if residual is None else residual)
+            if bias is not None:
+                y += bias.view(-1, 1, 1)
+        return y, y_mean, y_var
+
+    def backward(
+        self,
+        grad: Tensor,
+        inputs: ConvInputs,
+        eps: float = 0.0,
+        batch_stats: bool = False,
+        other_grad: Tensor | None = None,
+        wants_x: bool = True,
+        wants_filters: bool = True,
+    ) -> tuple[Tensor | None, ...]:
+        """Return the gradients of x, weight, depthwise, gamma and beta.
+
+        ``other_grad`` is added to that of x. With ``batch_stats`` the norm's statistics are those of x, and the
+        gradient passes through them. Without ``wants_x`` those of x, gamma and beta are None, without
+        ``wants_filters`` those of weight and depthwise.
+        """
+        x, weight, depthwise, _, gamma, beta, mean, var, _ = inputs
+        dx = empty(x.shape, x) if wants_x else None
+        dw = torch.empty_like(weight) if wants_filters else None
+        dd = torch.empty_like(depthwise) if wants_filters and depthwise is not None else None
+        dgamma, dbeta = _two(x, x.shape[2]) if wants_x and mean is not None else (None, None)
+        filters, norm = {"x": x, "weight": weight, "depthwise": depthwise}, {"gamma": gamma, "beta": beta}
+        given: Tensors = {**filters, **norm, "mean": mean, "var": var, "grad": grad, "other_grad": other_grad}
+        found: Tensors = {"dx": dx, "dweight": dw, "ddepthwise": dd, "dgamma": dgamma, "dbeta": dbeta}
+        computes = bool(grad.numel() and x.numel())
+        self._run("backward", {**given, **found}, computes, eps, batch_stats, wants_x, wants_filters)
+        if dx is not None and other_grad is not None and not computes:
+            dx += other_grad
+        return dx, dw, dd, None if gamma is None else dgamma, None if beta is None else dbeta
+
+    def backward_of_lifting(self, grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradients of weight and bias."""
+        dw, db = torch.empty_like(weight), torch.empty_like(weight[:, 0, 0, 0, 0])
+        self._run("lift_back", {"x": x, "grad": grad, "dweight": dw, "dbias": db}, bool(grad.numel() and x.numel()))
+        return dw, db
+
+    def filter_layout(self, width: int, dtype: torch.dtype) -> tuple[str, bool]:
+        """Return what the layout of :meth:`expand_filters` depends on, for rows of ``width`` pixels."""
+        suffix = suffix_for(dtype, width // self.spec.stride[1])
+        return suffix, width % getattr(library.kernels().library, "vector_values" + suffix)() == 0
+
+    def expand_filters(self, x: tuple[int, ...], weight: Tensor, depthwise: Tensor | None) -> Tensor:
+        """Return the filters as the kernels transform them in each call, for an input of this shape."""
+        shapes = (x, weight.shape, None if depthwise is None else depthwise.shape)
+        problem, _, suffix = self._checked_launch("forward", ("x", "weight", "depthwise"), shapes, 1, weight.dtype)
+        size = getattr(library.kernels().library, "filters_size" + suffix)(problem)
+        expanded = torch.zeros(size, dtype=weight.dtype, device="cpu")
+        check_readable([expanded, weight, depthwise])
+        launch("expand_filters", (problem,), [weight, depthwise, expanded], suffix)
+        return expanded
+
+    def _run(
+        self,
+        name: str,
+        tensors: Tensors,
+        computes: bool,
+        eps: float = 0.0,
+        batch_stats: bool = False,
+        wants_x: bool = True,
+        wants_filters: bool = True,
+    ) -> None:
+        # The kernels trust what they are given: a tensor that does not fit would be read past its end.
+        values = list(tensors.values())
+        check_readable(values)
+        x = tensors["x"]
+        assert x is not None
+        shapes = tuple([None if t is None else t.shape for t in values])
+        options = (torch.get_num_threads(), x.dtype, eps, batch_stats, wants_x, wants_filters)
+        problem, size, suffix = self._checked_launch(name, tuple(tensors), shapes, *options)
+        if computes:
+            launch(name, (problem,), [*values, workspace.take(size * x.itemsize)], suffix)
+            return
+        for result in ("dx", "dweight", "ddepthwise", "dgamma", "dbeta", "dbias"):
+            if (gradient := tensors.get(result)) is not None:
+                gradient.zero_()
+
+    def _check(
+        self,
+        name: str,
+        names: tuple[str, ...],
+        shapes: tuple[Any, ...],
+        threads: int,
+        dtype: torch.dtype,
+        eps: float = 0.0,
+        batch_stats: bool = False,
+        wants_x: bool = True,
+        wants_filters: bool = True,
+    ) -> Launch:
+        """Check the shapes of the tensors that are there; state the problem."""
+        given, spec = dict(zip(names, shapes, strict=True)), self.spec
+        x, weight = given["x"], given.get("weight") or given["dweight"]
+        y, kernel = self._check_shape(x, weight), spec.kernel_size
+        (batch, _, inputs, height, width), outputs, order = x, weight[0], spec.group.order
+        elements, depthwise = 1 if self.lifting else order, given.get("depthwise")
+        separable = depthwise is not None
+        kind = DENSE if depthwise is None else SEPARABLE if inputs == 1 or depthwise[1:2] != (inputs,) else FACTORED
+        if self.lifting and not supports_lifting(spec, inputs):
+            raise ArgumentError(
+                f"x has {inputs} channels; the kernels lift with stride 1 and at most {MAX_KERNEL_ELEMENTS} products"
+            )
+        found = library.kernels()
+        if not found:
+            raise ArgumentError(f"backend (='native') is unavailable: {found.summary}")
+        transform, blocks, basis, irreps = _transform(spec.group)
+        offsets = _transformed_offsets(spec.group, kernel, spec.dilation)
+        problem = Problem(
+            batch, inputs, outputs, height, width, *y[3:], *spec.stride, spec.padding[0], spec.padding[2],
+            len(offsets), kind, threads, order, len(blocks), transform,
+            *(array.ctypes.data for array in (blocks, offsets, basis, irreps)),
+            eps, batch_stats, wants_x, wants_filters,
+        )  # fmt: skip
+        problem.arrays = (blocks, offsets, basis, irreps)  # they live as long as it does
+        reference = ctypes.byref(problem)
+        suffix = SUFFIXES[dtype] if self.lifting else suffix_for(dtype, width // spec.stride[1])
+        nothing = 0 in (*x, outputs)  # to compute
+        expected = {
+            "x": (batch, elements, inputs, height, width),
+            **dict.fromkeys(("gamma", "beta", "mean", "var"), (inputs,)),
+            "weight": (outputs, inputs, elements, *((1, 1) if separable else kernel)),
+            "depthwise": (outputs, inputs if kind == FACTORED else 1, 1, *kernel),
+            "bias": (outputs,),
+            "residual": y,
+            "y": y,
+            "y_mean": (outputs,),
+            "y_var": (outputs,),
+            "other_grad": (batch, elements, inputs, height, width),
+            "grad": y,
+        }
+        if given.get("expanded") is not None:
+            expected["expanded"] = (getattr(found.library, "filters_size" + suffix)(reference),)
+        expected |= {f"d{of}": expected[of] for of in ("x", "weight", "depthwise", "bias", "gamma", "beta")}
+        pairs = {"mean": "var", "var": "mean"}  # neither is given without the other
+        for what, shape in given.items():
+            if shape is None and given.get(pairs.get(what, "")) is None:
+                continue
+            if shape is None or tuple(shape) != expected[what]:
+                label = "the output's gradient" if what == "grad" else what
+                raise ArgumentError(
+                    f"{label} has shape {shape if shape is None else tuple(shape)}, not {tuple(expected[what])}, for "
+                    f"{spec}"
+                )
+        if nothing:
+            return Launch(reference, 0, suffix)
+        needs = getattr(found.library, ("lift_workspace" if self.lifting else "workspace") + suffix)
+        return Launch(reference, needs(reference, int("back" in name)), suffix)
+
+
+def _two(like: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+    return like.new_empty(channels), like.new_empty(channels)

@@ -1,0 +1,179 @@
+"""Fuse a model, say what was fused, and undo it."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from ..backends import can_bypass_dispatcher
+from ..errors import ArgumentError
+from .program import Program
+from .tracing import has_traceable_forward, is_bypassable, original_class, reason_to_call, trace
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class FusionReport:
+    """What :func:`fuse` has made of a model.
+
+    Args:
+        fused: the modules that one kernel stands for, a tuple of names for each kernel.
+        left: names of modules that are called as they are, each with the reason.
+    """
+
+    fused: tuple[tuple[str, ...], ...]
+    left: dict[str, str]
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.fused)} fused kernels", *("  " + " + ".join(names) for names in self.fused)]
+        if self.left:
+            lines += ["called as they are", *(f"  {name}: {reason}" for name, reason in self.left.items())]
+        return "\n".join(lines)
+
+
+def fuse(model: Model) -> Model:
+    """Let one kernel do what several neighbouring modules of a model do, in training and inference.
+
+    On a CPU, batch norm -> ReLU -> group convolution -> + residual, and batch norm -> ReLU -> 2×2 max-pooling, then
+    take one pass over memory, and batch statistics are computed while a convolution writes its result. The model itself
+    is returned: parameters, submodules and state dict stay the same objects, and results are the same to rounding.
+    Fused are the networks of :mod:`sepgroupy.models` and every ``nn.Sequential`` in any network.
+
+    Modules that are hooked (themselves or globally), patched, parametrized, wrapped or offloaded, now or later, are
+    called as they are, and so is everything under autocast, ``torch.compile``, ``torch.export``, function transforms
+    and dispatch modes, and on other devices than CPUs.
+
+    Args:
+        model: any module.
+
+    Returns:
+        The model. :func:`restore` undoes the fusion, :func:`fusion_report` tells what was fused.
+
+    Raises:
+        ArgumentError: the model is no module.
+
+    >>> import sepgroupy
+    >>> net = sepgroupy.fuse(sepgroupy.build_model("gc-p4cnn"))
+    """
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"model (={model!r:.80}) must be a torch.nn.Module")
+    for module in _outermost(model):
+        module.__class__ = _fused_class(original_class(module))
+    return model
+
+
+def restore(model: Model) -> Model:
+    """Undo :func:`fuse`; return the model."""
+    for module in model.modules():
+        if isinstance(module, _Fused):
+            module.__class__ = original_class(module)
+            module.__dict__.pop("_fusion", None)
+    return model
+
+
+def fusion_report(model: nn.Module) -> FusionReport:
+    """Return which modules of a model are fused and which are called as they are, in its present state."""
+    fused: list[tuple[str, ...]] = []
+    left: dict[str, str] = {}
+    for prefix, module in model.named_modules():
+        if not isinstance(module, _Fused):
+            continue
+        dot = f"{prefix}." if prefix else ""
+        names = [step.names for step in _fusion_of(module).program().fused]
+        fused += [tuple(dot + name for name in group) for group in names]
+        known = {"", *(name for group in names for name in group)}
+        for name, part in module.named_modules():
+            if name in known or not (is_bypassable(part) or has_traceable_forward(part)):
+                continue
+            reason = reason_to_call(part)
+            if reason is not None or is_bypassable(part):
+                left[dot + name] = reason or "no kernel for it together with its neighbours"
+    covered = {name for group in fused for name in group} | left.keys()
+    for name, part in model.named_modules():
+        if name not in covered and is_bypassable(part):
+            left[name] = "not in a network of sepgroupy.models or an nn.Sequential"
+    return FusionReport(tuple(fused), left)
+
+
+def _outermost(model: nn.Module) -> list[nn.Module]:
+    """Return the outermost modules whose forward can be traced and has something to fuse."""
+    if has_traceable_forward(model) or isinstance(model, _Fused):
+        return [model]
+    return [found for child in model.children() for found in _outermost(child)]
+
+
+class _Fusion:
+    """The programs of one model, for each state of its modules that was met."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = weakref.ref(model)
+        self.modules = model._modules
+        self.structure = _structure(model)
+        self.programs: dict[Any, Program] = {}
+        self.watched: list[nn.Module] = [m for m in model.modules() if is_bypassable(m) or has_traceable_forward(m)]
+
+    def is_of(self, model: nn.Module) -> bool:
+        """Whether this was made for the model as it is now, and not for what it was copied from."""
+        return self.modules is model._modules and all(
+            container.get(name) is module for container, name, module in self.structure
+        )
+
+    def program(self) -> Program:
+        """Return the steps for the present state of the modules."""
+        model = self.model()
+        assert model is not None
+        called = [m for m in self.watched if m is not model and reason_to_call(m) is not None]
+        key = (frozenset(map(id, called)), tuple(m.training for m in self.watched if has_traceable_forward(m)))
+        if key not in self.programs:
+            names = dict(model.named_modules())
+            graph, _ = trace(model, called)
+            self.programs[key] = Program(graph, names, set(called))
+        return self.programs[key]
+
+
+def _structure(model: nn.Module) -> list[tuple[dict[str, nn.Module | None], str, nn.Module | None]]:
+    return [(m._modules, name, child) for m in model.modules() for name, child in m._modules.items()]
+
+
+def _fusion_of(model: nn.Module) -> _Fusion:
+    fusion: _Fusion | None = model.__dict__.get("_fusion")
+    if fusion is None or not fusion.is_of(model):
+        fusion = _Fusion(model)
+        model.__dict__["_fusion"] = fusion
+    return fusion
+
+
+class _Fused(nn.Module):
+    """What a fused model's class adds to its original class."""
+
+    _original_class: type[nn.Module]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if not kwargs and len(args) == 1 and isinstance(args[0], Tensor) and can_bypass_dispatcher(args[0]):
+            return _fusion_of(self).program()(args[0])
+        return self._original_class.forward(self, *args, **kwargs)
+
+    def restore(self) -> nn.Module:
+        """Undo the fusion; return the model."""
+        return restore(self)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        state = {name: value for name, value in self.__dict__.items() if name != "_fusion"}
+        return _new_fused, (self._original_class,), state
+
+
+def _new_fused(original: Any) -> nn.Module:
+    module = original.__new__(original)
+    module.__class__ = _fused_class(original)  # type: ignore[assignment]
+    return module
+
+
+@cache
+def _fused_class(original: Any) -> Any:
+    names = {"__module__": original.__module__, "__doc__": original.__doc__, "__qualname__": original.__qualname__}
+    return type(original.__name__, (_Fused, original), {**names, "_original_class": original})

@@ -1,0 +1,248 @@
+"""What all convolutions on a group share: a specification, parameters, how they are drawn, and the forward pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from numbers import Integral
+from typing import Any
+
+import torch
+import torch.fx
+from torch import Tensor, nn
+
+from ..backends import Backend, ConvSpec, Filters, check_backend, exceeds_any_memory, select_backend
+from ..backends.conv_spec import MAX_SIZE
+from ..errors import ArgumentError
+from ..groups import PointGroup
+from .filter_cache import FilterCache
+
+INITS = ("published", "variance")
+DEFAULT_INIT = "variance"
+
+
+class GroupConvolution(nn.Module):
+    """What lifting, group and transposed convolutions share; abstract: a subclass names its parameters."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        spec: ConvSpec,
+        shapes: dict[str, tuple[int, ...]],
+        bias: bool,
+        backend: str,
+        init: str,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        if init not in INITS:
+            raise ArgumentError(f"init (={init!r}) must be one of {', '.join(INITS)}")
+        check_backend(spec, backend)
+        _check_factory(device, dtype)
+        self.in_channels, self.out_channels = int(in_channels), int(out_channels)
+        self.spec, self.backend, self.init = spec, backend, init
+        for name, shape in shapes.items():
+            if exceeds_any_memory(shape):
+                raise ArgumentError(
+                    f"{name} of in_channels (={in_channels}), out_channels (={out_channels}), "
+                    f"kernel_size (={spec.kernel_size}) would have {math.prod(shape):.1e} values, more than any "
+                    "machine holds"
+                )
+            setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+        self.bias: nn.Parameter | None
+        self.register_parameter(
+            "bias", nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
+        )
+        self.filter_names = tuple(shapes)
+        self.filter_cache: FilterCache | None = None  # set by cached_filters
+        self.reset_parameters()
+
+    @property
+    def group(self) -> PointGroup:
+        """The point group."""
+        return self.spec.group
+
+    @property
+    def kind(self) -> str:
+        """The kind of filter: "lifting", "dense", "g" or "gc"."""
+        return self.spec.kind
+
+    @property
+    def kernel_size(self) -> tuple[int, int]:
+        """Rows and columns of the kernel."""
+        return self.spec.kernel_size
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        """Stride by axis."""
+        return self.spec.stride
+
+    @property
+    def padding(self) -> tuple[int, ...]:
+        """Padding by axis or, where the two sides of an axis differ, (top, bottom, left, right)."""
+        top, bottom, left, right = self.spec.padding
+        return (top, left) if (top, left) == (bottom, right) else self.spec.padding
+
+    @property
+    def dilation(self) -> tuple[int, int]:
+        """Dilation by axis."""
+        return self.spec.dilation
+
+    @property
+    def groups(self) -> int:
+        """Blocks of channels that are convolved separately."""
+        return self.spec.groups
+
+    @property
+    def padding_mode(self) -> str:
+        """What is padded with."""
+        return self.spec.padding_mode
+
+    @property
+    def output_padding(self) -> tuple[int, int]:
+        """Pixels that a transposed convolution adds to the last side of each axis."""
+        return self.spec.output_padding
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters again, in this order: weight, or depthwise and pointwise weight; then bias.
+
+        All are drawn uniformly from ±bound. With ``K = kernel rows · kernel columns`` (divided by the product of the
+        strides in a transposed layer, where fewer kernel elements reach an output pixel) and
+        ``I = in_channels/groups``:
+
+        * ``init="published"``: every parameter, the bias too, has ``bound = 1/√(I·K)``, as in the code of Lengyel &
+          van Gemert (2021). Both factors of a separable layer are small, so that a fresh residual branch is too.
+        * ``init="variance"``: a layer followed by ReLU preserves the mean square of its feature maps. A dense filter
+          needs variance ``2/(I·|H|·K)`` per entry (He et al., 2015), a lifting filter ``2/(I·K)``. The variance of a
+          product of independent factors is the product of their variances: the depthwise factor has ``2/K``, the
+          pointwise factor ``1/(I·|H|)``. Biases are zero.
+        """
+        spec = self.spec
+        elements = math.prod(spec.kernel_size) / (math.prod(spec.stride) if spec.transposed else 1)
+        channels = self.in_channels // spec.groups
+        published = 1 / math.sqrt(channels * elements)
+        inputs = channels * (1 if spec.kind == "lifting" else spec.group.order)
+        variances = {
+            "weight": 2 / (inputs * elements),
+            "depthwise_weight": 2 / elements,
+            "pointwise_weight": 1 / inputs,
+        }
+        for name in self.filter_names:
+            bound = published if self.init == "published" else math.sqrt(3 * variances[name])
+            nn.init.uniform_(getattr(self, name), -bound, bound)
+        if self.bias is not None:
+            bound = published if self.init == "published" else 0.0
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve x."""
+        if isinstance(x, torch.fx.Proxy):
+            return call_as_leaf(self, x)
+        self.spec.check_input(x, self.in_channels, getattr(self, self.filter_names[0]))
+        backend = select_backend(self.spec, x, self.backend)
+        return backend.run(self.spec, x, self.expanded_filters(backend, x), self.bias)
+
+    def expanded_filters(self, backend: Backend, x: Tensor) -> Filters:
+        """Return the filters as a backend reads them for x, from the cache if there is one (:func:`cached_filters`)."""
+        spec, parameters = self.spec, {name: getattr(self, name) for name in self.filter_names}
+        cache = self.filter_cache
+        if cache is None or torch.is_grad_enabled() or not _is_eager(x):
+            return backend.expand_filters(spec, parameters)
+        autocast = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else None
+        key = (backend.name, x.device, autocast, backend.reuse_key(spec, x))
+        return cache.get(key, parameters, lambda: backend.expand_filters_for_reuse(spec, parameters, x))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "filter_cache": None}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        # model.to(memory_format=torch.channels_last) must leave parameters with five axes as they are.
+        return super()._apply(lambda t: _apply_to_any_rank(fn, t), recurse)
+
+    def extra_repr(self) -> str:
+        """Describe the layer as ``torch.nn.Conv2d`` does, with its group, kind and backend."""
+        spec = self.spec
+        parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={spec.kernel_size}, stride={spec.stride}"]
+        if any(spec.padding):
+            parts.append(f"padding={self.padding}")
+        if any(spec.output_padding):
+            parts.append(f"output_padding={spec.output_padding}")
+        if spec.dilation != (1, 1):
+            parts.append(f"dilation={spec.dilation}")
+        if spec.groups != 1:
+            parts.append(f"groups={spec.groups}")
+        if spec.padding_mode != "zeros":
+            parts.append(f"padding_mode={spec.padding_mode}")
+        if self.bias is None:
+            parts.append("bias=False")
+        parts.append(f"group={spec.group.name or spec.group.order}")
+        if spec.kind != "lifting":
+            parts.append(f"kind={spec.kind}")
+        if self.backend != "auto":
+            parts.append(f"backend={self.backend}")
+        return ", ".join(parts)
+
+
+def call_as_leaf(module: nn.Module, x: torch.fx.Proxy) -> Any:
+    """Record the call of a module as one step of a torch.fx graph, as is done for the modules of torch.nn."""
+    tracer: Any = x.tracer
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), (x,), {})
+
+
+def _is_eager(x: Tensor) -> bool:
+    """Whether x is a plain tensor and no compiler, tracer, dispatch mode or function transform is at work."""
+    return (
+        type(x) in (Tensor, nn.Parameter)
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
+def _apply_to_any_rank(fn: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    try:
+        return fn(t)
+    except RuntimeError as error:
+        if t.ndim != 5 or "rank 4" not in str(error):
+            raise
+        like = fn(t.new_empty((1, 1, 1, 1)))  # of the device and dtype that are asked for
+        return t.to(like.device, like.dtype)
+
+
+def _check_factory(device: torch.device | str | None, dtype: torch.dtype | None) -> None:
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ArgumentError(f"dtype (={dtype!r}) must be a floating-point type of torch, or None")
+    try:
+        if device is not None:
+            torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ArgumentError(f"device (={device!r}) is no device of torch: {str(error).splitlines()[0]}") from None
+
+
+def filter_shapes(
+    kind: str, rows: int, columns: int, order: int, kernel: tuple[int, int]
+) -> dict[str, tuple[int, ...]]:
+    """Return the free parameters of a kind, by name: ``rows`` filters of ``columns`` channels on a group."""
+    if kind == "dense":
+        return {"weight": (rows, columns, order, *kernel)}
+    depthwise = (rows, columns, *kernel) if kind == "g" else (rows, 1, 1, *kernel)
+    return {"depthwise_weight": depthwise, "pointwise_weight": (rows, columns, order, 1, 1)}
+
+
+def check_kind(kind: str) -> None:
+    """Refuse a kind that is not one of a group convolution's."""
+    if kind not in ("dense", "g", "gc"):
+        raise ArgumentError(f"kind (={kind!r}) must be one of dense, g, gc")
+
+
+def check_channels(in_channels: int, out_channels: int, groups: int) -> int:
+    """Refuse numbers of channels that cannot be, and return the input channels of one block."""
+    for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
+        if not isinstance(channels, Integral) or isinstance(channels, bool) or not 1 <= channels <= MAX_SIZE:
+            raise ArgumentError(f"{name} (={channels!r}) must be a positive integer below 2³¹")
+        if channels % groups:
+            raise ArgumentError(f"{name} (={channels}) must be divisible by groups (={groups})")
+    return in_channels // groups
