@@ -88,12 +88,6 @@ def can_bypass_dispatcher(x: Tensor) -> bool:
     return is_plain_eager_tensor(x) and not torch._C._len_torch_dispatch_stack()
 
 
-def is_compiling_for_speed() -> bool:
-    """Whether ``torch.compile`` is tracing, and not ``torch.export``, whose programs keep to standard operations."""
-    exporting = getattr(torch.compiler, "is_exporting", lambda: False)
-    return torch.compiler.is_compiling() and not exporting()
-
-
 def repeat_bias(bias: Tensor | None, spec: ConvSpec) -> Tensor | None:
     """Return the bias (O,) for the (groups·|H|·O/groups) channels that a filter bank gives."""
     return bias if bias is None else bias.reshape(spec.groups, 1, -1).expand(-1, spec.group.order, -1).flatten()

@@ -6,11 +6,11 @@ outside inference mode, dispatch modes, function transforms and tracing, whateve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import groupby
 from operator import attrgetter
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from ..groups import PointGroup, action_table, fourier_basis
 from .conv_spec import ConvSpec
+from .tracing import constant_to_dynamo, name_for_tracing, traced_value
 
-F = TypeVar("F", bound=Callable[..., Any])
 Arrays = tuple[NDArray[np.int64] | NDArray[np.float64], ...]
 
 MAX_ENTRIES = 1024  # of the cache; a network of any depth has a handful of specifications
@@ -28,37 +28,33 @@ MAX_ENTRIES = 1024  # of the cache; a network of any depth has a handful of spec
 _cache: dict[tuple[object, ...], tuple[Tensor, ...]] = {}
 
 
-def _constant_to_dynamo(function: F) -> F:
-    """Do what ``torch.compiler.assume_constant_result`` does, without importing the compiler."""
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
-
-
-@_constant_to_dynamo
 def planar_index(spec: ConvSpec, device: torch.device) -> tuple[Tensor, ...]:
     """Return one table (|H|, k·k): the kernel elements of a planar filter in the order of each transformed copy."""
-    return _constants(_planar_index, spec, device, torch.int64)
+    return _constants("planar_index", spec, device, torch.int64)
 
 
-@_constant_to_dynamo
 def group_index(spec: ConvSpec, device: torch.device) -> tuple[Tensor, ...]:
     """Return one table (|H|, |H|·k·k), as :func:`planar_index` for a filter on the group."""
-    return _constants(_group_index, spec, device, torch.int64)
+    return _constants("group_index", spec, device, torch.int64)
 
 
-@_constant_to_dynamo
 def pointwise_index(spec: ConvSpec, device: torch.device) -> tuple[Tensor, ...]:
     """Return one table (|H|, |H|), as :func:`group_index` for a 1×1 filter."""
-    return _constants(_pointwise_index, spec, device, torch.int64)
+    return _constants("pointwise_index", spec, device, torch.int64)
 
 
-@_constant_to_dynamo
 def fourier_matrices(spec: ConvSpec, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Return, for each band of the Fourier basis, its rows (m·d, |H|) and its representations (m, d, d, |H|).
 
     A band is m neighbouring blocks of one size d, copies counted, which are one batched product.
     """
-    return _constants(_fourier_matrices, spec, device, dtype)
+    return _constants("fourier_matrices", spec, device, dtype)
+
+
+@constant_to_dynamo
+def band_sizes(spec: ConvSpec) -> tuple[tuple[int, int], ...]:
+    """Return m and d of each band of :func:`fourier_matrices`."""
+    return tuple(irreps.shape[:2] for irreps in split_basis(spec.group)[1::2])  # type: ignore[misc]
 
 
 def clear() -> None:
@@ -66,20 +62,12 @@ def clear() -> None:
     _cache.clear()
 
 
-def _planar_index(spec: ConvSpec) -> Arrays:
-    return (action_table(spec.group, spec.kernel_size),)
-
-
-def _group_index(spec: ConvSpec) -> Arrays:
-    return (action_table(spec.group, spec.kernel_size, True),)
-
-
-def _pointwise_index(spec: ConvSpec) -> Arrays:
-    return (action_table(spec.group, (1,) * spec.group.dimension, True),)
-
-
-def _fourier_matrices(spec: ConvSpec) -> Arrays:
-    return split_basis(spec.group)
+def _arrays(name: str, spec: ConvSpec) -> Arrays:
+    group = spec.group
+    if name == "fourier_matrices":
+        return split_basis(group)
+    kernel = (1,) * group.dimension if name == "pointwise_index" else spec.kernel_size
+    return (action_table(group, kernel, name != "planar_index"),)
 
 
 def split_basis(group: PointGroup) -> tuple[NDArray[np.float64], ...]:
@@ -93,23 +81,36 @@ def split_basis(group: PointGroup) -> tuple[NDArray[np.float64], ...]:
     return tuple(bands)
 
 
-def _constants(
-    build: Callable[[ConvSpec], Arrays], spec: ConvSpec, device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, ...]:
-    key = (build, spec, device, dtype)
-    found = _cache.get(key)
-    if found is not None:
-        return found
+def _constants(name: str, spec: ConvSpec, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    if torch.compiler.is_dynamo_compiling():
+        return traced_value(_name_of_compiled(name, spec, device, dtype))  # type: ignore[no-any-return]
+    return _look_up(name, spec, device, dtype)
+
+
+@constant_to_dynamo
+def _name_of_compiled(*key: Any) -> str:
+    found = _look_up(*key)
+    for tensor in found:
+        torch._dynamo.mark_static(tensor)  # dynamic=True is meant for inputs
+    return name_for_tracing("constants", key, found)
+
+
+def _look_up(name: str, spec: ConvSpec, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    key = (name, spec, device, dtype)
+    if key in _cache and not torch._C._len_torch_dispatch_stack():
+        return _cache[key]
     with _outside_all_modes() as modes:
-        found = tuple(torch.from_numpy(array.copy()).to(device="cpu", dtype=dtype) for array in build(spec))
         fake = [mode for mode in modes if hasattr(mode, "from_tensor")]  # FakeTensorMode
-        if not fake or (device.type == "cpu" and len(modes) > len(fake)):  # export takes real constants
-            found = tuple(tensor.to(device) for tensor in found)
+        real = not fake or (device.type == "cpu" and fake[0].allow_non_fake_inputs)  # as in export
+        tensors = tuple(
+            torch.from_numpy(array.copy()).to(device=device if real else "cpu", dtype=dtype)
+            for array in _arrays(name, spec)
+        )
+        if real:
             if len(_cache) >= MAX_ENTRIES:
                 _cache.clear()
-            _cache[key] = found
-            return found
-    return tuple(fake[0].from_tensor(tensor).to(device) for tensor in found)
+            return _cache.setdefault(key, tensors)
+    return tuple(fake[0].from_tensor(tensor).to(device) for tensor in tensors)
 
 
 @contextmanager

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
-from ..groups import PointGroup, fourier_basis
-from .base import Backend, can_bypass_dispatcher, is_compiling_for_speed, is_plain_eager_tensor
+from ..groups import fourier_basis
+from .base import Backend, can_bypass_dispatcher, is_plain_eager_tensor
 from .conv_spec import ConvSpec
 from .expanded import Expanded
 from .fourier import Fourier
 from .native import Native
 from .reference import Reference
+from .tracing import constant_to_dynamo, is_exporting
 from .two_step import TwoStep
 
 RULES = ("auto", "torch")
@@ -33,10 +34,14 @@ are faster than a plain convolution (benchmarks/layers.py)."""
 FOURIER_MIN_SAVING = 2.0
 """Multiplications along the group axis by those in the Fourier domain, from which on the transform pays; a gc layer has
 its depthwise step beside and needs more than 1 (benchmarks/layers.py)."""
-TRACED_NUMEL = 2**18
-"""Values of a feature map that is assumed while a program is traced, where sizes may be symbols."""
+TRACED_SIZE = (64, 2**18)
+"""Channels and values of a feature map that are assumed while a program is traced, where sizes may be symbols."""
 
-_backends: list[Backend] = [Native(), Fourier(), TwoStep(), Expanded(), Reference()]
+NATIVE_DTYPES = (torch.float32, torch.float64)
+"""Dtypes that the kernels compute in; shorter ones they would convert."""
+
+_registry: dict[str, Backend] = {b.name: b for b in (Native(), Fourier(), TwoStep(), Expanded(), Reference())}
+"""All backends, in the order of preference."""
 _PYTORCH = (Fourier, TwoStep, Expanded)
 
 
@@ -48,20 +53,21 @@ def register(backend: Backend) -> None:
     """
     if not isinstance(backend, Backend) or not isinstance(getattr(backend, "name", None), str) or backend.name in RULES:
         raise ArgumentError(f"backend (={backend!r}) must be a Backend with a name other than {' and '.join(RULES)}")
-    unregister(backend.name)
-    _backends.insert(0, backend)
+    others = {name: other for name, other in _registry.items() if name != backend.name}
+    _registry.clear()
+    _registry.update({backend.name: backend} | others)
     _candidates.cache_clear()
 
 
 def unregister(name: str) -> None:
     """Remove the backend of that name, if there is one."""
-    _backends[:] = [backend for backend in _backends if backend.name != name]
+    _registry.pop(name, None)
     _candidates.cache_clear()
 
 
 def registered_backends() -> tuple[Backend, ...]:
     """Return all backends in the order of preference."""
-    return tuple(_backends)
+    return tuple(_registry.values())
 
 
 def available_backends() -> dict[str, str]:
@@ -71,7 +77,7 @@ def available_backends() -> dict[str, str]:
     ['expanded', 'fourier', 'native', 'reference', 'two_step']
     """
     found = {}
-    for backend in _backends:
+    for backend in _registry.values():
         missing = backend.unavailable_reason()
         found[backend.name] = backend.summary() if missing is None else f"unavailable: {missing}"
     return found
@@ -85,10 +91,9 @@ def check_backend(spec: ConvSpec, requested: str) -> None:
     """
     if requested in RULES:
         return
-    known = {backend.name: backend for backend in _backends}
-    backend = known.get(requested) if isinstance(requested, str) else None
+    backend = _registry.get(requested) if isinstance(requested, str) else None
     if backend is None:
-        raise ArgumentError(f"backend (={requested!r}) must be one of {', '.join((*RULES, *known))}")
+        raise ArgumentError(f"backend (={requested!r}) must be one of {', '.join((*RULES, *_registry))}")
     if (reason := backend.unsupported_reason(spec)) is not None:
         raise ArgumentError(f"backend (={requested!r}) needs {reason}")
     if (reason := backend.unavailable_reason()) is not None:
@@ -101,6 +106,11 @@ def select_backend(spec: ConvSpec, x: Tensor, requested: str = "auto") -> Backen
     Raises:
         ArgumentError: a backend requested by name does not support the input.
     """
+    if torch.compiler.is_compiling():
+        # A function transform would need rules for the kernels' operator, which PyTorch's operations have.
+        transformed = torch._C._are_functorch_transforms_active()
+        native = x.device.type == "cpu" and x.dtype in NATIVE_DTYPES and not (is_exporting() or transformed)
+        return _registry[_select_while_tracing(spec, requested, native)]
     candidates = _candidates(spec, requested)
     if requested not in RULES:
         (backend,) = candidates
@@ -113,35 +123,44 @@ def select_backend(spec: ConvSpec, x: Tensor, requested: str = "auto") -> Backen
     return candidates[-1]
 
 
+@constant_to_dynamo
+def _select_while_tracing(spec: ConvSpec, requested: str, native: bool) -> str:
+    """Return the name of the backend for an input whose sizes may be symbols, which a threshold would fix."""
+    for backend in (candidates := _candidates(spec, requested)):
+        if requested not in RULES:
+            return backend.name
+        if isinstance(backend, Native):
+            if native and spec.kind != "lifting":  # of which there is no operator
+                return backend.name
+        elif not isinstance(backend, Fourier) or _fourier_pays(spec, *TRACED_SIZE):
+            return backend.name
+    return candidates[-1].name
+
+
 @lru_cache(maxsize=1024)
 def _candidates(spec: ConvSpec, requested: str) -> tuple[Backend, ...]:
     """Return the backends to consider, in the order of preference; the last one supports every input."""
     check_backend(spec, requested)
     if requested not in RULES:
-        return tuple(backend for backend in _backends if backend.name == requested)
+        return (_registry[requested],)
     found = []
-    for backend in _backends:
+    for backend in _registry.values():
         if requested == "torch" and not isinstance(backend, _PYTORCH):
             continue
-        if (
-            backend.unsupported_reason(spec) is None
-            and backend.unavailable_reason() is None
-            and _may_pay(backend, spec)
-        ):
+        usable = backend.unsupported_reason(spec) is None and backend.unavailable_reason() is None
+        if usable and _may_pay(backend, spec):
             found.append(backend)
-        if isinstance(backend, TwoStep) and backend in found:
-            break
-        if isinstance(backend, Expanded):
-            break
+            if isinstance(backend, (TwoStep, Expanded)):
+                break
     return tuple(found)
 
 
 def _may_pay(backend: Backend, spec: ConvSpec) -> bool:
     """Whether the backend is the fastest for some input."""
     if isinstance(backend, Native):
-        return spec.kind == "lifting" or fourier_saving(spec.group) > (1.0 if spec.kind == "gc" else FOURIER_MIN_SAVING)
+        return spec.kind == "lifting" or fourier_saving(spec) > (1.0 if spec.kind == "gc" else FOURIER_MIN_SAVING)
     if isinstance(backend, Fourier):
-        return fourier_saving(spec.group) > FOURIER_MIN_SAVING
+        return fourier_saving(spec) > FOURIER_MIN_SAVING
     if isinstance(backend, TwoStep):
         # The two steps of a g layer would hold I·O·|H| feature maps between them. A transposed gc layer does its
         # pointwise step at every output pixel, which pays where more than one kernel element reaches it.
@@ -152,21 +171,22 @@ def _may_pay(backend: Backend, spec: ConvSpec) -> bool:
 def _pays(backend: Backend, spec: ConvSpec, x: Tensor) -> bool:
     """Whether a backend that may pay is the fastest for this input."""
     if isinstance(backend, Native):
-        if spec.kind == "lifting":
-            return can_bypass_dispatcher(x) and _native_pays(backend, x)
-        if is_compiling_for_speed():  # sizes may be symbols, which a threshold would fix
-            return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-        return is_plain_eager_tensor(x) and _native_pays(backend, x)
+        plain = can_bypass_dispatcher(x) if spec.kind == "lifting" else is_plain_eager_tensor(x)
+        return plain and _native_pays(backend, x)
     if isinstance(backend, Fourier):
-        values = x.numel() if is_plain_eager_tensor(x) else TRACED_NUMEL
-        saved = x.shape[1] * spec.group.order * (1 - 1 / fourier_saving(spec.group))
-        return bool(values * saved**2 >= FOURIER_MIN_WORK)
+        size = (x.shape[1], x.numel()) if is_plain_eager_tensor(x) else TRACED_SIZE
+        return _fourier_pays(spec, *size)
     return True
+
+
+def _fourier_pays(spec: ConvSpec, channels: int, numel: int) -> bool:
+    saved = channels * spec.group.order * (1 - 1 / fourier_saving(spec))
+    return numel * saved**2 >= FOURIER_MIN_WORK
 
 
 def native_for(x: Tensor) -> Native | None:
     """Return the kernels if they are the fastest for operations on x other than convolutions, such as pooling."""
-    for backend in _backends:
+    for backend in _registry.values():
         if isinstance(backend, Native) and backend.unavailable_reason() is None:
             return backend if can_bypass_dispatcher(x) and _native_pays(backend, x) else None
     return None
@@ -174,14 +194,14 @@ def native_for(x: Tensor) -> Native | None:
 
 def _native_pays(native: Native, x: Tensor) -> bool:
     """Whether the kernels are faster than PyTorch's operations for an eager tensor of this size."""
-    if not (x.is_cpu and x.dtype in (torch.float32, torch.float64)):
+    if not (x.is_cpu and x.dtype in NATIVE_DTYPES):
         return False
     if not (torch.is_grad_enabled() or x.numel() >= NATIVE_MIN_NUMEL):
         return False
     return native.threaded() or torch.get_num_threads() <= NATIVE_MAX_THREADS_WITHOUT_OPENMP
 
 
-@lru_cache(maxsize=64)
-def fourier_saving(group: PointGroup) -> float:
+@lru_cache(maxsize=1024)
+def fourier_saving(spec: ConvSpec) -> float:
     """Return the multiplications along the group axis divided by those in the Fourier domain."""
-    return group.order**2 / fourier_basis(group).multiplications
+    return spec.group.order**2 / fourier_basis(spec.group).multiplications

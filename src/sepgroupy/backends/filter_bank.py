@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 
@@ -41,9 +43,9 @@ def expand_filter(
         (groups·|H|·O/groups, F·I/groups, k, k): rows run over (block, g, o), columns over (h, i).
     """
     out_channels, in_channels, elements, *kernel = weight.shape
-    order, entries = table.shape
+    entries = elements * math.prod(kernel)  # not the table's: to Dynamo the shape of a constant may be unknown
     # Whole rows, of all pairs of channels, are gathered and their gradients added: single values take ten times longer.
     rows = weight.flatten(2).permute(2, 0, 1).reshape(entries, -1)
     copies = rows.index_select(0, table.flatten())
-    pairs = copies.reshape(order, elements, entries // elements, groups, out_channels // groups, in_channels)
-    return pairs.permute(3, 0, 4, 1, 5, 2).reshape(order * out_channels, elements * in_channels, *kernel)
+    pairs = copies.reshape(-1, elements, math.prod(kernel), groups, out_channels // groups, in_channels)
+    return pairs.permute(3, 0, 4, 1, 5, 2).reshape(-1, elements * in_channels, *kernel)

@@ -11,14 +11,13 @@ Q are (m·d, |H|), its representations (m, d, d, |H|), its matrices (m, d·O, d�
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .base import Backend, Filters, convolve, repeat_bias
-from .constants import fourier_matrices, planar_index
+from .constants import band_sizes, fourier_matrices, planar_index
 from .conv_spec import ConvSpec
 from .filter_bank import expand_filter, five_axes
 from .group_axis import split_group_from_channels
@@ -42,8 +41,8 @@ class Fourier(Backend):
         weight = parameters["weight" if spec.kind == "dense" else "pointwise_weight"]
         constants = fourier_matrices(spec, weight.device, weight.dtype)
         bands: list[Tensor | None] = []
-        for rows, irreps in zip(constants[::2], constants[1::2], strict=True):
-            bands += [rows, band_matrices(weight, irreps)]
+        for index, (blocks, size) in enumerate(band_sizes(spec)):
+            bands += [constants[2 * index], band_matrices(weight, constants[2 * index + 1], blocks, size)]
         if spec.kind == "dense":
             return (None, *bands)
         depthwise = five_axes(parameters["depthwise_weight"])
@@ -55,7 +54,7 @@ class Fourier(Backend):
         depthwise, *bands = filters
         if depthwise is None:
             x = _pixels_of_stride(x, spec)
-        u = pointwise(x.transpose(1, 2), bands)
+        u = pointwise(x.transpose(1, 2), bands, band_sizes(spec))
         if depthwise is None:
             u = u if bias is None else u + bias.to(u.dtype).view(-1, 1, 1)
             return u.transpose(1, 2)
@@ -66,10 +65,11 @@ class Fourier(Backend):
 def band_matrices(
     weight: Tensor,  # (O, I, |H|, 1, 1)
     irreps: Tensor,  # (m, d, d, |H|)
+    blocks: int,  # m
+    size: int,  # d
 ) -> Tensor:  # (m, d·O, d·I)
     """Transform a pointwise filter: ``W_b[(a,o), (c,i)] = Σ_k D_b(k)[a,c] p[o,i,k]`` for each block b of a band."""
     out_channels, in_channels, order = weight.shape[:3]
-    blocks, size = irreps.shape[:2]
     product = irreps.reshape(-1, order) @ weight.reshape(-1, order).t()
     matrices = product.reshape(blocks, size, size, out_channels, in_channels).permute(0, 1, 3, 2, 4)
     return matrices.reshape(blocks, size * out_channels, size * in_channels)
@@ -78,19 +78,20 @@ def band_matrices(
 def pointwise(
     x: Tensor,  # (B, |H|, I, Y, X)
     bands: Sequence[Tensor | None],  # rows and matrices of each
+    sizes: Sequence[tuple[int, int]],  # m and d of each
 ) -> Tensor:  # (B, |H|, O, Y, X)
     """Compute ``u = Σ_bands Qᵀ (W (Q x))``."""
     total: Tensor | None = None
     channels = 0
-    for rows, matrices in list(pairwise(bands))[::2]:
+    for index, (blocks, size) in enumerate(sizes):
+        rows, matrices = bands[2 * index], bands[2 * index + 1]
         assert rows is not None
         assert matrices is not None
-        blocks, size = matrices.shape[0], rows.shape[0] // matrices.shape[0]
         channels = matrices.shape[1] // size
         x_fourier = torch.bmm(rows.expand(x.shape[0], -1, -1), x.flatten(2))
         x_fourier = x_fourier.reshape(x.shape[0], blocks, size * x.shape[2], x.shape[3] * x.shape[4])
         product = matrices @ x_fourier
-        product = product.reshape(x.shape[0], rows.shape[0], channels * x.shape[3] * x.shape[4])
+        product = product.reshape(x.shape[0], blocks * size, channels * x.shape[3] * x.shape[4])
         inverse = rows.t().to(product.dtype).expand(x.shape[0], -1, -1)  # autocast leaves in-place operations alone
         total = torch.bmm(inverse, product) if total is None else total.baddbmm_(inverse, product)
     assert total is not None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ..backends import ConvSpec, Pair, select_backend
+from ..backends import ConvSpec, Pair, constant_to_dynamo, name_for_tracing, select_backend, traced_value
 from ..errors import ArgumentError
 from ..groups import PointGroup, as_group
 
@@ -106,10 +107,15 @@ def _convolve(
 
 
 def _parse(group: PointGroup | str, kind: str, kernel_size: tuple[int, ...], *geometry: Any) -> ConvSpec:
+    if torch.compiler.is_dynamo_compiling():
+        return traced_value(_name_of_parsed(group, kind, kernel_size, *geometry))  # type: ignore[no-any-return]
     return ConvSpec.parse(as_group(group), kind, kernel_size, *geometry)
 
 
-_parse._dynamo_marked_constant = True  # type: ignore[attr-defined]  # what torch.compiler.assume_constant_result does
+@constant_to_dynamo
+def _name_of_parsed(*arguments: Any) -> str:
+    spec = ConvSpec.parse(as_group(arguments[0]), *arguments[1:])
+    return name_for_tracing("spec", spec, spec)
 
 
 def _check_shapes(weight: Tensor, depthwise: Tensor, bias: Tensor | None, spec: ConvSpec) -> None:

@@ -17,6 +17,7 @@ from ..batch_norm import BatchNormReLU
 from ..constants import group_index, planar_index
 from ..conv_spec import ConvSpec
 from ..filter_bank import expand_filter, five_axes, full_filter
+from ..tracing import constant_to_dynamo
 from .launch import ConvInputs, NativeConv, native_conv, supports_lifting, unsupported_reason
 from .library import SUFFIXES, kernels
 
@@ -75,7 +76,12 @@ class Native(Backend):
 
     def run(self, spec: ConvSpec, x: Tensor, filters: Filters, bias: Tensor | None) -> Tensor:
         """Convolve."""
-        return self.run_fused(spec, x, filters, bias).y
+        if not torch.compiler.is_compiling():
+            return self.run_fused(spec, x, filters, bias).y
+        maps = x.transpose(1, 2)
+        if spec.pads_separately:
+            maps = pad(maps.flatten(0, 1), spec)[0].unflatten(0, maps.shape[:2])
+        return group_conv(maps, *filters, bias, None, *_operator_options(spec)).transpose(1, 2)
 
     def run_fused(
         self,
@@ -90,8 +96,8 @@ class Native(Backend):
     ) -> FusedOutput:
         """Convolve x, or relu(norm(x)), and add the residual.
 
-        With a norm, ``return_stats`` or ``share_x``, x is a plain eager tensor (see :func:`can_bypass_dispatcher`); with
-        a norm nothing is padded separately.
+        With a norm, ``return_stats`` or ``share_x``, x is a plain eager tensor (:func:`can_bypass_dispatcher`). With a
+        norm nothing is padded separately.
 
         Args:
             spec: the convolution.
@@ -168,7 +174,7 @@ def _convolve(
     if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
         y = _definition(inputs, eps, batch_stats, conv)
     else:
-        y = group_conv(*inputs[:4], inputs.residual, _entries(conv.spec), *_options(conv.spec))
+        y = group_conv(*inputs[:4], inputs.residual, *_operator_options(conv.spec))
     return y.to(dtype), None, None, None
 
 
@@ -258,8 +264,10 @@ def _options(spec: ConvSpec) -> tuple[tuple[int, int], tuple[int, int], tuple[in
     return spec.stride, (spec.padding[0], spec.padding[2]), spec.dilation
 
 
-def _entries(spec: ConvSpec) -> list[int]:
-    return [entry for matrix in spec.group.elements for row in matrix for entry in row]
+@constant_to_dynamo
+def _operator_options(spec: ConvSpec) -> tuple[tuple[int, ...], ...]:
+    elements = tuple(entry for matrix in spec.group.elements for row in matrix for entry in row)
+    return elements, *_options(_conv_after_padding(spec).spec)
 
 
 # ---- the same as an operator, for torch.compile, autocast and dispatch modes -----------------------------------------

@@ -1,0 +1,51 @@
+"""What ``torch.compile`` needs: functions of constants that it calls while it traces, and objects that it can find.
+
+Dynamo accepts numbers and text from a function of constants, but guards every other object and must know where it is
+from. So such an object is stored as an attribute of one global, under a name that the function returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from functools import wraps
+from typing import Any, TypeVar
+
+import torch
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def constant_to_dynamo(function: F) -> F:
+    """Let ``torch.compile`` call a function of constants while it traces, and not look inside."""
+
+    @wraps(function)
+    def outer(*args: Any) -> Any:
+        return function(*args)
+
+    outer._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch.compiler.assume_constant_result, which
+    return outer  # type: ignore[return-value]  # would import the compiler
+
+
+def is_exporting() -> bool:
+    """Whether ``torch.export`` is tracing, whose programs keep to standard operations, and not ``torch.compile``."""
+    return torch.compiler.is_exporting() if hasattr(torch.compiler, "is_exporting") else False
+
+
+class _Traced:
+    """Objects that compiled programs read, as attributes."""
+
+
+_traced = _Traced()
+_names: dict[Hashable, str] = {}
+
+
+def name_for_tracing(what: str, key: Hashable, value: object) -> str:
+    """Store an object for compiled programs; return the name for :func:`traced_value`, the same for equal keys."""
+    name = _names.setdefault((what, key), f"{what}_{len(_names)}")
+    setattr(_traced, name, value)
+    return name
+
+
+def traced_value(name: str) -> Any:
+    """Return the object stored under a name."""
+    return getattr(_traced, name)
