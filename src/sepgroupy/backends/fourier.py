@@ -92,8 +92,8 @@ def pointwise(
         x_fourier = x_fourier.reshape(x.shape[0], blocks, size * x.shape[2], x.shape[3] * x.shape[4])
         product = matrices @ x_fourier
         product = product.reshape(x.shape[0], blocks * size, channels * x.shape[3] * x.shape[4])
-        inverse = rows.t().to(product.dtype).expand(x.shape[0], -1, -1)  # autocast leaves in-place operations alone
-        total = torch.bmm(inverse, product) if total is None else total.baddbmm_(inverse, product)
+        inverse = rows.t().to(product.dtype).expand(x.shape[0], -1, -1)
+        total = torch.bmm(inverse, product) if total is None else torch.baddbmm(total, inverse, product)
     assert total is not None
     return total.reshape(*x.shape[:2], channels, *x.shape[3:])
 
