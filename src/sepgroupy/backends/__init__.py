@@ -9,6 +9,10 @@ from .base import Filters as Filters
 from .base import can_bypass_dispatcher as can_bypass_dispatcher
 from .base import is_plain_eager_tensor as is_plain_eager_tensor
 from .batch_norm import BatchNormReLU as BatchNormReLU
+from .constants import fourier_matrices as fourier_matrices
+from .constants import group_index as group_index
+from .constants import planar_index as planar_index
+from .constants import pointwise_index as pointwise_index
 from .conv_spec import KINDS as KINDS
 from .conv_spec import PADDING_MODES as PADDING_MODES
 from .conv_spec import ConvSpec as ConvSpec

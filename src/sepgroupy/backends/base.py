@@ -42,6 +42,10 @@ class Backend(ABC):
         """Describe what it computes with, in a line."""
         return "PyTorch's operations"
 
+    def supports_device(self, device: str) -> bool:
+        """Whether it computes on a type of device, such as "cuda"."""
+        return True
+
     @abstractmethod
     def unsupported_reason(self, spec: ConvSpec, x: Tensor | None = None) -> str | None:
         """Return what such a convolution (of this input) would need to be computed here, or None if nothing is missing.

@@ -41,6 +41,10 @@ class Native(Backend):
         """Whether the kernels share their work between threads."""
         return kernels().threaded
 
+    def supports_device(self, device: str) -> bool:
+        """Compute on CPUs."""
+        return device == "cpu"
+
     def unsupported_reason(self, spec: ConvSpec, x: Tensor | None = None) -> str | None:
         """Compute small kernels and strides, without blocks of channels, for groups of order up to 8, on a CPU."""
         if (reason := unsupported_reason(spec)) is not None or x is None:
