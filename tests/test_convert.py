@@ -247,8 +247,8 @@ def test_with_lifted_filters_and_the_mean_it_averages_over_all_orientations(name
     plain.double()
     x, answers = pictures(size), []
     for g in range(group.order):
-        y = plain(transform(x, group, int(group.inverses[g]), fiber=False))
-        answers.append(transform(y, group, g, fiber=False) if y.ndim == 4 else y)
+        y = plain(transform(x, group, int(group.inverses[g]), group_axis=False))
+        answers.append(transform(y, group, g, group_axis=False) if y.ndim == 4 else y)
     torch.testing.assert_close(net(x), torch.stack(answers).mean(0), rtol=1e-9, atol=1e-9)
 
 

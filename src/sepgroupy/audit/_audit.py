@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..errors import ArgumentError
-from ..groups import PointGroup, as_group
+from ..groups import GroupLike, PointGroup, as_group
 from ._causes import Cause, causes, geometry_of, uneven_grid
 from ._report import AuditReport, AuditRow
 from ._trace import OUTPUT, Step, Stop, Subject
@@ -20,7 +20,7 @@ _REACH = 32  # five strides of 2: sizes repeat after 2⁵
 
 def audit(
     model: nn.Module,
-    group: PointGroup | str,
+    group: GroupLike,
     input_size: int | Sequence[int],
     *,
     dtype: torch.dtype = torch.float64,
@@ -73,7 +73,7 @@ def audit(
 
 def exact_sizes(
     model: nn.Module,
-    group: PointGroup | str,
+    group: GroupLike,
     around: int | Sequence[int],
     *,
     dtype: torch.dtype = torch.float64,
@@ -118,7 +118,7 @@ def input_shape(model: nn.Module, size: int | Sequence[int], group: PointGroup) 
     return tuple(shape)
 
 
-def _plane(group: PointGroup | str) -> PointGroup:
+def _plane(group: GroupLike) -> PointGroup:
     group = as_group(group)
     if group.dimension != 2:
         raise ArgumentError(f"group (={group}) must act on 2 axes")

@@ -61,7 +61,7 @@ class Reading:
         if "Y" not in self.labels:
             origin = origin[..., None, None]
         for element in orbit.elements:
-            target = transform(origin, orbit.group, element, fiber="H" in self.labels)
+            target = transform(origin, orbit.group, element, group_axis="H" in self.labels)
             yield target if "Y" in self.labels else target[..., 0, 0]
 
     def errors(self, y: Tensor, orbit: Orbit) -> tuple[float, ...]:

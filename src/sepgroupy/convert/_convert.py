@@ -13,7 +13,7 @@ from torch import nn
 
 from ..audit import audit
 from ..errors import ArgumentError
-from ..groups import PointGroup, as_group
+from ..groups import GroupLike, as_group
 from ..models._layers import check_choice, check_counts
 from ._anatomy import read_anatomy, run
 from ._surgery import Surgery
@@ -23,7 +23,7 @@ _STEPS = 10  # of the search for a width; as many binary digits of the factor
 
 def convert(
     model: nn.Module,
-    group: PointGroup | str,
+    group: GroupLike,
     kind: str = "gc",
     *,
     in_size: int,
