@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.transforms.functional import hflip, vflip
 
-from sepgroupy.audit import audit, exact_sizes
-from sepgroupy.convert import convert
+from sepgroupy.auditing import audit, exact_sizes
+from sepgroupy.conversion import convert
 from sepgroupy.errors import ArgumentError
 from sepgroupy.functional import transform
 from sepgroupy.groups import C1, C2, C4, D1, D2, D4, GroupLike, PointGroup, as_group

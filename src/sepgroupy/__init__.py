@@ -12,13 +12,13 @@
 from . import functional as functional
 from . import groups as groups
 from . import nn as nn
-from .audit import audit as audit
-from .compress import compress as compress
-from .convert import convert as convert
+from .auditing import audit as audit
+from .compression import compress as compress
+from .conversion import convert as convert
 from .errors import ArgumentError as ArgumentError
 from .errors import DataError as DataError
 from .errors import SepgroupyError as SepgroupyError
-from .export import fold as fold
+from .exporting import export as export
 from .functional import backends as backends
 from .groups import PointGroup as PointGroup
 from .groups import as_group as as_group
@@ -53,7 +53,7 @@ __all__ = [
     "compress",
     "convert",
     "equivariance_error",
-    "fold",
+    "export",
     "functional",
     "groups",
     "load_published",
