@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sepgroupy import cli
-from sepgroupy.audit import AuditReport, AuditRow, audit, exact_sizes
-from sepgroupy.audit._readings import Orbit, Reading, read, stack_orbit
+from sepgroupy.auditing import AuditReport, AuditRow, audit, exact_sizes
+from sepgroupy.auditing._axis_layout import AxisLayout, Orbit, find_layout, stack_orbit
+from sepgroupy.auditing._tracing import Resize
 from sepgroupy.errors import ArgumentError
-from sepgroupy.functional import fold
+from sepgroupy.functional import fold, unfold
 from sepgroupy.groups import C4, PointGroup
 from sepgroupy.models import ResNet, RotMNISTNet, build_model
 from sepgroupy.nn import Folded, GroupConv2d, GroupPool, LiftingConv2d
@@ -92,7 +97,7 @@ def test_exact_nets_are_exact(make: Callable[[], nn.Module], group: str, size: A
     report = audit(net, group, size)
     assert report.exact
     assert report.breaking == ()
-    assert (report.first, report.why, report.repair, report.sizes) == (None, "", "", ())
+    assert (report.first, report.cause, report.suggested_fix, report.sizes) == (None, "", "", ())
     assert max(max(row.errors) for row in report.rows) < 1e-12
     assert "\nexact under " + group in str(report)
 
@@ -102,9 +107,9 @@ def test_the_published_resnet_breaks_at_its_first_stride() -> None:
     report = audit(net, "p4m", 32)
     assert not report.exact
     assert report.first is named(report, "layer2.0.conv1")
-    assert "stride 2 is not symmetric at this size" in report.why
+    assert "stride 2 is not symmetric at this size" in report.cause
     assert report.sizes == (29, 33)
-    assert "29 or 33" in report.repair
+    assert "29 or 33" in report.suggested_fix
     assert [row.name for row in report.breaking] == [
         "layer2.0.conv1",
         "layer2.0.downsample.0",
@@ -115,15 +120,15 @@ def test_the_published_resnet_breaks_at_its_first_stride() -> None:
     for size in report.sizes:  # the published head is all that is left
         better = audit(net, "p4m", size)
         assert [row.name for row in better.breaking] == ["fc"]
-        assert "5 channels × 8 elements of the group" in better.why
+        assert "5 channels × 8 elements of the group" in better.cause
         assert audit(small_resnet(head="invariant"), "p4m", size).exact
-    assert named(report, "layer2.0.conv1").change == {"kernel_size": 4, "padding": 1}
-    assert named(report, "layer2.0.downsample.0").change == {"kernel_size": 2, "padding": 0}
+    assert named(report, "layer2.0.conv1").suggested_arguments == {"kernel_size": 4, "padding": 1}
+    assert named(report, "layer2.0.downsample.0").suggested_arguments == {"kernel_size": 2, "padding": 0}
     for stage in (net.layer2, net.layer3):
         first: Any = stage[0]
         for parent, name, key in ((first, "conv1", "conv1"), (first.downsample, "0", "downsample.0")):
             old = getattr(parent, name)
-            change = named(report, f"layer{2 if stage is net.layer2 else 3}.0.{key}").change
+            change = named(report, f"layer{2 if stage is net.layer2 else 3}.0.{key}").suggested_arguments
             kind = {"group": "p4m", "kind": old.plan.kind, "bias": False}
             setattr(parent, name, GroupConv2d(old.in_channels, old.out_channels, stride=2, **change, **kind))
     assert [row.name for row in audit(net, "p4m", 32).breaking] == ["fc"]
@@ -141,7 +146,7 @@ def test_errors_are_those_of_the_definition() -> None:
         assert row.errors == pytest.approx(equivariance_error(part, "p4m", x).tolist(), rel=1e-9)
     with torch.no_grad():  # the second convolution by itself, from an input that is exact
         alone = equivariance_error(second, "p4m", net[:2](x)).tolist()
-    assert named(report, "2").introduced == pytest.approx(alone, rel=1e-9)
+    assert named(report, "2").layer_error == pytest.approx(alone, rel=1e-9)
     assert named(report, "1").worst == 0 < 0.1 < max(named(report, "1").errors)
 
 
@@ -171,7 +176,8 @@ CAUSES = {
         8, "parts.1 (input)", "takes 8×8 pixels to 9×9",
     ),
     "output": (
-        lambda: nn.Sequential(lift(), Merge(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), 8, "output", "the answer"
+        lambda: nn.Sequential(lift(), Merge(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), 8, "output",
+        "the network's output",
     ),
 }  # fmt: skip
 
@@ -189,11 +195,11 @@ def test_each_cause_is_named_with_its_layer(case: str) -> None:
     assert not report.exact
     assert report.first is not None
     assert (report.first.name, [row.name for row in report.breaking]) == (name, [name])
-    assert why in report.why
-    assert report.repair
-    assert report.first.introduced[0] == 0
+    assert why in report.cause
+    assert report.suggested_fix
+    assert report.first.layer_error[0] == 0
     assert report.first.worst > 1e-3
-    for part in (name, report.why, report.repair, "not exact under p4 (4 elements) at 2×"):
+    for part in (name, report.cause, report.suggested_fix, "not exact under p4 (4 elements) at 2×"):
         assert part in str(report)
 
 
@@ -218,18 +224,18 @@ def test_kernel_padding_and_size_proposals_are_exact(layer: dict[str, int], size
     layer = {"padding": 0} | layer
     for n in (*report.sizes, *exact_sizes(lift(**layer), "p4", size)):
         assert audit(lift(**layer), "p4", n).exact
-    below = [n for n in range(1, size + 1) if audits(lift(**layer), n)]
+    below = [n for n in range(2, size + 1) if audits(lift(**layer), n)]
     assert max(below, default=None) == next((n for n in exact_sizes(lift(**layer), "p4", size) if n <= size), None)
     if report.exact:
         return
     assert report.first is not None
-    change = report.first.change
+    change = report.first.suggested_arguments
     if layer.get("dilation", 1) == 2:  # an even extent is never to be had: n + 2·padding - 1 is what it is
         assert not change
         return
     better = audit(lift(**(layer | change)), "p4", size)
     assert better.exact
-    assert better.rows[-1].map == report.rows[-1].map
+    assert better.rows[-1].shape == report.rows[-1].shape
 
 
 def audits(net: nn.Module, size: int) -> bool:
@@ -248,8 +254,8 @@ def test_pooling_proposals_are_exact(kernel: int, size: int, ceil: bool) -> None
 
     report = audit(net(), "p4", size)
     assert report.first is not None
-    assert report.first.change
-    assert audit(net(**report.first.change), "p4", size).exact
+    assert report.first.suggested_arguments
+    assert audit(net(**report.first.suggested_arguments), "p4", size).exact
     assert len(report.sizes) == 2
     assert all(audit(net(), "p4", n).exact for n in report.sizes)
 
@@ -258,7 +264,7 @@ def test_a_pooling_between_modules_has_exact_sizes_too() -> None:
     net = Function(lambda x, a, b: b(F.avg_pool2d(fold(a(x)), 2)), lift(), nn.ReLU())
     report = audit(net, "p4", 9)
     assert report.sizes == exact_sizes(net, "p4", 9) == (8, 10)
-    assert "a window of 3 with stride 2" in report.repair
+    assert "a window of 3 with stride 2" in report.suggested_fix
     assert audit(net, "p4", 8).exact
     assert audit(Function(lambda x, a, b: b(F.avg_pool2d(fold(a(x)), 3, 2)), lift(), nn.ReLU()), "p4", 9).exact
 
@@ -267,7 +273,7 @@ def test_a_pooling_between_modules_has_exact_sizes_too() -> None:
 def test_other_proposals_are_exact() -> None:
     torch.manual_seed(0)
     report = audit(nn.Conv2d(2, 2, 4, padding="same"), "p4", 8)
-    kernel = report.rows[0].change["kernel_size"]
+    kernel = report.rows[0].suggested_arguments["kernel_size"]
     assert kernel == (5, 5)
     symmetric = nn.Conv2d(2, 2, kernel, padding="same", bias=False)
     nn.init.constant_(symmetric.weight, 0.1)
@@ -295,7 +301,7 @@ def test_other_proposals_are_exact() -> None:
     }
     for case, net in repairs.items():
         make, size, _, _ = CAUSES[case]
-        assert words[case] in audit(make(), "p4", size).repair, case
+        assert words[case] in audit(make(), "p4", size).suggested_fix, case
         assert audit(net, "p4", size).exact, case
 
 
@@ -307,12 +313,12 @@ def test_an_ordinary_convolution_is_judged_by_its_filter() -> None:
     nn.init.constant_(blur.weight, 1 / 9)
     assert audit(blur, "p4m", 9).exact
     uneven = audit(blur, "p4m", 8)
-    assert "grid" in uneven.why
-    assert "ordinary" not in uneven.why
+    assert "grid" in uneven.cause
+    assert "ordinary" not in uneven.cause
     torch.manual_seed(0)
     both = audit(nn.Conv2d(2, 2, 3, stride=2, padding=1), "p4m", 8)
-    assert "grid" in both.why
-    assert "an ordinary Conv2d" in both.why
+    assert "grid" in both.cause
+    assert "an ordinary Conv2d" in both.cause
 
 
 def test_constant_parameters_do_not_hide_what_training_makes_of_them() -> None:
@@ -339,19 +345,19 @@ def test_a_break_that_the_output_does_not_show_is_none() -> None:
 def test_merged_and_folded_maps_are_read(order: str) -> None:
     x = torch.randn(1, 3, 4, 5, 5, dtype=torch.float64)
     orbit = Orbit(C4, (0, 1, 2, 3), 1)
-    y = stack_orbit(x, orbit, fiber=True)
+    y = stack_orbit(x, orbit, group_axis=True)
     merged = y.flatten(1, 2) if order == "CH" else y.transpose(1, 2).flatten(1, 2)
     sizes = {"CH": (3, 4), "HC": (4, 3)}[order]
-    assert read(merged, orbit, 1e-10) == (Reading("TB" + order + "YX", (4, 1, *sizes, 5, 5)), (0.0,) * 4)
-    assert read(fold(y), orbit, 1e-10)[0].labels == "TBHCYX"
-    assert read(merged.flatten(1), orbit, 1e-10)[1] == (0.0,) * 4
-    assert read(merged.movedim(1, -1), orbit, 1e-10)[0].labels == "TBYX" + order
-    assert read(merged.flatten(2).mT, orbit, 1e-10)[0].labels == "TBYX" + order
+    assert find_layout(merged, orbit, 1e-10) == (AxisLayout("TB" + order + "YX", (4, 1, *sizes, 5, 5)), (0.0,) * 4)
+    assert find_layout(fold(y), orbit, 1e-10)[0].labels == "TBHCYX"
+    assert find_layout(merged.flatten(1), orbit, 1e-10)[1] == (0.0,) * 4
+    assert find_layout(merged.movedim(1, -1), orbit, 1e-10)[0].labels == "TBYX" + order
+    assert find_layout(merged.flatten(2).mT, orbit, 1e-10)[0].labels == "TBYX" + order
     broken = merged + 0.1 * torch.randn_like(merged)
-    reading, errors = read(broken, orbit, 1e-10, before=Reading("TBCHYX", (4, 1, 3, 4, 5, 5)))
-    assert reading.labels == "TB" + order + "YX"
-    assert torch.equal(reading.corrected(broken, orbit)[:1], broken[:1])
-    assert reading.errors(reading.corrected(broken, orbit), orbit) == (0.0,) * 4
+    layout, errors = find_layout(broken, orbit, 1e-10, before=AxisLayout("TBCHYX", (4, 1, 3, 4, 5, 5)))
+    assert layout.labels == "TB" + order + "YX"
+    assert torch.equal(layout.corrected(broken, orbit)[:1], broken[:1])
+    assert layout.errors(layout.corrected(broken, orbit), orbit) == (0.0,) * 4
     assert max(errors) > 0.01
 
 
@@ -367,7 +373,7 @@ def test_a_users_own_network() -> None:
     report = audit(nn.Sequential(lift(), GroupPool(), Ramp(), nn.Tanh(), *head(4, pool=False)), "p4", 8)
     assert report.first is not None
     assert (report.first.name, report.first.type) == ("2", "Ramp")
-    assert "Ramp does not treat all positions and elements of the group alike" in report.why
+    assert "Ramp does not treat all positions and elements of the group alike" in report.cause
     assert [row.name for row in report.breaking] == ["2"]
 
 
@@ -375,16 +381,128 @@ def test_an_ordinary_network_breaks_at_its_first_convolution() -> None:
     report = audit(build_model("z2cnn", width=4), "p4", 28)
     assert report.first is not None
     assert report.first.name == "conv1"
-    assert "an ordinary Conv2d" in report.why
-    assert "LiftingConv2d(1, …, group='p4')" in report.repair
+    assert "an ordinary Conv2d" in report.cause
+    assert "LiftingConv2d(1, …, group='p4')" in report.suggested_fix
     assert named(report, "bn1").worst < 1e-12 < max(named(report, "bn1").errors)
 
 
-def test_some_outputs() -> None:
-    net = Function(lambda x, a: {"map": a(x), "mean": a(x).mean((2, 3, 4))}, lift())
+@dataclass
+class Outputs:
+    features: Tensor
+    extra: list[Any]
+
+
+def test_every_output_is_measured_and_named() -> None:
+    net = Function(lambda x, a: {"map": a(x), "mean": a(x).mean((2, 3, 4)), "note": None, "count": 3}, lift())
     report = audit(net, "p4", 8)
-    assert [row.map for row in report.rows if row.name == "output"] == ["4×4×8×8", "4"]
+    found = [(row.name, row.shape) for row in report.rows if row.is_output]
+    assert found == [("output['map']", "4×4×8×8"), ("output['mean']", "4")]
     assert report.exact
+    nested = Function(lambda x, a: Outputs(a(x), [a(x).mean(2), {"corner": a(x)[..., 0, 0].mean(2)}]), lift())
+    report = audit(nested, "p4", 8)
+    assert [row.name for row in report.breaking] == ["output.extra[1]['corner']"]
+    assert "depends on the orientation" in report.cause
+    assert "not exact" in str(report)
+
+
+def test_classes_of_pixels_are_measured_exactly() -> None:
+    net = Function(lambda x, a: {"logits": a(x).mean(2), "classes": a(x).mean(2).argmax(1, keepdim=True)}, lift())
+    assert audit(net, "p4", 8).exact
+
+
+def test_a_module_may_be_named_output() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(OrderedDict(output=nn.Conv2d(2, 4, 3), pool=nn.AdaptiveAvgPool2d(1), end=nn.Flatten()))
+    report = audit(net, "p4", 8)
+    assert [(row.name, row.type) for row in report.breaking] == [("output", "Conv2d")]
+    net = nn.Sequential(OrderedDict(output=lift(stride=2), pool=GroupPool(), mean=nn.AdaptiveAvgPool2d(1)))
+    assert [row.name for row in audit(net, "p4", 9).breaking] == []
+
+
+class Decoder(nn.Module):
+    """Down by an exact layer, and up again to the size of the image."""
+
+    def __init__(self, up: Callable[..., Tensor] | nn.Module, **options: Any) -> None:
+        super().__init__()
+        self.first, self.down = lift(), lift2(**({"stride": 2, "padding": 1} | options))
+        self.up, self.last = up, nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        y = fold(self.down(x))
+        y = self.up(y) if isinstance(self.up, nn.Module) else self.up(y, size=x.shape[-2:])
+        return unfold(self.last(y + fold(x)), 4)
+
+
+RESIZES: dict[str, tuple[Any, str, dict[str, Any]]] = {
+    "function": (F.interpolate, "last (input)", {"mode": "bilinear"}),
+    "nearest-exact": (partial(F.interpolate, mode="nearest-exact"), "", {}),  # symmetric from 5 to 9
+    "module": (nn.Upsample(9), "up", {"mode": "bilinear"}),
+    "scale": (nn.Upsample(scale_factor=1.8, mode="bilinear"), "up", {}),
+    "fraction": (nn.Upsample(scale_factor=1.99, mode="bilinear"), "up", {"recompute_scale_factor": True}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The default behavior for interpolate:UserWarning")
+@pytest.mark.parametrize("case", RESIZES)
+def test_a_resize_is_no_padding_and_its_fix_works(case: str) -> None:
+    torch.manual_seed(0)
+    up, name, arguments = RESIZES[case]
+    report = audit(Decoder(up), "p4", 9) if case != "fraction" else audit(nn.Sequential(up, nn.ReLU()), "p4", (4, 5, 5))
+    if not arguments:
+        assert report.exact
+        return
+    assert report.first is not None
+    if case == "fraction":
+        assert report.first.name == "0"
+        fixed = nn.Sequential(nn.Upsample(scale_factor=1.99, mode="bilinear", **arguments), nn.ReLU())
+        assert audit(fixed, "p4", (4, 5, 5)).exact
+        return
+    assert (report.first.name, report.first.suggested_arguments) == (name, arguments)
+    assert "resizes 5×5 pixels to 9×9 with mode='nearest" in report.cause
+    assert "padding" not in report.suggested_fix
+    better = partial(F.interpolate, **arguments) if not isinstance(up, nn.Module) else nn.Upsample(9, **arguments)
+    assert audit(Decoder(better), "p4", 9).exact
+
+
+@pytest.mark.filterwarnings("ignore:The default behavior for interpolate:UserWarning")
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact", "bilinear", "bicubic", "area"])
+def test_which_resizes_are_symmetric(mode: str) -> None:
+    for n, scale in itertools.product(range(4, 9), (0.3, 0.5, 1.3, 1.5, 2.0, 2.75)):
+        x = torch.randn(1, 1, n, n, dtype=torch.float64)
+        y, flipped = (F.interpolate(a, scale_factor=scale, mode=mode) for a in (x, x.flip(-1)))
+        by_scale = Resize(mode, scale, (n, n), tuple(y.shape[-2:]))
+        assert by_scale.is_symmetric == torch.allclose(flipped, y.flip(-1), rtol=1e-9), (n, scale)
+        for m in range(1, 13):
+            y, flipped = (F.interpolate(a, size=m, mode=mode) for a in (x, x.flip(-1)))
+            assert Resize(mode, None, (n, n), (m, m)).is_symmetric == torch.allclose(flipped, y.flip(-1)), (n, m)
+
+
+@pytest.mark.parametrize("size", [8, 9])
+def test_where_no_size_is_exact_all_layers_to_change_are_named(size: int) -> None:
+    torch.manual_seed(0)
+    net = Decoder(F.interpolate)
+    report = audit(net, "p4", size)
+    assert report.sizes == exact_sizes(net, "p4", size) == ()
+    assert f"at no input size near {size} that the network takes" in report.suggested_fix
+    if size == 8:
+        assert "down: kernel_size=4, padding=1" in report.suggested_fix
+        assert audit(Decoder(F.interpolate, kernel_size=4), "p4", 8).exact
+    else:
+        assert "last (input): mode='bilinear'" in report.suggested_fix
+        assert audit(Decoder(partial(F.interpolate, mode="bilinear")), "p4", 9).exact
+    assert audit(Decoder(partial(F.interpolate, mode="bilinear")), "p4", 8).sizes == (7, 9)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`:FutureWarning")
+def test_reparametrized_layers_are_layers_and_their_weights_no_feature_maps() -> None:
+    torch.manual_seed(0)
+    normed = torch.nn.utils.parametrizations.weight_norm(lift())  # four filters, as many as elements
+    old = torch.nn.utils.weight_norm(lift2(), "pointwise_weight")
+    pruned = torch.nn.utils.prune.l1_unstructured(lift2(), "depthwise_weight", 0.3)
+    report = audit(nn.Sequential(normed, old, pruned, nn.ReLU()), "p4", 8)
+    assert report.exact
+    assert [row.name for row in report.rows] == ["0", "1", "2", "3", "output"]
 
 
 def test_a_module_that_computes_in_float32_is_measured_as_such() -> None:
@@ -432,7 +550,7 @@ def two_ways() -> nn.Module:
         (RotMNISTNet("gc", 2), "p4", 29, "28, 28"),
         (Function(torch.sum), "p4", (2, 8, 8), r"returns \(\)"),
         (Function(lambda x: "text"), "p4", (2, 8, 8), "returns str"),
-        (two_ways(), "p4", 8, "another way"),
+        (two_ways(), "p4", 8, "calls other modules"),
     ],
 )
 def test_misuse_is_named(net: nn.Module, group: Any, size: Any, message: str) -> None:
@@ -491,7 +609,7 @@ def test_command(digits: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     code, out, err = command(capsys, digits, "--group", "p4m", "--figure", str(picture))
     assert (code, err) == (0, "")
     assert "\nnot exact under p4m (8 elements) at 1×28×28" in out
-    assert "\nfirst:  conv1 (LiftingConv2d)\nwhy:    it is equivariant under p4 alone" in out
+    assert "\nfirst:  conv1 (LiftingConv2d)\ncause:  it is equivariant under p4 alone" in out
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 

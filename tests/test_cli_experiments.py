@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sepgroupy import cli
-from sepgroupy.compress import compress
+from sepgroupy.compression import compress
 from sepgroupy.data import ImageData, load_digits
 from sepgroupy.report import _angles, _groups
 from sepgroupy.training import _data as data_module

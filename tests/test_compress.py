@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sepgroupy import Folded, GroupConv2d, GroupConvTranspose2d, GroupPool, LiftingConv2d, assert_equivariant
-from sepgroupy.compress import compress
+from sepgroupy.compression import compress
 from sepgroupy.errors import ArgumentError
 from sepgroupy.functional._filters import full_filter
 from sepgroupy.models import build_model

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import convnext, densenet, resnet18, vgg
 
-from sepgroupy.convert import FoldedConvolution, FoldedPool, convert
+from sepgroupy.conversion import FoldedConvolution, FoldedPool, convert
 from sepgroupy.errors import ArgumentError
 from sepgroupy.functional import transform, unfold
 from sepgroupy.groups import as_group
@@ -143,7 +143,7 @@ def parameters(net: nn.Module) -> int:
 
 def test_a_resnet18_is_exact_at_a_size_that_is_proposed() -> None:
     plain = resnet18(num_classes=5)
-    with pytest.raises(ArgumentError, match=r"in_size \(=32\): conv1 .*stride 2.*input size 1 or 33") as refused:
+    with pytest.raises(ArgumentError, match=r"in_size \(=32\): conv1 .*stride 2.*input size 33") as refused:
         convert(plain, "p4", "gc", in_size=32)
     size = int(re.findall(r"input size \d+ or (\d+)", str(refused.value))[0])
     net = convert(plain, "p4", "gc", in_size=size)
@@ -247,8 +247,8 @@ def test_with_lifted_filters_and_the_mean_it_averages_over_all_orientations(name
     plain.double()
     x, answers = pictures(size), []
     for g in range(group.order):
-        y = plain(transform(x, group, int(group.inverses[g]), fiber=False))
-        answers.append(transform(y, group, g, fiber=False) if y.ndim == 4 else y)
+        y = plain(transform(x, group, int(group.inverses[g]), group_axis=False))
+        answers.append(transform(y, group, g, group_axis=False) if y.ndim == 4 else y)
     torch.testing.assert_close(net(x), torch.stack(answers).mean(0), rtol=1e-9, atol=1e-9)
 
 

@@ -25,10 +25,10 @@ from sepgroupy import (
     LiftingConv2d,
     cli,
     convert,
-    fold,
+    export,
     functional,
 )
-from sepgroupy.export import FORMATS, _save, save
+from sepgroupy.exporting import FORMATS, _save, save
 from sepgroupy.functional import fold as fold_group
 from sepgroupy.gconv.pooling import GroupMaxPool2d
 from sepgroupy.groups import C4, D4
@@ -64,7 +64,7 @@ def assert_folds(model: nn.Module, x: Tensor, tolerance: float = 1e-10) -> nn.Mo
     """Fold, hold the result against the network itself, and return it."""
     expected = model(x)
     state, random = copy.deepcopy(model.state_dict()), torch.random.get_rng_state()
-    plain = fold(model)
+    plain = export(model)
     assert torch.equal(torch.random.get_rng_state(), random)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert (plain(x) - expected).abs().max() <= tolerance * expected.abs().max()
@@ -176,11 +176,11 @@ def test_compositions(parts: list[nn.Module]) -> None:
 
 def test_norms_go_into_the_filters_or_are_repeated() -> None:
     def names(parts: list[nn.Module]) -> list[str]:
-        return sorted(type(m).__name__ for m in fold(nn.Sequential(*parts)).modules() if not [*m.children()])
+        return sorted(type(m).__name__ for m in export(nn.Sequential(*parts)).modules() if not [*m.children()])
 
     assert names(COMPOSITIONS["a norm after"]) == ["Conv2d", "Conv2d", "ReLU"]
     assert names(COMPOSITIONS["a norm before"]) == ["BatchNorm2d", "Conv2d", "ReLU"]
-    repeated = fold(nn.Sequential(GroupConv2d(4, 4, 3, group=C4), nn.ReLU(), *COMPOSITIONS["a norm before"]))
+    repeated = export(nn.Sequential(GroupConv2d(4, 4, 3, group=C4), nn.ReLU(), *COMPOSITIONS["a norm before"]))
     assert [m.num_features for m in repeated.modules() if isinstance(m, nn.BatchNorm2d)] == [16]
 
 
@@ -193,11 +193,11 @@ def test_a_separable_layer_is_two_convolutions_where_that_is_cheaper() -> None:
     for options in ({"kernel_size": 3}, {"kernel_size": 1}, {"kernel_size": 2, "stride": 2}, {"kernel_size": 5}):
         layer = GroupConv2d(8, 8, **options, group=D4, kind="gc")
         x = torch.randn(1, 8, 8, 64, 64)
-        count = macs(fold(layer), x)
+        count = macs(export(layer), x)
         for algorithm in ("dense", "full"):
             other = GroupConv2d(8, 8, **options, group=D4, kind="gc", algorithm=algorithm)
             assert count <= macs(other, x) * 1.0001
-    assert len([*fold(GroupConv2d(8, 8, 3, group=D4, kind="g")).parameters()]) == 2
+    assert len([*export(GroupConv2d(8, 8, 3, group=D4, kind="g")).parameters()]) == 2
 
 
 class Odd(nn.Module):
@@ -234,7 +234,7 @@ def test_a_network_of_the_users_own() -> None:
     lived(net)
     net.norm.running_mean.uniform_(-1, 1)
     net.other.running_var.uniform_(1, 2)
-    plain = fold(net)
+    plain = export(net)
     for name, value in net(x).items():
         torch.testing.assert_close(plain(x)[name], value, atol=1e-11, rtol=1e-11)
 
@@ -298,7 +298,7 @@ def double(x: Tensor) -> Tensor:
 )
 def test_what_is_not_known_is_named(module: nn.Module, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
-        fold(nn.Sequential(LiftingConv2d(3, 4, 3, group=C4), Folded(module)))
+        export(nn.Sequential(LiftingConv2d(3, 4, 3, group=C4), Folded(module)))
 
 
 def test_functions_that_are_followed_though_they_were_wrapped() -> None:
@@ -326,19 +326,19 @@ def test_parametrized_layers() -> None:
 
 def test_what_is_folded_is_folded() -> None:
     net = nn.Sequential(LiftingConv2d(3, 4, 3, group=C4), GroupConv2d(4, 4, 3, group=C4, kind="gc"), GroupPool())
-    once, x = fold(net), torch.randn(2, 3, 7, 7)
+    once, x = export(net), torch.randn(2, 3, 7, 7)
     twice_folded = assert_folds(once, x, 1e-7)
     assert once.state_dict().keys() == twice_folded.state_dict().keys()
 
 
 def test_the_network_itself_is_named_model() -> None:
     with pytest.raises(ArgumentError, match=r"^model \(Branching\) cannot be followed by torch\.fx"):
-        fold(Branching())
+        export(Branching())
 
 
 def test_no_module() -> None:
     with pytest.raises(ArgumentError, match="model is a function"):
-        fold(lambda x: x)  # type: ignore[arg-type]
+        export(lambda x: x)  # type: ignore[arg-type]
 
 
 NOTHING_OF_OURS = """
@@ -359,7 +359,7 @@ print("fine")
 def test_files_of_a_folded_network_need_torch_alone(tmp_path: Path) -> None:
     model = lived(build_model("gc-p4m-resnet44", depth=8, widths=(2, 3, 4)), torch.randn(4, 3, 32, 32))
     x = torch.randn(3, 3, 32, 32)
-    plain = fold(model)
+    plain = export(model)
     torch.save((x, model(x).detach()), tmp_path / "example.pt")
     torch.save(plain, tmp_path / "module.pt")
     torch.jit.trace(plain, x[:2]).save(tmp_path / "script.pt")
@@ -414,8 +414,8 @@ def test_safetensors(tmp_path: Path) -> None:
         assert torch.equal(other.state_dict()[name], value)
     with safe_open(tmp_path / "net.safetensors", "pt") as file:
         assert file.metadata()["model"] == "gc-p4cnn-small"
-    save(fold(model), tmp_path / "folded.safetensors", "safetensors", ())
-    plain, x = fold(build_model("gc-p4cnn-small")), torch.randn(2, 1, 28, 28)
+    save(export(model), tmp_path / "folded.safetensors", "safetensors", ())
+    plain, x = export(build_model("gc-p4cnn-small")), torch.randn(2, 1, 28, 28)
     plain.load_state_dict(load_file(tmp_path / "folded.safetensors"))
     torch.testing.assert_close(plain(x), model.eval()(x), atol=1e-5, rtol=1e-5)
 
@@ -463,21 +463,21 @@ def run_folder(tmp_path: Path) -> Path:
 
 
 def test_the_command(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def export(*arguments: str) -> int:
+    def command(*arguments: str) -> int:
         with pytest.raises(SystemExit) as stop:
             cli.main(["export", *arguments])
         return int(stop.value.code or 0)
 
     x, model = torch.randn(3, 1, 28, 28), load_model(run_folder)
-    assert export(str(run_folder)) == 0
+    assert command(str(run_folder)) == 0
     path = run_folder / "gc-p4cnn-small.onnx"
     assert capsys.readouterr().out.strip() == str(path)
     np.testing.assert_allclose(run_onnx(path, x), model(x).detach(), 1e-3, 1e-4)
-    assert export(str(run_folder), "--format", "torch") == 0
+    assert command(str(run_folder), "--format", "torch") == 0
     program = torch.export.load(run_folder / "gc-p4cnn-small.pt2").module()
     torch.testing.assert_close(program(x), model(x), atol=1e-5, rtol=1e-5)
-    assert export(str(run_folder), "--format", "torch") == 2
+    assert command(str(run_folder), "--format", "torch") == 2
     assert "already there" in capsys.readouterr().err
-    assert export(str(run_folder), "--format", "safetensors", "--output", str(run_folder / "w.safetensors")) == 0
-    assert export(str(run_folder), "--format", "tflite") == 2
-    assert export(str(run_folder / "none")) == 1
+    assert command(str(run_folder), "--format", "safetensors", "--output", str(run_folder / "w.safetensors")) == 0
+    assert command(str(run_folder), "--format", "tflite") == 2
+    assert command(str(run_folder / "none")) == 1

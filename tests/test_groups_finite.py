@@ -7,16 +7,41 @@ import dataclasses
 import itertools
 import math
 import pickle
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+from torchvision.transforms.functional import hflip, vflip
 
+from sepgroupy.auditing import audit, exact_sizes
+from sepgroupy.conversion import convert
 from sepgroupy.errors import ArgumentError
-from sepgroupy.groups import C1, C2, C4, D1, D2, D4, PointGroup, as_group
+from sepgroupy.functional import transform
+from sepgroupy.groups import C1, C2, C4, D1, D2, D4, GroupLike, PointGroup, as_group
+from sepgroupy.nn import LiftingConv2d
+from sepgroupy.testing import assert_equivariant, equivariance_error
 
 NAMED = {"p1": C1, "p2": C2, "p4": C4, "pm": D1, "p2mm": D2, "p4m": D4}
+GENERATED_BY = {
+    "p1": (lambda x: x,),
+    "p2": (lambda x: torch.rot90(x, 2, (-2, -1)),),
+    "p4": (lambda x: torch.rot90(x, 1, (-2, -1)),),
+    "hflip": (lambda x: x.flip(-1),),
+    "vflip": (lambda x: x.flip(-2),),
+    "pm": (lambda x: x.flip(-2),),
+    "diagonal": (lambda x: x.mT,),
+    "antidiagonal": (lambda x: x.flip(-2, -1).mT,),
+    "p2mm": (lambda x: x.flip(-1), lambda x: x.flip(-2)),
+    "diagonals": (lambda x: x.mT, lambda x: x.flip(-2, -1).mT),
+    "p4m": (lambda x: torch.rot90(x, 1, (-2, -1)), lambda x: x.flip(-1)),
+}
 SCHOENFLIES = {"C1": C1, "C2": C2, "C4": C4, "D1": D1, "D2": D2, "D4": D4}
 ORDERS = {
     "p1": 1,
@@ -194,6 +219,106 @@ def test_names_in_any_case() -> None:
     for name, expected in (NAMED | SCHOENFLIES).items():
         for spelling in (name, name.lower(), name.upper(), name.capitalize()):
             assert as_group(spelling) is expected
+
+
+def images_of(functions: Sequence[Callable[[Tensor], Tensor]]) -> set[bytes]:
+    """Return everything that functions, one after the other in any order, make of an image."""
+    x = torch.arange(9).reshape(3, 3)
+    found, new = {x.numpy().tobytes()}, [x]
+    for image in new:  # grows while it is read
+        for function in functions:
+            y = function(image).contiguous()
+            if y.numpy().tobytes() not in found:
+                found.add(y.numpy().tobytes())
+                new.append(y)
+    return found
+
+
+@pytest.mark.parametrize("name", GENERATED_BY)
+def test_what_the_elements_of_a_named_group_do_to_an_image(name: str) -> None:
+    group = as_group(name)
+    x = torch.arange(9).reshape(3, 3)
+    images = {transform(x, group, t, group_axis=False).contiguous().numpy().tobytes() for t in range(group.order)}
+    assert images == images_of(GENERATED_BY[name])
+
+
+def test_the_table_of_the_guide_is_right() -> None:
+    guide = (Path(__file__).parents[1] / "docs" / "guide.md").read_text().partition("## Groups")[2]
+    rows = re.findall(r"^\| ((?:`\"\w+\"`(?:, )?)+) \| (.+?) \|", guide, re.MULTILINE)
+    assert {name for names, _ in rows for name in re.findall(r"\w+", names)} == set(GENERATED_BY)
+    x = torch.randn(2, 3, 4)
+    for names, elements in rows:
+        for name in re.findall(r"\w+", names):
+            group = as_group(name)
+            if "at index r" in elements:
+                actions = [lambda x, r=r: torch.rot90(x, r, (-2, -1)) for r in range(4)]
+                actions += [lambda x, r=r: torch.rot90(x, r, (-2, -1)).flip(-2) for r in range(4)]
+                actions = actions[: group.order]
+            else:
+                texts = re.findall(r"`(.+?)`", elements)
+                actions = [lambda x, text=text: eval(text, {"x": x, "torch": torch}) for text in texts]
+            assert len(actions) == group.order
+            for t, action in enumerate(actions):
+                assert torch.equal(transform(x, group, t, group_axis=False), action(x)), (name, t)
+
+
+def test_a_layer_of_hflip_is_equivariant_to_what_randomhorizontalflip_does() -> None:
+    x = torch.randn(1, 3, 6, 6)
+    layer = LiftingConv2d(3, 4, 3, group="hflip")
+    torch.testing.assert_close(layer(hflip(x)), layer(x)[:, :, [1, 0]].flip(-1))
+    layer = LiftingConv2d(3, 4, 3, group="vflip")
+    torch.testing.assert_close(layer(vflip(x)), layer(x)[:, :, [1, 0]].flip(-2))
+
+
+def test_every_subgroup_of_p4m_has_one_name() -> None:
+    names = {frozenset(as_group(name).elements): name for name in GENERATED_BY if name != "vflip"}
+    assert len(names) == len(GENERATED_BY) - 1
+    for generators in itertools.product(D4.elements, repeat=2):
+        assert frozenset(PointGroup.generate(generators).elements) in names
+    assert all(as_group(name).name == name for name in names.values())
+    assert as_group("vflip") is D1
+
+
+def test_actions_are_calls_of_torch(group: PointGroup) -> None:
+    x = torch.randn(2, *(2, 3, 4, 2)[: group.dimension])
+    for t, action in enumerate(group.actions):
+        assert torch.equal(eval(action, {"x": x}), transform(x, group, t, group_axis=False)), action
+    assert len(set(group.actions)) == group.order
+
+
+def test_an_unknown_name_is_told_which_names_there_are_and_what_they_do() -> None:
+    with pytest.raises(ArgumentError) as caught:
+        as_group("p6")
+    for part in ("hflip (x.flip(-1))", "pm/vflip/d1 (x.flip(-2))", "p4/c4 (x.rot90(1, (-2, -1)))", "diagonal (x.mT)"):
+        assert part in str(caught.value)
+
+
+def test_the_type_of_a_group_is_one_alias_everywhere() -> None:
+    for function in (as_group, transform, equivariance_error, assert_equivariant, audit, exact_sizes, convert):
+        assert get_type_hints(function)["group"] == GroupLike, function
+
+
+USES = """
+from sepgroupy.groups import GroupLike, PointGroup, as_group
+from sepgroupy.testing import assert_equivariant
+
+groups: list[GroupLike] = ["p4", as_group("p4"), [[[0, 1], [1, 0]]], (((-1, 0), (0, 1)),)]
+generators = [[[0, 1], [1, 0]], [[-1, 0], [0, -1]]]
+as_group([[[0, 1], [1, 0]]])
+as_group(generators)
+PointGroup.generate(generators)
+as_group(4)  # wrong
+"""
+
+
+def test_mypy_accepts_what_is_documented(tmp_path: Path) -> None:
+    api = pytest.importorskip("mypy.api")
+    path = tmp_path / "uses.py"
+    path.write_text(USES)
+    options = ["--follow-imports=silent", "--no-site-packages", "--ignore-missing-imports"]
+    out, err, _ = api.run([*options, "--cache-dir", str(tmp_path / "cache"), str(path)])
+    found = {int(line.split(":")[1]) for line in out.splitlines() if ": error:" in line}
+    assert found == {n for n, line in enumerate(USES.splitlines(), start=1) if "# wrong" in line}, out + err
 
 
 def test_as_group_takes_groups_and_generators() -> None:

@@ -106,7 +106,7 @@ def test_it_learns_to_segment() -> None:
     pictures, masks = bars(16, generator)
     predicted = net.eval()(pictures).argmax(1)
     assert (predicted & masks).sum() > 0.8 * (predicted | masks).sum()  # intersection over union
-    turned = net(transform(pictures, "p4", 1, fiber=False)).argmax(1)
+    turned = net(transform(pictures, "p4", 1, group_axis=False)).argmax(1)
     assert (turned == torch.rot90(predicted, 1, (-2, -1))).float().mean() > 0.999
 
 

@@ -72,11 +72,11 @@ def test_group_pool_and_its_gradient_are_equivariant(mode: str) -> None:
     x = torch.randn(PUBLISHED, dtype=torch.float64)
     x[:, :, 3] = x[:, :, 5]  # a tie, where a maximum might pick a side
     for t in range(8):
-        moved = transform(x, D4, t, fiber=True).requires_grad_()
+        moved = transform(x, D4, t, group_axis=True).requires_grad_()
         still = x.clone().requires_grad_()
-        torch.testing.assert_close(pool(moved), transform(pool(still), D4, t, fiber=False))
+        torch.testing.assert_close(pool(moved), transform(pool(still), D4, t, group_axis=False))
         gradients = [torch.autograd.grad(pool(z).square().sum(), z)[0] for z in (moved, still)]
-        torch.testing.assert_close(gradients[0], transform(gradients[1], D4, t, fiber=True), atol=1e-12, rtol=0)
+        torch.testing.assert_close(gradients[0], transform(gradients[1], D4, t, group_axis=True), atol=1e-12, rtol=0)
     assert pool(layer(x)).shape == (3, 4, 4, 6)
 
 

@@ -54,7 +54,9 @@ def test_gradients_of_the_parameters_do_not_see_how_the_picture_is_turned(
     layer = build_layer(way, 2, 3, group=D4, dtype=torch.float64, **case)
     x = random_input(layer, 5, 5)
     gradients = [
-        torch.autograd.grad(layer(transform(x, D4, t, fiber=x.ndim == 5)).square().sum(), tuple(layer.parameters()))
+        torch.autograd.grad(
+            layer(transform(x, D4, t, group_axis=x.ndim == 5)).square().sum(), tuple(layer.parameters())
+        )
         for t in range(8)
     ]
     for turned in gradients[1:]:

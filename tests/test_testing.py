@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections import OrderedDict, namedtuple
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import oracle
 from sepgroupy.errors import ArgumentError
@@ -39,15 +44,15 @@ def planar_to_invariant(group: PointGroup) -> nn.Module:
 MAKERS = [planar_to_group, group_to_group, planar_to_planar, group_to_planar, planar_to_invariant]
 
 
-def picture(make: Any, group: PointGroup, size: int = 7) -> torch.Tensor:
-    fiber = (group.order,) if make in (group_to_group, group_to_planar) else ()
-    return torch.randn(2, 2, *fiber, size, size)
+def image(make: Any, group: PointGroup, size: int = 7) -> torch.Tensor:
+    group_axis = (group.order,) if make in (group_to_group, group_to_planar) else ()
+    return torch.randn(2, 2, *group_axis, size, size)
 
 
 @pytest.mark.parametrize("make", MAKERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_equivariant_nets_pass(plane_group: PointGroup, make: Any, dtype: torch.dtype) -> None:
-    x = picture(make, plane_group).to(dtype)
+    x = image(make, plane_group).to(dtype)
     net = make(plane_group).to(dtype)
     errors = equivariance_error(net, plane_group, x)
     assert errors.shape == (plane_group.order,)
@@ -59,8 +64,8 @@ def test_equivariant_nets_pass(plane_group: PointGroup, make: Any, dtype: torch.
 
 @pytest.mark.parametrize("make", MAKERS)
 def test_the_numbers_are_those_of_the_definition(make: Any) -> None:
-    # Nets of p4 held against p4m: the four turns hold, the mirrors do not; the numbers are checked for one and all.
-    x = picture(make, D4).double()
+    # Networks of p4 compared with p4m: rotations hold, reflections do not; the numbers are checked for all elements.
+    x = image(make, D4).double()
     net = make(D4).double()
     weight = torch.randn(7, 7, dtype=torch.float64)
 
@@ -129,7 +134,7 @@ def test_nan_for_one_element_is_found() -> None:
     assert equivariance_error(sometimes, "p2", x).tolist() == [0, torch.inf]
 
 
-def test_a_shape_that_changes_with_the_turn_is_infinite() -> None:
+def test_a_shape_that_changes_with_the_rotation_is_infinite() -> None:
     pool = nn.MaxPool2d((1, 2))
     x = torch.randn(1, 1, 6, 6)
     assert equivariance_error(lambda y: pool(y)[..., :4, :], "p4", x)[1:].tolist()[::2] == [torch.inf, torch.inf]
@@ -170,6 +175,128 @@ def test_half_precision(dtype: torch.dtype) -> None:
     assert_equivariant(planar_to_planar(D4).to(dtype), D4, torch.randn(1, 2, 7, 7).to(dtype))
 
 
+Named = namedtuple("Named", "logits features")
+
+
+@dataclass
+class Plain:
+    logits: Tensor
+    note: str = "text"
+
+
+@dataclass(frozen=True)
+class Frozen:
+    logits: Tensor
+    inner: Plain
+
+
+@dataclass
+class ModelOutput(OrderedDict):  # type: ignore[type-arg]  # as transformers defines it, both at once
+    logits: Tensor | None = None
+    hidden: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if (value := getattr(self, field.name)) is not None:
+                self[field.name] = value
+
+
+NESTED: dict[str, tuple[Callable[[Tensor, Tensor], Any], str]] = {
+    "dict": (lambda y, z: {"out": y, "aux": z}, "output['aux']"),
+    "ordered dict": (lambda y, z: OrderedDict(out=y, aux=z), "output['aux']"),
+    "read-only mapping": (lambda y, z: MappingProxyType({"out": y, 1: z}), "output[1]"),
+    "tuple": (lambda y, z: (y, z), "output[1]"),
+    "list": (lambda y, z: [z, y], "output[0]"),
+    "named tuple": (lambda y, z: Named(y, z), "output.features"),
+    "dataclass": (lambda y, z: Plain(z), "output.logits"),
+    "frozen dataclass": (lambda y, z: Frozen(y, Plain(z)), "output.inner.logits"),
+    "model output": (lambda y, z: ModelOutput(y, z), "output['hidden']"),
+    "nested": (lambda y, z: {"a": [y, (y, {"b": z})]}, "output['a'][1][1]['b']"),
+    "other leaves": (lambda y, z: {"a": None, "b": "text", "c": z, "d": ()}, "output['c']"),
+    "numpy": (lambda y, z: (y, z.numpy()), "output[1]"),
+    "numbers": (lambda y, z: (y, float(z[0, 0, 0, 0])), "output[1]"),
+}
+
+
+@pytest.mark.parametrize(("nest", "name"), NESTED.values(), ids=NESTED)
+def test_every_tensor_of_an_output_is_compared(nest: Callable[[Tensor, Tensor], Any], name: str) -> None:
+    good, bad = planar_to_planar(D4).double(), nn.Conv2d(2, 2, 3).double()
+    x = torch.randn(2, 2, 7, 7).double()
+    assert_equivariant(lambda x: nest(good(x), good(x).sum((0, 1, 2, 3), keepdim=True)), "p4m", x)
+    errors = equivariance_error(lambda x: nest(good(x), bad(x)), "p4m", x)
+    if name == "output[1]" and isinstance(nest(x, x)[1], float):
+        assert errors[1:].min() > 1e-3
+    else:
+        torch.testing.assert_close(errors, equivariance_error(bad, "p4m", x))
+    with pytest.raises(AssertionError, match=re.escape(f"changes {name} by")):
+        assert_equivariant(lambda x: nest(good(x), bad(x)), "p4m", x)
+
+
+def test_an_output_that_some_elements_lack_is_infinite() -> None:
+    x = torch.randn(1, 2, 5, 5)
+
+    def sometimes(y: Tensor) -> dict[str, Tensor]:
+        return {"a": y} if torch.equal(x, y) else {"a": y, "b": y}
+
+    assert equivariance_error(sometimes, "p2", x).tolist() == [0, torch.inf]
+    with pytest.raises(AssertionError, match=re.escape("output['b'] by inf")):
+        assert_equivariant(sometimes, "p2", x)
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (None, "returns a NoneType without any tensor"),
+        ({}, "returns a dict without any tensor"),
+        ({"a": object()}, r"returns a object as output\['a'\]"),
+        ({1, 2}, "returns a set as output"),
+        (torch.zeros(1, 1, 1, 4, 5, 5), r"returns a tensor of shape \(1, 1, 1, 4, 5, 5\) as output"),
+        (torch.zeros(1, 2, 3, 5, 5), "whose group axis is not the group's"),
+    ],
+)
+def test_what_cannot_be_compared_is_told_what_is_needed(output: Any, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        equivariance_error(lambda x: output, "p4", torch.zeros(1, 1, 5, 5))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
+def test_integer_images_and_labels(dtype: torch.dtype) -> None:
+    net = planar_to_planar(D4)
+    x = torch.randint(0, 2, (2, 2, 7, 7)).to(dtype)
+    assert_equivariant(lambda x: net(x.float()), "p4m", x)  # with the tolerance of float32
+    assert_equivariant(lambda x: net(x.float()).argmax(1, keepdim=True), "p4m", x)
+    assert_equivariant(lambda x: x, "p4m", x)
+    shifted = torch.randint(0, 2, (2, 2, 7, 7)).to(dtype)
+    with pytest.raises(AssertionError, match=r"more than 0\.0e\+00"):
+        assert_equivariant(lambda x: x ^ shifted, "p4m", x)
+
+
+def test_the_less_precise_dtype_decides_on_the_tolerance() -> None:
+    net, x = planar_to_planar(D4), torch.randn(2, 2, 7, 7).double()
+    assert 0 < equivariance_error(lambda x: net(x.float()), "p4m", x).max() < 1e-5
+    assert_equivariant(lambda x: net(x.float()), "p4m", x)
+    assert_equivariant(lambda x: x.sum((2, 3)) * (1 + 1j), "p4m", x)
+    assert_equivariant(lambda x: net(x.float()).double(), "p4m", x, tolerance=1e-4)
+
+
+def test_a_module_that_overwrites_its_input_or_its_last_output() -> None:
+    x, memory = torch.randn(1, 2, 6, 6).double(), torch.empty(1, 2, 6, 6).double()
+    weight = torch.randn(6, 6).double()
+    assert_equivariant(nn.ReLU(inplace=True), "p4", x)
+    assert (x < 0).any()
+    with pytest.raises(AssertionError):
+        assert_equivariant(lambda x: memory.copy_(x * weight), "p4", x)
+
+
+def test_empty_outputs_are_equivariant() -> None:
+    assert_equivariant(lambda x: x[:0], "p4", torch.randn(1, 2, 6, 6))
+
+
+def test_what_is_no_tensor_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="x is a list"):
+        equivariance_error(lambda x: x, "p4", [1])  # type: ignore[arg-type]
+
+
 def test_nothing_is_left_behind() -> None:
     net, x = planar_to_group(D4), torch.randn(1, 2, 7, 7, requires_grad=True)
     before = x.detach().clone()
@@ -185,7 +312,7 @@ def test_an_input_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
         equivariance_error(lambda x: x, "p4", torch.zeros(shape))
 
 
-def test_a_fiber_of_another_order_is_refused() -> None:
+def test_a_group_axis_of_another_order_is_refused() -> None:
     with pytest.raises(ArgumentError, match=r"\(1, 1, 3, 5, 5\).*4.*p4"):
         equivariance_error(lambda x: x, "p4", torch.zeros(1, 1, 3, 5, 5))
 

@@ -13,16 +13,16 @@ from . import backends as backends
 from . import functional as functional
 from . import groups as groups
 from . import nn as nn
-from .audit import audit as audit
+from .auditing import audit as audit
 from .backends import ConvSpec as ConvSpec
 from .backends import available_backends as available_backends
 from .backends import empty_cache as empty_cache
-from .compress import compress as compress
-from .convert import convert as convert
+from .compression import compress as compress
+from .conversion import convert as convert
 from .errors import ArgumentError as ArgumentError
 from .errors import DataError as DataError
 from .errors import SepgroupyError as SepgroupyError
-from .export import fold as fold
+from .exporting import export as export
 from .fusion import fuse as fuse
 from .groups import PointGroup as PointGroup
 from .groups import as_group as as_group
@@ -63,7 +63,7 @@ __all__ = [  # what `from sepgroupy import *` brings: no names of packages, whic
     "convert",
     "empty_cache",
     "equivariance_error",
-    "fold",
+    "export",
     "fuse",
     "load_published",
     "model_names",

@@ -160,7 +160,7 @@ def audit(
 ) -> None:
     """Say where a run's network loses its equivariance, why, and what would repair it; exits 0 whether exact or not."""
     from .analysis import plot_audit
-    from .audit import audit
+    from .auditing import audit
     from .models import ResNet
     from .training import load_model
 
@@ -231,7 +231,7 @@ def export(
     ] = None,
 ) -> None:
     """Write the network that a run has left for other programs, which need no sepgroupy."""
-    from .export._run import export_run
+    from .exporting._run import export_run
 
     print(export_run(folder, file_format, output))
 

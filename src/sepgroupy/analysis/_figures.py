@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
 from .._files import atomic
-from ..audit import AuditReport
+from ..auditing import AuditReport
 
 # Colours that differ in lightness too, from Okabe and Ito's palette for every kind of colour vision.
 _COLOURS = ("#D55E00", "#0072B2", "#009E73", "#000000")
@@ -50,7 +50,7 @@ def plot_audit(path: str | PathLike[str], report: AuditReport) -> None:
 
     Args:
         path: the picture; its suffix says the format.
-        report: what :func:`sepgroupy.audit.audit` found.
+        report: what :func:`sepgroupy.audit` found.
     """
     rows, places = report.rows, range(len(report.rows))
     figure = Figure(figsize=(7.2, 1.4 + 0.17 * len(rows)), dpi=200, layout="constrained")
@@ -60,8 +60,8 @@ def plot_audit(path: str | PathLike[str], report: AuditReport) -> None:
     totals = [max(least, *row.errors) for row in rows]
     axes.plot(totals, places, color=_COLOURS[3], linewidth=1.2, label="end to end")
     for breaks, colour, marker, label in (
-        (False, _COLOURS[1], "o", "introduced by the layer: rounding"),
-        (True, _COLOURS[0], "D", "introduced by the layer: it breaks the symmetry"),
+        (False, _COLOURS[1], "o", "added by the layer: rounding"),
+        (True, _COLOURS[0], "D", "added by the layer: it breaks the symmetry"),
     ):
         chosen = [place for place in places if rows[place].breaks == breaks]
         values = [max(least, rows[place].worst) for place in chosen]

@@ -1,4 +1,4 @@
-"""The exact action of a group element on feature maps."""
+"""The exact action of a group element on images, feature maps and filters."""
 
 from __future__ import annotations
 
@@ -6,36 +6,43 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
-from ..groups import PointGroup, action_table, as_group, moved_size
+from ..groups import GroupLike, as_group, steps_of
 
 
-def transform(x: Tensor, group: PointGroup | str, element: int, fiber: bool) -> Tensor:
-    """Turn or mirror maps by one element of the group, exactly.
+def transform(x: Tensor, group: GroupLike, element: int, group_axis: bool) -> Tensor:
+    """Apply one element of the group to images or feature maps, exactly.
 
-    A planar map moves as ``(t·x)[q] = x[t⁻¹q]``; on the group also the fiber moves, ``(t·f)[g] = t·(f[t⁻¹g])``.
-    The same function acts on filters, (O, I, |H|, k, k).
+    On an image ``(t·x)[q] = x[t⁻¹q]``; in a group feature map the group axis moves too, ``(t·f)[g] = t·(f[t⁻¹g])``.
+    The same function acts on filters, (O, I, |H|, k, k). It transposes, flips and, on the group axis, selects: nothing
+    of the size of an image is built but the result, which never shares memory with x.
 
     Args:
-        x: (…, Y, X), or (…, |H|, Y, X) with ``fiber=True``.
-        group: the point group, acting on the last two axes.
+        x: (…, Y, X), or (…, |H|, Y, X) with ``group_axis=True``; of any dtype, on any device.
+        group: the point group, which acts on as many of the last axes as it has dimensions.
         element: index of the element t.
-        fiber: whether the axis before the spatial ones is the group axis.
+        group_axis: whether the axis before the spatial ones is the group axis.
 
     Raises:
         ArgumentError: the element or the group axis is not the group's.
 
     >>> import torch
     >>> x = torch.arange(6.0).reshape(2, 3)
-    >>> torch.equal(transform(x, "p4", 1, fiber=False), torch.rot90(x))
+    >>> torch.equal(transform(x, "p4", 1, group_axis=False), torch.rot90(x))
     True
     """
     group = as_group(group)
     if not 0 <= element < group.order:
         raise ArgumentError(f"element (={element}) must be an index from 0 to {group.order - 1} of {group}")
-    axes = group.dimension + fiber
-    if x.ndim < axes or (fiber and x.shape[-axes] != group.order):
-        raise ArgumentError(f"x has shape {tuple(x.shape)}; its last axes must be ({group.order}, Y, X) for {group}")
-    size = tuple(x.shape[-group.dimension :])
-    index = torch.tensor(action_table(group, size, fiber)[element], device=x.device)
-    moved = moved_size(group.arrays[element], size)
-    return x.flatten(-axes)[..., index].unflatten(-1, (group.order, *moved) if fiber else moved)
+    batch = x.ndim - group.dimension - group_axis
+    if batch < 0 or (group_axis and x.shape[batch] != group.order):
+        names = "Y, X" if group.dimension == 2 else ", ".join(f"N{axis}" for axis in range(group.dimension))
+        wanted = f"({group.order}, {names})" if group_axis else f"({names})"
+        raise ArgumentError(f"x has shape {tuple(x.shape)}; its last axes must be {wanted} for {group}")
+    first = x.ndim - group.dimension
+    steps = steps_of(group, element)
+    y = x.permute(*range(first), *(first + axis for axis in steps.axes))
+    if group_axis and element:
+        y = y.index_select(batch, torch.tensor(steps.sources, device=x.device))
+    elif not steps.flips:
+        y = y.clone()
+    return y.flip([first + axis for axis in steps.flips]) if steps.flips else y

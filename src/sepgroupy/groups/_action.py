@@ -1,53 +1,89 @@
-"""The exact action of a point group on grids: one cached index table serves maps, filters and their gradients."""
+"""The exact action of a point group on arrays: as steps for images, as an index table for filters."""
 
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArgumentError
-from ._finite import PointGroup
+from ._finite import Matrix, PointGroup, axes_and_flips, product
+
+CACHED_ENTRIES = 2**16
+"""Entries of the largest table that is cached (512 KiB): those of kernels up to 31×31 on p4m, not those of images."""
 
 
-@lru_cache(maxsize=256)
-def action_table(group: PointGroup, size: tuple[int, ...], fiber: bool = False) -> NDArray[np.int64]:
+class ElementSteps(NamedTuple):
+    """How one element acts on an array: transpose to ``axes``, flip ``flips``, select ``sources`` on the group axis."""
+
+    axes: tuple[int, ...]
+    flips: tuple[int, ...]
+    sources: tuple[int, ...]
+
+
+def steps_of(group: PointGroup, element: int) -> ElementSteps:
+    """Return how an element t acts, in integers: ``(t·f)[g] = flip(transpose(f[sources[g]], axes), flips)``.
+
+    All of it is Python's own arithmetic, which ``torch.compile`` traces.
+
+    >>> from sepgroupy.groups import C4
+    >>> steps_of(C4, 1)
+    ElementSteps(axes=(1, 0), flips=(0,), sources=(3, 0, 1, 2))
+    """
+    matrix = group.elements[element]
+    inverse = tuple(zip(*matrix, strict=True))  # of a signed permutation, its transpose
+    axes, flips = axes_and_flips(matrix)
+    index = {h: i for i, h in enumerate(group.elements)}
+    return ElementSteps(axes, flips, tuple(index[product(inverse, h)] for h in group.elements))
+
+
+def action_table(group: PointGroup, size: tuple[int, ...], group_axis: bool = False) -> NDArray[np.int64]:
     """Return where each value of a transformed array comes from, for every element of the group.
 
-    For a planar array ``(g·a).ravel() == a.ravel()[table[g]]``, with ``(g·a)[q] = a[g⁻¹q]`` and positions
-    measured from the centre of the array. With ``fiber=True`` the array has a leading group axis and
+    For an array without group axis ``(g·a).ravel() == a.ravel()[table[g]]``, with ``(g·a)[q] = a[g⁻¹q]`` and
+    positions measured from the centre of the array. With ``group_axis=True`` the array has a leading group axis and
     ``(g·f)[h] = g·(f[g⁻¹h])``. An element that exchanges axes gives an array of :func:`moved_size`.
+
+    The table of a kernel is cached, that of an image is not: to transform images use
+    :func:`sepgroupy.functional.transform`, which needs no table.
 
     Args:
         group: the point group.
         size: spatial sizes, one for each axis that the group acts on.
-        fiber: whether the array has a leading axis of length |H|.
+        group_axis: whether the array has a leading axis of length |H|.
 
     Returns:
-        Integer table of shape (|H|, n), n = prod(size), times |H| with a fiber; read-only.
+        Integer table of shape (|H|, n), n = prod(size), times |H| with a group axis; read-only.
 
     Raises:
         ArgumentError: the number of sizes is not the group's dimension.
     """
     if len(size) != group.dimension:
         raise ArgumentError(f"size {size} has {len(size)} axes, but {group} acts on {group.dimension}")
+    entries = group.order * int(np.prod(size)) * (group.order if group_axis else 1)
+    build = _cached_table if entries <= CACHED_ENTRIES else _build_table
+    return build(group, tuple(size), bool(group_axis))
+
+
+def _build_table(group: PointGroup, size: tuple[int, ...], group_axis: bool) -> NDArray[np.int64]:
     points = int(np.prod(size))
-    table = np.stack([_sources(matrix, size) for matrix in group.arrays])
-    if fiber:
+    table = np.stack([_sources(element, size) for element in group.elements])
+    if group_axis:
         table = (group.left_quotients[:, :, None] * points + table[:, None, :]).reshape(group.order, -1)
     table.setflags(write=False)
     return table
 
 
+_cached_table = lru_cache(maxsize=64)(_build_table)
+
+
 def moved_size(matrix: NDArray[np.int64], size: tuple[int, ...]) -> tuple[int, ...]:
-    """Sizes of an array after the element has moved its axes."""
+    """Return the sizes of an array after the element has moved its axes."""
     return tuple(size[int(np.argmax(np.abs(row)))] for row in matrix)
 
 
-def _sources(matrix: NDArray[np.int64], size: tuple[int, ...]) -> NDArray[np.int64]:
-    # Axis a of the result is axis b of the source, read backwards where the entry is -1.
-    axes = np.argmax(np.abs(matrix), axis=1)
-    signs = matrix[np.arange(len(size)), axes]
-    source = np.arange(int(np.prod(size))).reshape(size).transpose(axes)
-    return source[tuple(slice(None, None, int(s)) for s in signs)].ravel()
+def _sources(element: Matrix, size: tuple[int, ...]) -> NDArray[np.int64]:
+    axes, flips = axes_and_flips(element)
+    return np.flip(np.arange(int(np.prod(size))).reshape(size).transpose(axes), flips).ravel()

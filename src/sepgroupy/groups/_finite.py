@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 from ..errors import ArgumentError
 
 Matrix = tuple[tuple[int, ...], ...]
-Matrices = Iterable[Sequence[Sequence[int]]]  # what a user may write: lists, tuples or arrays of integers
+Matrices: TypeAlias = Iterable[Sequence[Sequence[int]] | NDArray[Any]]
+"""Generators as a user may write them: lists, tuples or arrays of integers."""
 
 
 @dataclass(frozen=True)
@@ -57,19 +59,19 @@ class PointGroup:
             subgroup, representatives = list(elements), [elements[0]]
             for representative in representatives:  # grows while it is read
                 for factor in reversed(matrices[:count]):
-                    candidate = _product(factor, representative)
+                    candidate = product(factor, representative)
                     if candidate not in elements:
                         representatives.append(candidate)
-                        elements += [_product(candidate, h) for h in subgroup]
+                        elements += [product(candidate, h) for h in subgroup]
         return cls(tuple(elements), name)
 
     def __post_init__(self) -> None:
-        if not all(_is_signed_permutation(np.asarray(element)) for element in self.elements):
+        if not all(_is_signed_permutation(element) for element in self.elements):
             raise ArgumentError("elements must be signed permutation matrices: use PointGroup.generate")
         found = set(self.elements)
         if len(found) != len(self.elements) or self.elements[:1] != (_identity(self.dimension),):
             raise ArgumentError("elements must be distinct and begin with the identity: use PointGroup.generate")
-        if any(_product(a, b) not in found for a in self.elements for b in self.elements):
+        if any(product(a, b) not in found for a in self.elements for b in self.elements):
             raise ArgumentError("elements are not closed under the product: use PointGroup.generate")
 
     @property
@@ -86,7 +88,7 @@ class PointGroup:
     def cayley_table(self) -> NDArray[np.int64]:
         """``table[g, h]`` is the index of the product g·h; shape (|H|, |H|)."""
         index = {element: i for i, element in enumerate(self.elements)}
-        return _frozen([[index[_product(g, h)] for h in self.elements] for g in self.elements])
+        return _frozen([[index[product(g, h)] for h in self.elements] for g in self.elements])
 
     @cached_property
     def inverses(self) -> NDArray[np.int64]:
@@ -103,44 +105,81 @@ class PointGroup:
         """The elements as integer matrices, shape (|H|, d, d)."""
         return _frozen(self.elements)
 
+    @property
+    def actions(self) -> tuple[str, ...]:
+        """What each element does to an image x, as a method call of ``torch.Tensor``.
+
+        >>> PointGroup.generate([[[0, -1], [1, 0]]]).actions[:2]
+        ('x', 'x.rot90(1, (-2, -1))')
+        """
+        return tuple(_action(element) for element in self.elements)
+
     def is_subgroup_of(self, other: PointGroup) -> bool:
         """Whether every element is one of ``other``'s; the order of elements does not matter."""
         return set(self.elements) <= set(other.elements)
 
     def __reduce__(self) -> tuple[type[PointGroup], tuple[tuple[Matrix, ...], str]]:
-        return type(self), (self.elements, self.name)  # tables are made again, read-only
+        return type(self), (self.elements, self.name)  # tables are computed again, read-only
 
     def __repr__(self) -> str:
         return f"PointGroup({self.name or '?'}, order={self.order}, dimension={self.dimension})"
 
 
-def _parse(matrix: Sequence[Sequence[int]]) -> Matrix:
-    try:
-        array = np.asarray(matrix)
-    except ValueError:  # rows of unequal length
-        array = np.empty(0)
-    if not _is_signed_permutation(array):
+def _parse(matrix: Sequence[Sequence[int]] | NDArray[Any]) -> Matrix:
+    # Without numpy, so that torch.compile can trace a group that is written as a list.
+    rows: Any = matrix.tolist() if hasattr(matrix, "tolist") else matrix
+    if not (isinstance(rows, Sequence) and all(isinstance(row, (Sequence, np.ndarray)) for row in rows)):
+        parsed: Any = ()
+    else:
+        parsed = tuple(tuple(row) for row in rows)
+    if not _is_signed_permutation(parsed):
         raise ArgumentError(
             f"generator {matrix} is no signed permutation matrix: it must be square, with one entry +1 or -1 in each "
             "row and column and 0 elsewhere"
         )
-    return tuple(tuple(int(v) for v in row) for row in array)
+    return tuple(tuple(int(entry) for entry in row) for row in parsed)
 
 
-def _is_signed_permutation(array: NDArray[np.int64]) -> bool:
-    if array.ndim != 2 or array.shape[0] != array.shape[1] or array.size == 0 or not np.isin(array, (-1, 0, 1)).all():
+def _is_signed_permutation(rows: Any) -> bool:
+    """Whether tuples of rows are a square matrix with one entry ±1 in each row and column, 0 elsewhere."""
+    if not rows or any(len(row) != len(rows) for row in rows):
         return False
-    return bool((np.abs(array).sum(0) == 1).all() and (np.abs(array).sum(1) == 1).all())
+    if not all(isinstance(entry, (int, float, np.number)) and entry in (-1, 0, 1) for row in rows for entry in row):
+        return False
+    return all(sum(abs(entry) for entry in line) == 1 for line in (*rows, *zip(*rows, strict=True)))
 
 
 def _identity(size: int) -> Matrix:
     return tuple(tuple(int(i == j) for j in range(size)) for i in range(size))
 
 
-def _product(a: Matrix, b: Matrix) -> Matrix:
+def product(a: Matrix, b: Matrix) -> Matrix:
     return tuple(
         tuple(sum(x * y for x, y in zip(row, column, strict=True)) for column in zip(*b, strict=True)) for row in a
     )
+
+
+def axes_and_flips(element: Matrix) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return how an element acts on an array: transpose it to these axes, then flip those of the result."""
+    axes = tuple(next(axis for axis, entry in enumerate(row) if entry) for row in element)
+    return axes, tuple(axis for axis, row in enumerate(element) if row[axes[axis]] < 0)
+
+
+def _action(element: Matrix) -> str:
+    axes, flips = axes_and_flips(element)
+    size = len(element)
+    if size == 2:
+        exchanged = axes == (1, 0)
+        rotations = {(False, (0, 1)): 2, (True, (0,)): 1, (True, (1,)): 3}
+        if count := rotations.get((exchanged, flips)):
+            return f"x.rot90({count}, (-2, -1))"
+        transposed = ".mT" if exchanged else ""
+    else:
+        sources = tuple(axis - size for axis in axes)
+        targets = tuple(range(-size, 0))
+        transposed = f".movedim({sources}, {targets})" if sources != targets else ""
+    flipped = f".flip({', '.join(str(axis - size) for axis in flips)})" if flips else ""
+    return f"x{transposed}{flipped}"
 
 
 def _frozen(values: object) -> NDArray[np.int64]:
@@ -149,34 +188,60 @@ def _frozen(values: object) -> NDArray[np.int64]:
     return array
 
 
-_TURN = ((0, -1), (1, 0))  # R: 90° counter-clockwise, torch.rot90(x, 1, (-2, -1))
-_FLIP = ((-1, 0), (0, 1))  # F: rows in reverse order, x.flip(-2)
-_HALF_TURN = ((-1, 0), (0, -1))
+_ROT90 = ((0, -1), (1, 0))  # R: 90° counter-clockwise, x.rot90(1, (-2, -1))
+_ROT180 = ((-1, 0), (0, -1))
+_VFLIP = ((-1, 0), (0, 1))  # F: rows in reverse order, x.flip(-2)
+_HFLIP = ((1, 0), (0, -1))  # columns in reverse order, x.flip(-1)
+_DIAGONAL = ((0, 1), (1, 0))  # x.mT
+_ANTIDIAGONAL = ((0, -1), (-1, 0))  # x.mT.flip(-2, -1)
 
-C1 = PointGroup.generate([_identity(2)], "p1")
-C2 = PointGroup.generate([_HALF_TURN], "p2")
-C4 = PointGroup.generate([_TURN], "p4")
-D1 = PointGroup.generate([_FLIP], "pm")
-D2 = PointGroup.generate([_HALF_TURN, _FLIP], "p2mm")
-D4 = PointGroup.generate([_TURN, _FLIP], "p4m")
-
-_NAMES = {g.name: g for g in (C1, C2, C4, D1, D2, D4)} | {
-    "c1": C1,
-    "c2": C2,
-    "c4": C4,
-    "d1": D1,
-    "d2": D2,
-    "d4": D4,
+_GENERATORS: dict[str, tuple[Matrix, ...]] = {
+    "p1": (_identity(2),),
+    "p2": (_ROT180,),
+    "p4": (_ROT90,),
+    "hflip": (_HFLIP,),
+    "pm": (_VFLIP,),
+    "diagonal": (_DIAGONAL,),
+    "antidiagonal": (_ANTIDIAGONAL,),
+    "p2mm": (_ROT180, _VFLIP),
+    "diagonals": (_ROT180, _DIAGONAL),
+    "p4m": (_ROT90, _VFLIP),
 }
+"""Every subgroup of p4m."""
+_NAMES = {name: PointGroup.generate(generators, name) for name, generators in _GENERATORS.items()}
+_ALIASES = {"vflip": "pm", "c1": "p1", "c2": "p2", "c4": "p4", "d1": "pm", "d2": "p2mm", "d4": "p4m"}
+
+C1, C2, C4 = (_NAMES[name] for name in ("p1", "p2", "p4"))
+D1, D2, D4 = (_NAMES[name] for name in ("pm", "p2mm", "p4m"))
+
+GroupLike: TypeAlias = PointGroup | str | Matrices
+"""Anything that :func:`as_group` understands: a group, a name or a list of generators."""
 
 
-def as_group(group: PointGroup | str | Matrices) -> PointGroup:
-    """Parse what a user calls a group: a PointGroup, a name (``"p4m"`` or ``"D4"``, in any case) or generators.
+def as_group(group: GroupLike) -> PointGroup:
+    """Return the group that a user means: a PointGroup, a name in any case, or generators.
+
+    ================  ============================================================================
+    name              elements, applied to an image x
+    ================  ============================================================================
+    "p1", "c1"        x
+    "p2", "c2"        x, x.rot90(2, (-2, -1))
+    "p4", "c4"        the four rotations x.rot90(k, (-2, -1))
+    "hflip"           x, x.flip(-1): left-right
+    "vflip", "pm"     x, x.flip(-2): up-down, the F of the published code; also "d1"
+    "diagonal"        x, x.mT: reflection in the main diagonal
+    "antidiagonal"    x, x.mT.flip(-2, -1)
+    "p2mm", "d2"      x, x.rot90(2, (-2, -1)), x.flip(-2), x.flip(-1)
+    "diagonals"       x, x.rot90(2, (-2, -1)), x.mT, x.mT.flip(-2, -1)
+    "p4m", "d4"       the four rotations, then x.flip(-2) of each
+    ================  ============================================================================
 
     >>> as_group("P4M") is D4
     True
-    >>> as_group([[[0, 1], [1, 0]]]).order  # the mirror in the diagonal
-    2
+    >>> as_group("hflip").actions
+    ('x', 'x.flip(-1)')
+    >>> as_group([[[0, 1], [1, 0]]]) == as_group("diagonal")
+    True
 
     Raises:
         ArgumentError: the name is unknown or the generators are no signed permutation matrices.
@@ -184,9 +249,22 @@ def as_group(group: PointGroup | str | Matrices) -> PointGroup:
     if isinstance(group, PointGroup):
         return group
     if isinstance(group, str):
-        if group.lower() not in _NAMES:
-            raise ArgumentError(f"group {group!r} is unknown: use one of {', '.join(_NAMES)}, or a list of generators")
-        return _NAMES[group.lower()]
+        name = _ALIASES.get(group.lower(), group.lower())
+        if name not in _NAMES:
+            raise ArgumentError(
+                f"group {group!r} is unknown: use a list of generators, or one of these names (of the group that is "
+                f"generated by): {_describe_names()}"
+            )
+        return _NAMES[name]
     if not isinstance(group, Iterable):
         raise ArgumentError(f"group (={group!r}) must be a PointGroup, a name such as 'p4m', or a list of generators")
     return PointGroup.generate(group)
+
+
+def _describe_names() -> str:
+    """List the names with the generators of each group."""
+    texts = []
+    for name, generators in _GENERATORS.items():
+        names = "/".join([name, *(alias for alias, target in _ALIASES.items() if target == name)])
+        texts.append(f"{names} ({', '.join(map(_action, generators))})")
+    return ", ".join(texts)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ..errors import ArgumentError
 from ..groups import PointGroup
 from ..nn import GroupConv2d, LiftingConv2d
-from ._anatomy import NORMS, Anatomy, Use, run
-from ._rows import FoldedConvolution, FoldedPool
+from ._inspect_model import NORMS, Anatomy, Use, run
+from ._modules import FoldedConvolution, FoldedPool
 
 Widths = Callable[[int], int]
 

@@ -12,7 +12,7 @@ from ._save import FORMATS, save
 
 
 def export_run(folder: Path, file_format: str, path: Path | None = None) -> Path:
-    """Write the network that a run has left, see :func:`sepgroupy.export.save`, and return where.
+    """Write the network that a run has left, see :func:`sepgroupy.exporting.save`, and return where.
 
     Args:
         folder: the folder of the run.

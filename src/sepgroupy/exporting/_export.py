@@ -23,8 +23,8 @@ from .. import functional
 from ..errors import ArgumentError
 from ..models import check_images
 from ..nn import GroupConvolution, GroupPool
-from ._banks import plain_convolutions, repeat_norm
-from ._follow import follow, foreign, named
+from ._expand_layers import plain_convolutions, repeat_norm
+from ._tracer import follow, foreign, named
 
 _VALUEWISE = {
     *("relu", "relu6", "leaky_relu", "elu", "selu", "celu", "silu", "mish", "gelu", "sigmoid", "tanh", "softplus"),
@@ -38,7 +38,7 @@ _SPATIAL = {
 """Functions, methods and modules, by their names in small letters, that act on each value or each plane apart."""
 
 
-def fold(model: nn.Module) -> fx.GraphModule:
+def export(model: nn.Module) -> fx.GraphModule:
     """Make a plain network of a network on a group: standard modules and operations of torch, equal to rounding.
 
     A convolution on the group becomes ``nn.Conv2d`` (or ``nn.ConvTranspose2d``) with the bank of all transformed
@@ -58,7 +58,7 @@ def fold(model: nn.Module) -> fx.GraphModule:
 
     >>> from sepgroupy import GroupBatchNorm2d, GroupConv2d
     >>> net = nn.Sequential(GroupConv2d(4, 8, 3, padding=1, group="p4"), GroupBatchNorm2d(8), nn.ReLU()).eval()
-    >>> plain, x = fold(net), torch.randn(2, 4, 4, 7, 7)
+    >>> plain, x = export(net), torch.randn(2, 4, 4, 7, 7)
     >>> torch.testing.assert_close(plain(x), net(x))
     >>> [type(module).__name__ for module in plain.children()]
     ['Conv2d', 'ReLU']

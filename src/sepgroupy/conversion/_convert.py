@@ -11,19 +11,19 @@ import copy
 
 from torch import nn
 
-from ..audit import audit
+from ..auditing import audit
 from ..errors import ArgumentError
-from ..groups import PointGroup, as_group
+from ..groups import GroupLike, as_group
 from ..models._layers import check_choice, check_counts
-from ._anatomy import read_anatomy, run
-from ._surgery import Surgery
+from ._inspect_model import read_anatomy, run
+from ._replace_layers import Surgery
 
 _STEPS = 10  # of the search for a width; as many binary digits of the factor
 
 
 def convert(
     model: nn.Module,
-    group: PointGroup | str,
+    group: GroupLike,
     kind: str = "gc",
     *,
     in_size: int,
@@ -87,7 +87,7 @@ def convert(
         name = report.first.name.removeprefix("" if surgery.anatomy.head else "0.").removesuffix(".convolution")
         raise ArgumentError(
             f"the network would not be equivariant at in_size (={in_size}): {name} ({report.first.type}) breaks it. "
-            f"Why: {report.why}. What would repair it: {report.repair}"
+            f"Cause: {report.cause}. Suggested fix: {report.suggested_fix}"
         )
     return net.train(model.training)
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from .._files import atomic
 from ..errors import ArgumentError
-from ._fold import fold
+from ._export import export
 
 FORMATS = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
 """The formats that :func:`save` writes, with the suffix that a file of each has."""
@@ -35,7 +35,7 @@ def save(
     "safetensors"   the state dict of the network itself, for ``safetensors.torch.load_file``
     ==============  =====================================================================================
 
-    A folded network, see :func:`fold`, needs no sepgroupy. It takes batches of any size, in its parameters' dtype.
+    A folded network, see :func:`export`, needs no sepgroupy. It takes batches of any size, in its parameters' dtype.
 
     Args:
         model: the network, of one input.
@@ -93,7 +93,7 @@ _WRITERS = {"onnx": _write_onnx, "torch": _write_program, "safetensors": _write_
 
 def _trace(model: nn.Module, shape: Sequence[int]) -> torch.export.ExportedProgram:
     """Fold the network and follow it with a batch of any size."""
-    plain = fold(model)
+    plain = export(model)
     like = next(plain.parameters(), torch.empty(0))
     example = torch.zeros(2, *shape, dtype=like.dtype, device=like.device)
     try:

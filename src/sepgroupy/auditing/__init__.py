@@ -1,4 +1,4 @@
-"""Where a network loses its equivariance, why, and what would repair it."""
+"""Find the layers at which a network loses its equivariance, the cause, and what would fix it."""
 
 from ._audit import audit as audit
 from ._audit import exact_sizes as exact_sizes

@@ -1,0 +1,100 @@
+"""Read the weights of a layer as its next call would use them, whatever recomputes them.
+
+Weight norm, spectral norm, pruning and other reparametrizations recompute a weight from other tensors: at each access
+(``torch.nn.utils.parametrize``) or in a forward pre-hook, so that the attribute is stale until the layer is called.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from .errors import ArgumentError
+from .nn import GroupConvolution
+
+_REMOVERS: dict[type, Any] = {
+    WeightNorm: remove_weight_norm,
+    SpectralNorm: remove_spectral_norm,
+    prune.BasePruningMethod: prune.remove,
+}
+
+
+def copy_with_plain_weights(model: nn.Module) -> nn.Module:
+    """Return a deep copy in which every reparametrized tensor is a plain one with its current value in inference.
+
+    Parametrizations and the pre-hooks of ``weight_norm``, ``spectral_norm`` and ``prune`` are removed from the copy. A
+    tensor needs a gradient if one of those that it was computed from did. The model is left as it is.
+
+    Raises:
+        ArgumentError: a layer is lazy and has not been initialized.
+    """
+    memo: dict[int, Any] = {}
+    for module in model.modules():  # copy.deepcopy refuses results of operations, such as recomputed weights
+        for value in (*vars(module).values(), *module._buffers.values()):
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if nn.parameter.is_lazy(tensor):
+            raise ArgumentError(f"model has no values yet in {name}: call it once on an input")
+    copied = copy.deepcopy(model, memo)
+    modes = {module: module.training for module in copied.modules()}
+    copied.eval()  # spectral norm in training changes its estimate at every access
+    for module in list(copied.modules()):
+        _remove_hooks(module)
+        _remove_parametrizations(module)
+    for module in copied.modules():
+        module.training = modes[module]
+    return copied
+
+
+def _remove_hooks(module: nn.Module) -> None:
+    for hook in reversed(list(module._forward_pre_hooks.values())):
+        for kind, remove in _REMOVERS.items():
+            if isinstance(hook, kind):
+                name = getattr(hook, "_tensor_name", None) or hook.name  # type: ignore[attr-defined]
+                needs_gradient = any(p.requires_grad for key, p in module._parameters.items() if p is not None and
+                                     key.startswith(f"{name}_"))  # fmt: skip
+                remove(module, name)
+                module.get_parameter(name).requires_grad_(needs_gradient)
+
+
+def _remove_parametrizations(module: nn.Module) -> None:
+    # Not with torch's own function, which deletes the property from a class that the copy shares with the model.
+    if not parametrize.is_parametrized(module):
+        return
+    parametrizations: Any = module.parametrizations
+    tensors = {}
+    for name in parametrizations:
+        originals = [*parametrizations[name].parameters(recurse=False), *parametrizations[name].buffers(recurse=False)]
+        tensors[name] = (getattr(module, name).detach().clone(), originals)
+    original_class = parametrize.type_before_parametrizations(module)
+    del module.parametrizations
+    module.__class__ = original_class
+    for name, (value, originals) in tensors.items():
+        if isinstance(originals[0], nn.Parameter):
+            needs_gradient = any(original.requires_grad for original in originals)
+            module.register_parameter(name, nn.Parameter(value, requires_grad=needs_gradient))
+        else:
+            module.register_buffer(name, value)
+
+
+def probe_input(layer: nn.Module, batch: int = 2) -> Tensor:
+    """Draw a small input for a 2-D convolution, plain or on a group, from a generator of its own."""
+    if isinstance(layer, GroupConvolution):
+        spec = layer.spec
+        shape = [layer.in_channels] if spec.kind == "lifting" else [layer.in_channels, spec.group.order]
+        kernel, dilation, padding = spec.kernel_size, spec.dilation, spec.padding[::2]
+    else:
+        plain: Any = layer
+        shape, kernel, dilation = [plain.in_channels], plain.kernel_size, plain.dilation
+        padding = (0, 0) if isinstance(plain.padding, str) else plain.padding
+    sizes = [d * (k - 1) + 2 * p + 2 for k, d, p in zip(kernel, dilation, padding, strict=True)]
+    weight = next(layer.parameters())
+    x = torch.randn(batch, *shape, *sizes, generator=torch.Generator().manual_seed(0))
+    return x.to(weight.device, weight.dtype)

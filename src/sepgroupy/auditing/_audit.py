@@ -1,0 +1,173 @@
+"""Measure the equivariance of a whole network, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import ArgumentError
+from ..groups import GroupLike, PointGroup, as_group
+from ._diagnosis import Diagnosis, diagnose, geometry_of, has_symmetric_grid
+from ._report import AuditReport, AuditRow
+from ._tracing import Step, Stop, Subject
+
+_REACH = 32  # five strides of 2: sizes repeat after 2⁵
+
+
+def audit(
+    model: nn.Module,
+    group: GroupLike,
+    input_size: int | Sequence[int],
+    *,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+) -> AuditReport:
+    """Measure, layer by layer and for every element of the group, how far a network is from equivariance.
+
+    The images ``t·x``, x random, go through a copy of the network in one batch, twice. In the first pass each layer's
+    output is set to ``t·y(x)`` after it has been measured, so that the error of the next is its own; in the second
+    pass errors accumulate. How t acts on a feature map is found from its shape: with or without group axis, with the
+    group axis merged into the batch or the channels, channels last, flattened, or invariant, whichever fits the values
+    best. The output must be one tensor or nested tensors, each with four axes (B, C, Y, X), five (B, C, |H|, Y, X),
+    or fewer, which are invariant.
+
+    The copy is in inference mode. Its parameters and running statistics that are constant get small random numbers,
+    because the ones and zeros of a new batch norm would hide the effect of training.
+
+    Args:
+        model: any network with the batch as first axis; steps between its leaf modules are seen too.
+        group: the point group.
+        input_size: rows and columns of the image, whose channels are those of the first convolution; or the whole
+            shape (channels, rows, columns), or (channels, |H|, rows, columns) for a group feature map.
+        dtype: in which to measure; float64 tells rounding from everything else.
+        seed: of the random numbers.
+
+    Raises:
+        ArgumentError: the network does not take such an image, or an argument cannot be right.
+
+    >>> from sepgroupy import LiftingConv2d
+    >>> report = audit(LiftingConv2d(1, 2, 3, stride=2, group="p4"), "p4", 8)
+    >>> report.exact, report.sizes, dict(report.first.suggested_arguments)
+    (False, (7, 9), {'kernel_size': 4, 'padding': 0})
+    """
+    group = _as_group_of_images(group)
+    subject = Subject(model, group, input_shape(model, input_size, group), dtype, seed)
+    steps = subject.trace()
+    totals = subject.trace(steps=steps)
+    if len(steps) != len(totals):
+        raise ArgumentError("model calls other modules each time: it cannot be audited")
+    diagnoses = [_diagnose(subject, step) if step.broken else [] for step in steps]
+    rows = tuple(
+        _row(step, total, found)
+        for step, total, found in zip(steps, totals, diagnoses, strict=True)
+        if step.module is not None or step.broken or step.is_output
+    )
+    exact = not any(total.broken for total in totals if total.is_output)
+    resamples = not exact and any(row.depends_on_size for row in rows)
+    return AuditReport(group, subject.shape, subject.tolerance, rows, exact, _exact_sizes(subject) if resamples else ())
+
+
+def exact_sizes(
+    model: nn.Module,
+    group: GroupLike,
+    around: int | Sequence[int],
+    *,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+) -> tuple[int, ...]:
+    """Return the nearest input sizes, one at most as large as the given one and one larger, with symmetric grids only.
+
+    At these every stride, pooling and resize, in modules and between them, samples a grid that the group maps to
+    itself. Layers that break the symmetry at every size, such as an ordinary convolution, do not count, and neither
+    does an image of one pixel.
+
+    Args:
+        model: as for :func:`audit`; sizes that it does not take are left out.
+        group: the point group.
+        around: the input size, or the whole shape of a square image, as for :func:`audit`.
+        dtype: in which to measure.
+        seed: of the random numbers.
+
+    Returns:
+        At most two sizes, none farther than 32 pixels away.
+
+    Raises:
+        ArgumentError: an argument cannot be right.
+    """
+    group = _as_group_of_images(group)
+    return _exact_sizes(Subject(model, group, input_shape(model, around, group), dtype, seed))
+
+
+def input_shape(model: nn.Module, size: int | Sequence[int], group: PointGroup) -> tuple[int, ...]:
+    """Return the shape of an image, its channels those of the first convolution if they are not given."""
+    shape: Any = size
+    if isinstance(size, Integral):
+        channels = next((m.in_channels for m in model.modules() if hasattr(m, "in_channels")), None)
+        if channels is None:
+            raise ArgumentError(f"input_size (={size}) must be (channels, rows, columns): model has no convolution")
+        shape = (channels, int(size), int(size))
+    if not isinstance(shape, Sequence) or len(shape) not in (3, 4) or not all(isinstance(n, int) for n in shape):
+        raise ArgumentError(f"input_size (={size!r}) must be an integer, or (channels, rows, columns)")
+    if min(shape) < 1:
+        raise ArgumentError(f"input_size (={size!r}) must be positive")
+    if shape[-2] != shape[-1] and (group.arrays[:, 0, 1] != 0).any():
+        raise ArgumentError(f"input_size (={size!r}) must be square: {group} exchanges rows and columns")
+    return tuple(shape)
+
+
+def _as_group_of_images(group: GroupLike) -> PointGroup:
+    group = as_group(group)
+    if group.dimension != 2:
+        raise ArgumentError(f"group (={group}) must act on 2 axes")
+    return group
+
+
+def _exact_sizes(subject: Subject) -> tuple[int, ...]:
+    *channels, rows, columns = subject.shape
+    if rows != columns:
+        return ()
+    below = (n for n in range(rows, max(1, rows - _REACH - 1), -1) if _has_symmetric_grids(subject, (*channels, n, n)))
+    above = (n for n in range(rows + 1, rows + _REACH + 1) if _has_symmetric_grids(subject, (*channels, n, n)))
+    return tuple(n for found in (below, above) for n in [next(found, None)] if n is not None)
+
+
+def _has_symmetric_grids(subject: Subject, shape: tuple[int, ...]) -> bool:
+    """Whether every grid is symmetric: by the rule where there is a module, which is quick, then by measuring."""
+
+    def check(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+        geometry = geometry_of(module)
+        if geometry and args and not has_symmetric_grid(geometry, tuple(args[0].shape[-2:]), subject.group):
+            raise Stop
+
+    try:
+        with subject.hooks(check):
+            subject(subject.image(shape))
+        broken = [step for step in subject.trace(shape) if step.broken]
+        return not any(found.depends_on_size for step in broken for found in _diagnose(subject, step))
+    except (Stop, ArgumentError):
+        return False
+
+
+def _diagnose(subject: Subject, step: Step) -> list[Diagnosis]:
+    return diagnose(step, subject.group, subject.orbit, subject.tolerance)
+
+
+def _row(step: Step, total: Step, found: list[Diagnosis]) -> AuditRow:
+    kind = type(step.module).__name__ if step.module is not None else "between modules"
+    return AuditRow(
+        step.name,
+        "" if step.is_output else kind,
+        str(step.layout),
+        total.errors,
+        step.errors,
+        step.broken,
+        "; ".join(diagnosis.cause for diagnosis in found),
+        "; ".join(diagnosis.suggested_fix for diagnosis in found),
+        {key: value for diagnosis in found for key, value in diagnosis.suggested_arguments.items()},
+        any(diagnosis.depends_on_size for diagnosis in found),
+        step.is_output,
+    )

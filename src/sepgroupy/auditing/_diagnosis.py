@@ -1,0 +1,258 @@
+"""Why a layer breaks the symmetry, and what would fix it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..backends import ConvSpec
+from ..groups import C1, PointGroup
+from ..nn import GroupConv2d, GroupConvolution, LiftingConv2d
+from ._axis_layout import AxisLayout, Orbit, find_layout
+from ._tracing import INPUT, Resize, Step
+
+_NORMS = (
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.InstanceNorm2d, nn.GroupNorm, nn.LayerNorm,
+    nn.PReLU,
+)  # fmt: skip
+_PADS = (nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d)
+_POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d)
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """One cause for which a layer breaks the symmetry, and its fix."""
+
+    cause: str
+    suggested_fix: str
+    suggested_arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the layer, or of the function called, that would make it exact."""
+    depends_on_size: bool = False
+    """Whether the layer may be exact at another size of its input."""
+
+
+def diagnose(step: Step, group: PointGroup, orbit: Orbit, tolerance: float) -> list[Diagnosis]:
+    """Find the causes for which a broken step breaks the symmetry.
+
+    Args:
+        step: of a corrected trace.
+        group: the audited group.
+        orbit: the orbit that was traced.
+        tolerance: largest error of an exact layout.
+    """
+    module = step.module
+    if module is None:
+        return [_diagnose_between(step)]
+    x = next((a for a in step.inputs if isinstance(a, Tensor) and orbit.is_batch_of(a)), None)
+    layout = None if x is None else find_layout(x, orbit, tolerance)[0]
+    found = []
+    if layout is not None and layout.pixels and (geometry := geometry_of(module)):
+        pixels = layout.pixels
+        if not has_symmetric_grid(geometry, pixels, group):
+            found.append(_grid(geometry, pixels))
+    found += _padding(module)
+    if isinstance(module, GroupConvolution) and not group.is_subgroup_of(module.group):
+        cause = f"it is equivariant under {_name(module.group)} alone, not under {_name(group)}"
+        found.append(Diagnosis(cause, f"group={_name(group)!r}"))
+    elif isinstance(module, nn.Conv2d) and x is not None and layout is not None:
+        if not found or _filter_breaks(module, x, layout, orbit, tolerance):
+            found.append(_plain_convolution(module, layout, orbit.group))
+    elif isinstance(module, nn.Linear) and layout is not None and set(layout.labels[2:]) & set("HYX"):
+        found.append(_flattened(layout))
+    elif isinstance(module, _NORMS) and layout is not None and set(layout.labels) & set("HYX"):
+        found.append(_unshared(module, layout))
+    elif resize := _asymmetric(step):
+        found.append(_resize(resize, "it"))
+    if not found and layout is not None and layout.pixels != step.layout.pixels and step.layout.pixels:
+        cause = f"it goes from {_pixels(layout)} to {_pixels(step.layout)} pixels on a grid that is not symmetric"
+        found.append(Diagnosis(cause, "another input size", depends_on_size=True))
+    return found or [_unknown(step)]
+
+
+def geometry_of(module: nn.Module) -> ConvSpec | None:
+    """Return kernel, stride, padding and dilation of a convolution or pooling; None for other modules."""
+    if isinstance(module, (LiftingConv2d, GroupConv2d)):
+        return module.spec
+    if not isinstance(module, (nn.Conv2d, *_POOLS)):
+        return None
+    kernel = _pair(module.kernel_size)
+    stride = _pair(module.stride) if module.stride else kernel
+    dilation, padding = _pair(getattr(module, "dilation", 1)), getattr(module, "padding", 0)
+    if isinstance(padding, str):
+        total = [d * (k - 1) if padding == "same" else 0 for k, d in zip(kernel, dilation, strict=True)]
+        pads = (total[0] // 2, total[0] - total[0] // 2, total[1] // 2, total[1] - total[1] // 2)
+    else:
+        row, column = _pair(padding)
+        pads = (row, row, column, column)
+    return ConvSpec(C1, "dense", kernel, stride, pads, dilation)
+
+
+def has_symmetric_grid(geometry: ConvSpec, pixels: tuple[int, ...], group: PointGroup) -> bool:
+    """Whether ``(n + 2·padding - dilation·(k-1) - 1) % stride == 0`` on every axis that the group reverses."""
+    reversed_axes = [bool((group.arrays[:, :, axis] < 0).any()) for axis in (0, 1)]
+    spans = (_span(geometry, axis, n) % geometry.stride[axis] for axis, n in enumerate(pixels) if reversed_axes[axis])
+    return not any(spans)
+
+
+def _span(geometry: ConvSpec, axis: int, n: int) -> int:
+    before, after = geometry.padding[2 * axis : 2 * axis + 2]
+    return n + before + after - geometry.dilation[axis] * (geometry.kernel_size[axis] - 1) - 1
+
+
+def _grid(geometry: ConvSpec, pixels: tuple[int, ...]) -> Diagnosis:
+    k, s, p, d = (v[0] for v in (geometry.kernel_size, geometry.stride, geometry.padding, geometry.dilation))
+    n, remainder = pixels[0], _span(geometry, 0, pixels[0]) % s
+    cause = (
+        f"the grid of stride {s} is not symmetric at this size: n + 2·padding - dilation·(k-1) - 1 = "
+        f"{n} + 2·{p} - {d}·{k - 1} - 1 = {_span(geometry, 0, n)}, which {s} does not divide (remainder {remainder})"
+    )
+    axes = (geometry.kernel_size, geometry.stride, geometry.padding, geometry.dilation, pixels)
+    equal = all(v[0] == v[-1] for v in axes) and geometry.padding[0] == geometry.padding[1]
+    arguments = _exact_kernel(n, k, s, p, d) if equal else None
+    if arguments is None:
+        return Diagnosis(cause, "another input size", depends_on_size=True)
+    words = f"kernel_size={arguments['kernel_size']}, padding={arguments['padding']} is exact at {n}×{n} pixels"
+    return Diagnosis(cause, f"{words} and leaves the size of the output unchanged", arguments, depends_on_size=True)
+
+
+def _exact_kernel(n: int, k: int, s: int, p: int, d: int) -> dict[str, int] | None:
+    """Return the nearest kernel and padding that are exact at n pixels with the same size of the output."""
+    found = [
+        {"kernel_size": kernel, "padding": pad}
+        for kernel in range(1, k + s + 1)
+        for pad in range(max(p, kernel // 2) + 1)
+        if n + 2 * pad - d * (kernel - 1) - 1 == ((n + 2 * p - d * (k - 1) - 1) // s) * s
+        and (pad == p or 2 * pad <= kernel)
+    ]
+    return min(
+        found, key=lambda c: (abs(c["kernel_size"] - k) + abs(c["padding"] - p), -c["kernel_size"]), default=None
+    )
+
+
+def _padding(module: nn.Module) -> list[Diagnosis]:
+    if isinstance(module, nn.Conv2d) and module.padding == "same":
+        sides = (geometry := geometry_of(module)) and geometry.padding
+        if sides and (sides[0] != sides[1] or sides[2] != sides[3]):
+            kernel = tuple(k + (k + 1) % 2 for k in module.kernel_size)
+            cause = (
+                f"padding='same' pads {sides} pixels (top, bottom, left, right) for kernel_size={module.kernel_size}"
+            )
+            return [Diagnosis(cause, f"an odd kernel_size such as {kernel}", {"kernel_size": kernel})]
+    if isinstance(module, _PADS) and len({*_sides(module.padding)}) > 1:
+        pad = max(_sides(module.padding))
+        cause = f"its padding {_sides(module.padding)} (left, right, top, bottom) is not the same on all sides"
+        return [Diagnosis(cause, f"padding={pad} on all sides, or half of it on each", {"padding": pad})]
+    return []
+
+
+def _filter_breaks(module: nn.Conv2d, x: Tensor, layout: AxisLayout, orbit: Orbit, tolerance: float) -> bool:
+    """Measure the filter alone, without padding and on a part of its input where the stride's grid is symmetric."""
+    geometry = ConvSpec(C1, "dense", _pair(module.kernel_size), _pair(module.stride), dilation=_pair(module.dilation))
+    rows, columns = layout.pixels
+    height, width = (n - _span(geometry, axis, n) % geometry.stride[axis] for axis, n in enumerate((rows, columns)))
+    if _span(geometry, 0, height) < 0 or _span(geometry, 1, width) < 0:
+        return True
+    part = x[..., :height, :width]
+    smaller = AxisLayout(layout.labels, tuple(
+        {"Y": height, "X": width}.get(label, n) for label, n in zip(layout.labels, layout.sizes, strict=True)
+    ))  # fmt: skip
+    with torch.no_grad():
+        part = smaller.corrected(part, orbit)
+        y = F.conv2d(part, module.weight, module.bias, module.stride, 0, module.dilation, module.groups)
+    return max(find_layout(y, orbit, tolerance)[1]) > tolerance
+
+
+def _plain_convolution(module: nn.Conv2d, layout: AxisLayout, group: PointGroup) -> Diagnosis:
+    lifted = "H" in layout.labels
+    inputs = layout.size("C") if lifted else module.in_channels
+    call = f"{'GroupConv2d' if lifted else 'LiftingConv2d'}({inputs}, …, group={_name(group)!r})"
+    where = f" on feature maps (B, {inputs}, {group.order}, Y, X)" if lifted else ", GroupConv2d after it"
+    cause = f"an ordinary {type(module).__name__}, whose filter {_name(group)} changes"
+    return Diagnosis(cause, f"{call} in its place{where}")
+
+
+def _flattened(layout: AxisLayout) -> Diagnosis:
+    parts, pools = [f"{layout.size('C')} channels"], []
+    if "H" in layout.labels:
+        parts.append(f"{layout.size('H')} elements of the group")
+        pools.append("GroupPool over the elements")
+    if layout.pixels:
+        parts.append(f"{_pixels(layout)} positions")
+        pools.append("an average over the positions")
+    cause = f"a flatten before it: its inputs are {' × '.join(parts)}, each with its own weights"
+    return Diagnosis(cause, f"{' and '.join(pools)} before the flatten")
+
+
+def _unshared(module: nn.Module, layout: AxisLayout) -> Diagnosis:
+    over = " and ".join(
+        text for axis, text in (("H", "elements of the group"), ("Y", "positions")) if axis in layout.labels
+    )
+    cause = f"a non-shared affine: its parameters and statistics differ between {over} ({layout} values)"
+    channels = layout.size("C")
+    if "H" in layout.labels:
+        return Diagnosis(cause, f"GroupBatchNorm2d({channels}) on (B, {channels}, {layout.size('H')}, Y, X)")
+    return Diagnosis(cause, f"one number for each of the {channels} channels, as BatchNorm2d has")
+
+
+def _asymmetric(step: Step) -> Resize | None:
+    return next((resize for resize in step.resizes if not resize.is_symmetric), None)
+
+
+def _resize(resize: Resize, subject: str) -> Diagnosis:
+    before, after = ("×".join(map(str, sizes)) for sizes in (resize.before, resize.after))
+    cause = f"{subject} resizes {before} pixels to {after} with mode={resize.mode!r}"
+    if resize.mode.startswith("nearest"):
+        cause += ", which does not treat both ends of an axis alike at these sizes"
+        return Diagnosis(cause, "mode='bilinear'", {"mode": "bilinear"}, depends_on_size=True)
+    cause += f" and scale_factor={resize.scale_factor}, which gives no whole number of pixels at this size"
+    fix = "recompute_scale_factor=True"
+    return Diagnosis(cause, fix, {"recompute_scale_factor": True}, depends_on_size=True)
+
+
+def _diagnose_between(step: Step) -> Diagnosis:
+    before, after = step.before, step.layout
+    if resize := _asymmetric(step):
+        where = "before the output" if step.is_output else f"before {step.name.removesuffix(INPUT)}"
+        return _resize(resize, f"a call of interpolate {where}, between two modules,")
+    if step.is_output:
+        cause = f"the network's output, {after}, depends on the orientation of the image"
+        return Diagnosis(cause, "GroupPool over the elements of the group and an average over the positions, before it")
+    where = f"the code before {step.name.removesuffix(INPUT)}, between two modules,"
+    if before is None or not before.pixels or not after.pixels or before.pixels == after.pixels:
+        return Diagnosis(f"{where} does not treat all positions and elements alike", "code that does")
+    sizes = f"takes {_pixels(before)} pixels to {_pixels(after)}"
+    if after.pixels > before.pixels:
+        return Diagnosis(f"{where} {sizes}, not alike on all sides", "padding that is the same on all sides")
+    stride = before.pixels[0] // after.pixels[0]
+    window = before.pixels[0] - (after.pixels[0] - 1) * stride
+    cause = f"{where} {sizes} by a pooling or a stride whose grid is not symmetric at this size"
+    fix = f"a window of {window} with stride {stride}, without padding"
+    return Diagnosis(cause, fix, depends_on_size=True)
+
+
+def _unknown(step: Step) -> Diagnosis:
+    return Diagnosis(
+        f"{type(step.module).__name__} does not treat all positions and elements of the group alike",
+        "a layer that does: no separate parameters for positions, elements or their order",
+    )
+
+
+def _name(group: PointGroup) -> str:
+    return group.name or f"the group of order {group.order}"
+
+
+def _pixels(layout: AxisLayout) -> str:
+    return "×".join(map(str, layout.pixels))
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def _sides(padding: Any) -> tuple[int, ...]:
+    return (padding,) * 4 if isinstance(padding, int) else tuple(padding)
