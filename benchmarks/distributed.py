@@ -23,7 +23,7 @@ import torch
 from sepgroupy.models import build_model
 
 RESNETS = ("resnet44", "p4m-resnet44", "g-p4m-resnet44", "gc-p4m-resnet44")
-LINKS = {"1 GbE": 0.125e9, "10 GbE": 1.25e9, "100 GbE": 12.5e9, "NVLink 4": 450e9}  # bytes a second, one way
+LINKS = {"1 GbE": 0.125e9, "10 GbE": 1.25e9, "100 GbE": 12.5e9, "NVLink 4": 450e9}  # bytes per second, in one direction
 SAMPLES, EPOCHS = 1024, 5
 
 

@@ -110,23 +110,23 @@ def limit(case: LayerCase, rates: Rates) -> dict[str, Any]:
     """
     layer, group = case.layer(), as_group(case.group)
     backend = select_backend(layer.spec, case.input(torch.device("cpu")), layer.backend).name
-    saved, taps, lifting = fourier_basis(group).multiplications, case.kernel**2, case.kind == "lifting"
+    saved, elements, lifting = fourier_basis(group).multiplications, case.kernel**2, case.kind == "lifting"
     x_pixels, y_pixels = case.size**2, case.output_size**2
     step = 2 if lifting else 4 if (backend, case.kind) == ("native", "gc") else 3
     if backend == "fourier" or (backend == "native" and case.kind == "gc"):
         macs = saved * (y_pixels if case.kernel == 1 else x_pixels)
     elif backend == "native" and not lifting:
-        macs = saved * taps * y_pixels
+        macs = saved * elements * y_pixels
     elif backend == "two_step":
         macs = group.order**2 * x_pixels
     else:
-        macs = group.order * case.input_elements * taps * y_pixels
+        macs = group.order * case.input_elements * elements * y_pixels
     step_macs = step * macs
     avx512 = backend == "native" and "avx512" in available_backends()["native"]
-    if avx512 and (case.kind, taps) == ("g", 9):
+    if avx512 and (case.kind, elements) == ("g", 9):
         twos = sum(block.copies for block in fourier_basis(group).blocks if block.size == 2) * y_pixels
-        macs -= twos * (4 * taps - (4 + 2 * taps))
-        step_macs -= twos * (12 * taps - (16 + 6 * taps))
+        macs -= twos * (4 * elements - (4 + 2 * elements))
+        step_macs -= twos * (12 * elements - (16 + 6 * elements))
     each = 1e3 * case.channels * case.input_channels * case.batch / rates.macs
     x_bytes = 4 * case.batch * case.input_channels * case.input_elements * x_pixels
     y_bytes = 4 * case.batch * case.channels * group.order * y_pixels

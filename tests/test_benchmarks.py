@@ -126,7 +126,7 @@ def test_check_sees_a_wrong_gradient_of_a_network() -> None:
     reference = measure.compute_reference(measure.Variant("baseline", baseline(model)), x, labels)
     measure.check(measure.Variant("right", fuse(copy.deepcopy(model))), reference, x, labels)
     pool = model.pool.forward
-    model.pool.forward = lambda maps: Biased.apply(pool(maps))
+    model.pool.forward = lambda x: Biased.apply(pool(x))
     with pytest.raises(measure.DisagreementError, match="gradients differ"):
         measure.check(measure.Variant("wrong", model), reference, x, labels)
 
