@@ -1,1 +1,1 @@
-"""Time and memory of the layers and networks, always against the straightforward way: ``python -m benchmarks``."""
+"""Time and memory of layers and networks, compared with a baseline or an earlier version: ``python -m benchmarks``."""

@@ -1,8 +1,9 @@
-"""The straightforward way that every benchmark compares with: the published code's, on today's PyTorch.
+"""The baseline of every benchmark: the published code's implementation, on today's PyTorch.
 
-Maps lie in memory as their shape says, (B, C, |H|, Y, X); filters are expanded in every forward pass by plain indexing;
-a gc layer is a 1×1 convolution with its expanded matrix, then a depthwise one; norm is ``BatchNorm3d``, ReLU a pass of
-its own. A g layer multiplies its filter out, as the published experiments did (``separable=False``).
+Feature maps lie in memory as their shape says, (B, C, |H|, Y, X). Filters are expanded in every forward pass by plain
+indexing. A gc layer is a 1×1 convolution with its expanded matrix, then a depthwise one. A g layer multiplies its
+factors out, as the published experiments did (``separable=False``). Batch norm is ``BatchNorm3d``; ReLU is a separate
+pass.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from sepgroupy.nn import GroupConv2d, LiftingConv2d
 
 
 class BaselineConv(nn.Module):
-    """A lifting or group convolution the straightforward way, with the parameters of a sepgroupy layer."""
+    """A lifting or group convolution as the baseline computes it, with the parameters of a sepgroupy layer."""
 
     def __init__(self, layer: LiftingConv2d | GroupConv2d) -> None:
         super().__init__()
-        self.group, self.geometry, self.kind = layer.plan.group, layer.plan.geometry, layer.plan.kind
+        self.spec = layer.spec
         self.bias: nn.Parameter | None
         self.weight: nn.Parameter
         self.depthwise_weight: nn.Parameter
@@ -32,37 +33,36 @@ class BaselineConv(nn.Module):
         for name in ("weight", "depthwise_weight", "pointwise_weight", "bias"):
             self.register_parameter(name, copy.deepcopy(getattr(layer, name, None)))
 
-    def forward(self, x: Tensor, bank: Tensor | None = None) -> Tensor:
-        """Convolve (B, I, |H|, Y, X), or (B, I, Y, X) to lift it; with a ready bank if one is given."""
-        order, maps = self.group.order, x.flatten(1, -3)
+    def forward(self, x: Tensor, filters: Tensor | None = None) -> Tensor:
+        """Convolve (B, I, |H|, Y, X), or (B, I, Y, X) to lift it; with expanded filters if they are passed."""
+        order, merged = self.spec.group.order, x.flatten(1, -3)
         bias = None if self.bias is None else self.bias.repeat_interleave(order)
-        if self.kind == "gc":
-            maps = F.conv2d(maps, self.expand(self.pointwise_weight))
-            bank = self.expand(self.depthwise_weight) if bank is None else bank
-            y = self._convolve(maps, bank, bias, bank.shape[0])
+        if self.spec.kind == "gc":
+            merged = F.conv2d(merged, self.expand(self.pointwise_weight))
+            filters = self.expand(self.depthwise_weight) if filters is None else filters
+            y = self._convolve(merged, filters, bias, filters.shape[0])
         else:
-            y = self._convolve(maps, self.bank() if bank is None else bank, bias, 1)
+            y = self._convolve(merged, self.expanded_filters() if filters is None else filters, bias, 1)
         return y.unflatten(1, (-1, order))
 
-    def bank(self) -> Tensor:
-        """Return the bank of all transformed filters, (O·|H|, I·|H|, k, k)."""
-        if self.kind == "g":
+    def expanded_filters(self) -> Tensor:
+        """Return all transformed filters, (O·|H|, I·|H|, k, k)."""
+        if self.spec.kind == "g":
             return self.expand(self.pointwise_weight * self.depthwise_weight.unsqueeze(2))
         return self.expand(self.weight)
 
     def expand(self, weight: Tensor) -> Tensor:
         """Return all transformed copies of (O, I, |H| or 1, k, k)."""
-        table = _table(self.group, tuple(weight.shape[-2:]), weight.shape[2] > 1, weight.device)
-        copies = weight.flatten(2)[:, :, table].transpose(1, 2)  # (O, |H|, I, F·k²)
+        table = _table(self.spec.group, tuple(weight.shape[-2:]), weight.shape[2] > 1, weight.device)
+        copies = weight.flatten(2)[:, :, table].transpose(1, 2)  # (O, |H|, I, |H|·k²)
         return copies.reshape(weight.shape[0] * len(table), -1, *weight.shape[-2:])
 
-    def _convolve(self, x: Tensor, bank: Tensor, bias: Tensor | None, groups: int) -> Tensor:
-        padding = self.geometry.padding[::2]
-        return F.conv2d(x, bank, bias, self.geometry.stride, padding, self.geometry.dilation, groups)
+    def _convolve(self, x: Tensor, filters: Tensor, bias: Tensor | None, groups: int) -> Tensor:
+        return F.conv2d(x, filters, bias, self.spec.stride, self.spec.padding[::2], self.spec.dilation, groups)
 
 
 def baseline(model: nn.Module) -> nn.Module:
-    """Return a copy of one of the paper's networks that computes the same the straightforward way."""
+    """Return a copy of one of the paper's networks that computes the same as the published code does."""
     model = copy.deepcopy(model)
     if getattr(model, "group", None) is None:
         return model
@@ -100,5 +100,5 @@ class _Baseline(nn.Module):
 
 
 @lru_cache(maxsize=64)
-def _table(group: PointGroup, kernel: tuple[int, ...], fiber: bool, device: torch.device) -> Tensor:
-    return torch.tensor(action_table(group, kernel, fiber), device=device)
+def _table(group: PointGroup, kernel: tuple[int, ...], on_group: bool, device: torch.device) -> Tensor:
+    return torch.tensor(action_table(group, kernel, on_group), device=device)

@@ -1,10 +1,10 @@
-"""How training scales from one process to two, and what limits it beyond.
+"""How training scales from one process to two, and its limit beyond.
 
-    python -m benchmarks.distributed            # measure, on a machine that does nothing else
-    python -m benchmarks.distributed --bound    # the limit on paper alone
+    python -m benchmarks.distributed            # measure, on an idle machine
+    python -m benchmarks.distributed --bound    # the calculated limit alone
 
-Each process has one thread, and the same number of pictures a step however many processes there are ("weak scaling") or
-its share of one batch ("strong scaling"). The efficiency is that of the pictures a second, against one process's.
+Each process has one thread. It reads the same number of images per step for any number of processes ("weak scaling"),
+or its share of one batch ("strong scaling"). The efficiency is images per second, compared with one process's.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ import torch
 from sepgroupy.models import build_model
 
 RESNETS = ("resnet44", "p4m-resnet44", "g-p4m-resnet44", "gc-p4m-resnet44")
-LINKS = {"1 GbE": 0.125e9, "10 GbE": 1.25e9, "100 GbE": 12.5e9, "NVLink 4": 450e9}  # bytes a second, one way
+LINKS = {"1 GbE": 0.125e9, "10 GbE": 1.25e9, "100 GbE": 12.5e9, "NVLink 4": 450e9}  # bytes per second, in one direction
 SAMPLES, EPOCHS = 1024, 5
 
 
 def main() -> None:
-    """Print both tables, or the one of the limit."""
+    """Print both tables, or that of the limit alone."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.distributed", description=__doc__)
-    parser.add_argument("--bound", action="store_true", help="the limit on paper alone")
+    parser.add_argument("--bound", action="store_true", help="the calculated limit alone")
     parser.add_argument("--model", default="gc-p4cnn", help="network of the measurement (%(default)s)")
     options = parser.parse_args()
     if not options.bound:
@@ -39,8 +39,8 @@ def main() -> None:
 
 
 def measured(model: str) -> list[str]:
-    """Return a table of pictures a second, of the fastest of the epochs after the first."""
-    lines = ["| scaling | processes | batch | pictures/s | efficiency |", "| --- | --- | --- | --- | --- |"]
+    """Return a table of images per second, of the fastest epoch after the first."""
+    lines = ["| scaling | processes | batch | images/s | efficiency |", "| --- | --- | --- | --- | --- |"]
     for scaling, batches in (("weak", (64, 128)), ("strong", (128, 128))):
         rates = [_rate(model, processes, batch) for processes, batch in enumerate(batches, start=1)]
         for processes, (batch, rate) in enumerate(zip(batches, rates, strict=True), start=1):
@@ -65,12 +65,12 @@ def _rate(model: str, processes: int, batch: int) -> float:
         subprocess.run(command, check=True, env=environment, capture_output=True)
         lines = (Path(folder) / "run/metrics.csv").read_text().splitlines()
     seconds = [float(line.rpartition(",")[2]) for line in lines[1:]]
-    # The first epoch begins with what is done once, the last one ends with an evaluation.
+    # The first epoch includes the setup, the last one an evaluation.
     return SAMPLES / min(b - a for a, b in pairwise(seconds))
 
 
 def bound() -> list[str]:
-    """Return a table of the bytes of gradient a step, and of the step below which they are what takes the time.
+    """Return a table of the bytes of gradient per step, and of the step below which the network limits the speed.
 
     A ring of many processes sends and receives each byte of the gradient twice: ``t = 2·bytes/bandwidth``. It can
     hide behind the backward pass, about two thirds of a step, so that a step of ``3·bytes/bandwidth`` is the limit.

@@ -1,111 +1,100 @@
-"""The eleven published networks, the library's against the straightforward way."""
+"""The eleven published networks, the library's compared with the baseline."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from sepgroupy.models import build_model, model_names
+from sepgroupy import fuse
+from sepgroupy.models import build_model, published_model_names
+from sepgroupy.nn import cached_filters
 
 from .baseline import BaselineConv, baseline
-from .layers import ReadyConv
-from .measure import PRECISIONS, Job, Variant, compare, seconds
+from .cases import NetworkCase, is_deep, training_batch
+from .layers import PrecomputedConv
+from .measure import PRECISIONS, Job, Variant, measure_variants, seconds
 
 
-@dataclass(frozen=True)
-class Case:
-    """A network and its pictures."""
-
-    model: str
-    batch: int
-    training: bool = True
-
-    def pictures(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Draw pictures, (B, 1, 28, 28) or (B, 3, 32, 32), and classes, (B)."""
-        shape = (3, 32, 32) if "resnet" in self.model else (1, 28, 28)
-        generator = torch.Generator().manual_seed(0)
-        x = torch.randn(self.batch, *shape, generator=generator)
-        return x.to(device), torch.randint(10, (self.batch,), generator=generator).to(device)
-
-
-def cases(device: torch.device, quick: bool) -> list[Case]:
-    """List networks and batches; on one thread, and for large batches of the deep ones, only what time allows."""
+def cases(device: torch.device, quick: bool) -> list[NetworkCase]:
+    """List networks and batches; on one thread, and for large batches of the deep ones, only as many as time allows."""
+    names = published_model_names()
     if quick:
-        return [Case("z2cnn", 8), Case("gc-p4cnn", 8)]
-    deep = [name for name in model_names() if "resnet" in name]
-    flat = [name for name in model_names() if name not in deep]
+        return [NetworkCase("z2cnn", 8), NetworkCase("gc-p4cnn", 8)]
     if device.type == "cuda":
-        return [Case(name, batch) for name in model_names() for batch in (1, 16, 256)]
+        return [NetworkCase(name, batch) for name in names for batch in (1, 16, 256)]
     if torch.get_num_threads() == 1:
-        return [
-            *(Case(name, 256) for name in ("z2cnn", "p4cnn", "gc-p4cnn")),
-            *(Case(name, 16) for name in ("resnet44", "gc-p4m-resnet44")),
-        ]
+        few = ("z2cnn", "p4cnn", "gc-p4cnn", "resnet44", "gc-p4m-resnet44")
+        return [NetworkCase(name, training_batch(name)) for name in few]
     return [
-        *(Case(name, 256) for name in flat),
-        # Batch norm cannot learn from one value a channel, which is what plain networks leave of one picture.
-        *(Case(name, 1, training="p4" in name) for name in flat),
-        *(Case(name, batch) for name in deep for batch in (1, 16)),
-        *(Case(name, 64, training=False) for name in ("resnet44", "gc-p4m-resnet44")),
+        *(NetworkCase(name, training_batch(name)) for name in names),
+        # Batch norm cannot be trained with one value per channel, as plain networks have of one image.
+        *(NetworkCase(name, 1, training=is_deep(name) or is_on_group(name)) for name in names),
+        *(NetworkCase(name, 64, training=False) for name in ("resnet44", "gc-p4m-resnet44")),
     ]
 
 
+def is_on_group(model: str) -> bool:
+    """Whether a network has group convolutions."""
+    return "p4" in model
+
+
 def variants(name: str, device: torch.device) -> list[Variant]:
-    """Return the ways to compute a network, the baseline first; a plain network has one way."""
+    """Return the variants of a network, the baseline first; a plain network has one."""
     torch.manual_seed(0)
     model = build_model(name).to(device)
-    plain = getattr(model, "group", None) is None
-    found = [] if plain else [Variant("baseline", baseline(model))]
-    if name == "p4m-resnet44":
-        found.append(Variant("ready bank", with_ready_banks(baseline(model)), same_parameters=False))
-    if not plain:
-        torch_alone = build_model(name, algorithm="torch").to(device)
-        torch_alone.load_state_dict(model.state_dict())
-        found.append(Variant("sepgroupy torch", torch_alone))
-    found.append(Variant("sepgroupy", model))
+    found = []
+    if is_on_group(name):
+        found.append(Variant("baseline", baseline(model)))
+        if name == "p4m-resnet44":
+            found.append(Variant("precomputed", with_precomputed_filters(baseline(model)), same_parameters=False))
+        pytorch = build_model(name, backend="torch").to(device)  # not fused: its pooling would take the kernels
+        pytorch.load_state_dict(model.state_dict())
+        found.append(Variant("sepgroupy torch", pytorch, inference_context=cached_filters))
+    found.append(Variant("sepgroupy", fuse(model), inference_context=cached_filters))
     if device.type == "cuda":
         found += [replace(v, name=f"{v.name} channels_last", channels_last=True) for v in found]
     return found
 
 
-def with_ready_banks(model: nn.Module) -> nn.Module:
-    """Give the convolutions of a baseline network, lifting or dense, ready filter banks, in place."""
+def with_precomputed_filters(model: nn.Module) -> nn.Module:
+    """Give the convolutions of a baseline network, lifting or dense, precomputed filters, in place."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, BaselineConv):
-                setattr(parent, name, ReadyConv(child))
+                setattr(parent, name, PrecomputedConv(child))
     return model
 
 
 def jobs(device: torch.device, rounds: int, quick: bool) -> Iterator[Job]:
-    """Yield what measures each network."""
+    """Yield the measurement of each network."""
     for case, precision in product(cases(device, quick), PRECISIONS[device.type]):
-        label = f"{case.model}, batch {case.batch} on {torch.get_num_threads()} threads, {precision}"
+        label = f"{case}, {torch.get_num_threads()} threads, {precision}"
         yield label, partial(measure, case, device, rounds, precision)
 
 
-def measure(case: Case, device: torch.device, rounds: int, precision: str) -> list[dict[str, Any]]:
-    """Return a row for each way to compute a network."""
-    x, labels = case.pictures(device)
-    ways = variants(case.model, device)
-    rows = compare(ways, x, labels, rounds=rounds, training=case.training, precision=precision)
+def measure(case: NetworkCase, device: torch.device, rounds: int, precision: str) -> list[dict[str, Any]]:
+    """Return a line for each variant of a network."""
+    x, labels = case.images(device)
+    found = variants(case.model, device)
+    lines = measure_variants(found, x, labels, rounds=rounds, training=case.training, precision=precision)
     construction = construction_ms(case.model, rounds)
     return [
         {
+            "row": str(case),
             "model": case.model,
             "batch": case.batch,
             "precision": precision,
-            **row,
-            "construction_ms": construction if row["variant"] == "sepgroupy" else None,
+            **line,
+            "construction_ms": construction if line["variant"] == "sepgroupy" else None,
         }
-        for row in rows
+        for line in lines
     ]
 
 

@@ -1,4 +1,4 @@
-"""Where the time of one training step goes, by operator: ``python -m benchmarks.profile_step gc-p4m-resnet44``."""
+"""The time of one training step by operator: ``python -m benchmarks.profile_step gc-p4m-resnet44``."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.profiler import ProfilerActivity, profile
 
-from sepgroupy.models import build_model, model_names
+from sepgroupy import fuse
+from sepgroupy.models import build_model, published_model_names
+
+from .cases import NetworkCase, training_batch
 
 
 def main() -> None:
-    """Print the operators that take longest, in a step after two that warm up."""
+    """Print the operators that take the longest, in a step after two of warm-up."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", choices=model_names())
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("model", choices=published_model_names())
+    parser.add_argument("--batch", type=int, help="images (16 for ResNets, 256 for the others)")
     options = parser.parse_args()
-    model = build_model(options.model)
-    shape = (3, 32, 32) if "resnet" in options.model else (1, 28, 28)
-    x, labels = torch.randn(options.batch, *shape), torch.randint(10, (options.batch,))
+    model = fuse(build_model(options.model))
+    case = NetworkCase(options.model, options.batch or training_batch(options.model))
+    x, labels = case.images(torch.device("cpu"))
 
     def step() -> None:
         model.zero_grad()

@@ -1,8 +1,7 @@
-"""How the time of a gc layer grows with channels, pixels and batch, and where one algorithm overtakes the other."""
+"""How the time of a gc layer grows with channels, pixels and batch, and where one backend overtakes another."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import partial
@@ -10,13 +9,13 @@ from typing import Any
 
 import torch
 
-from sepgroupy.nn import GroupConv2d
+from sepgroupy.nn import GroupConv2d, LiftingConv2d, cached_filters
 
 from .baseline import BaselineConv
-from .layers import Case
-from .measure import Job, Variant, compare
+from .cases import LayerCase
+from .measure import Job, Variant, measure_variants
 
-MIDDLE = Case("p4m", "gc", 3, 1, channels=32, size=16, batch=16)
+MIDDLE = LayerCase("p4m", "gc", 3, 1, channels=32, size=16, batch=16)
 
 SWEEPS = {
     "channels": [replace(MIDDLE, channels=n) for n in (8, 16, 24, 32, 48, 64, 96, 128)],
@@ -25,34 +24,38 @@ SWEEPS = {
 }
 """The layers of each sweep: one property takes several values, the others stay those of the middle."""
 
+BACKENDS = {"sepgroupy torch": "torch", "sepgroupy": "auto", "two_step": "two_step", "fourier": "fourier"}
+"""``backend=`` of each variant: both rules, and the two backends between which "torch" chooses."""
 
-def variants(case: Case, device: torch.device) -> list[Variant]:
-    """Return the baseline, the library's choices, and both algorithms between which it chooses without kernels."""
+
+def variants(case: LayerCase, device: torch.device) -> list[Variant]:
+    """Return the baseline and a variant for each of ``BACKENDS``."""
     torch.manual_seed(0)
     layer = case.layer().to(device)
     return [
         Variant("baseline", BaselineConv(layer)),
-        Variant("sepgroupy torch", forced(layer, "torch"), group_outermost=True),
-        Variant("sepgroupy", layer, group_outermost=True),
-        *(Variant(name, forced(layer, name), group_outermost=True) for name in ("dense", "fourier")),
+        *(
+            Variant(name, with_backend(layer, case, backend), group_outermost=True, inference_context=cached_filters)
+            for name, backend in BACKENDS.items()
+        ),
     ]
 
 
-def forced(layer: GroupConv2d, algorithm: str) -> GroupConv2d:
-    """Copy a layer so that its rule always takes one algorithm, which is then tiled as the rule would."""
-    layer = copy.deepcopy(layer)
-    layer.plan = replace(layer.plan, algorithm=algorithm, automatic=True, native=False)
-    return layer
+def with_backend(layer: LiftingConv2d | GroupConv2d, case: LayerCase, backend: str) -> LiftingConv2d | GroupConv2d:
+    """Return a layer with the same parameters and another backend."""
+    other = case.layer(backend).to(next(layer.parameters()).device)
+    other.load_state_dict(layer.state_dict())
+    return other
 
 
 def jobs(device: torch.device, rounds: int, quick: bool) -> Iterator[Job]:
-    """Yield what measures each step of each sweep."""
+    """Yield the measurement of each step of each sweep."""
     for sweep, cases in SWEEPS.items():
         for case in cases[:1] if quick else cases:
-            yield f"{sweep}: {case} on {torch.get_num_threads()} threads", partial(measure, sweep, case, device, rounds)
+            yield f"{sweep}: {case}, {torch.get_num_threads()} threads", partial(measure, sweep, case, device, rounds)
 
 
-def measure(sweep: str, case: Case, device: torch.device, rounds: int) -> list[dict[str, Any]]:
-    """Return a row for each way to compute the layer."""
-    rows = compare(variants(case, device), case.input(device), rounds=rounds)
-    return [{"sweep": sweep, **asdict(case), **row} for row in rows]
+def measure(sweep: str, case: LayerCase, device: torch.device, rounds: int) -> list[dict[str, Any]]:
+    """Return a line for each variant of the layer."""
+    lines = measure_variants(variants(case, device), case.input(device), rounds=rounds)
+    return [{"row": f"{sweep}: {case}", "sweep": sweep, **asdict(case), **line} for line in lines]

@@ -1,4 +1,4 @@
-"""Write the tables of docs/performance.md anew from the results, between their marks.
+"""Write the tables of docs/performance.md from the results, between their marks.
 
 python -m benchmarks.tables
 """
@@ -6,70 +6,69 @@ python -m benchmarks.tables
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from sepgroupy._files import atomic
 
-from .summary import Row, read, select, targets
-
-ROOT = Path(__file__).parents[1]
+from .arguments import RESULTS, ROOT
+from .results import Row, read
+from .summary import select, targets
 
 
 def networks(rows: Sequence[Row]) -> str:
-    """Time and kept memory of each network, the library's two ways against the baseline."""
+    """Return time and saved memory of each network, both variants of the library's compared with the baseline."""
     lines = [
-        "| network, batch | baseline: evaluation, step, ms | PyTorch alone: times as fast "
-        "| kernels: ms | times as fast | kept, MiB | of baseline |",
+        "| network, batch | baseline: inference, step, ms | PyTorch alone: times as fast "
+        "| kernels: ms | times as fast | saved, MiB | of baseline |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for ours in select(rows, variant="sepgroupy"):
-        same = {name: ours[name] for name in ("model", "batch", "precision")}
-        base, alone = (next(iter(select(rows, variant=v, **same)), None) for v in ("baseline", "sepgroupy torch"))
-        kept = float(ours["kept_mib"] or 0)
-        share = f"{kept / float(base['kept_mib']):.2f}" if base and kept else "–"
+    for line in select(rows, variant="sepgroupy"):
+        base, pytorch = (_same_row(rows, line, variant) for variant in ("baseline", "sepgroupy torch"))
+        saved = float(line["saved_mib"] or 0)
+        share = f"{saved / float(base['saved_mib']):.2f}" if base and saved else "–"
         lines.append(
-            f"| {ours['model']}, {ours['batch']} | {_times(base)} | {_speedups(alone)} | {_times(ours)} "
-            f"| {_speedups(ours) if base else '–'} | {f'{kept:.1f}' if kept else '–'} "
+            f"| {line['model']}, {line['batch']} | {_times(base)} | {_speedups(pytorch)} | {_times(line)} "
+            f"| {_speedups(line) if base else '–'} | {f'{saved:.1f}' if saved else '–'} "
             f"| {share} |"
         )
     return "\n".join(lines)
 
 
 def layers(rows: Sequence[Row]) -> str:
-    """Time of each layer: both ways against the baseline, beside a ready bank, and how far it is from the limit."""
+    """Return the time of each layer, compared with the baseline, and how far it is from the limit."""
     lines = [
-        "| layer | ready bank: times as fast | PyTorch alone | kernels: ms | times as fast | × limit |",
+        "| layer | precomputed filters: times as fast | PyTorch alone | kernels: ms | times as fast | × limit |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for ours in select(rows, variant="sepgroupy"):
-        names = ("group", "kind", "kernel", "channels", "size", "batch", "precision")
-        same = {name: ours[name] for name in names}
-        ready, alone = (next(iter(select(rows, variant=v, **same)), None) for v in ("ready bank", "sepgroupy torch"))
-        limit = f"{float(ours['evaluation_over_limit']):.1f}, {float(ours['step_over_limit']):.1f}"
+    for line in select(rows, variant="sepgroupy"):
+        precomputed, pytorch = (_same_row(rows, line, variant) for variant in ("precomputed", "sepgroupy torch"))
+        limit = f"{float(line['inference_over_limit']):.1f}, {float(line['step_over_limit']):.1f}"
         lines.append(
-            f"| {ours['group']} {ours['kind']} {ours['kernel']}×{ours['kernel']}, {ours['channels']} at "
-            f"{ours['size']}×{ours['size']}, batch {ours['batch']} | {_speedups(ready)} | {_speedups(alone)} "
-            f"| {_times(ours)} | {_speedups(ours)} | {limit} |"
+            f"| {line['row']} | {_speedups(precomputed)} | {_speedups(pytorch)} "
+            f"| {_times(line)} | {_speedups(line)} | {limit} |"
         )
     return "\n".join(lines)
+
+
+def _same_row(rows: Sequence[Row], line: Row, variant: str) -> Row | None:
+    return next(iter(select(rows, row=line["row"], precision=line["precision"], variant=variant)), None)
 
 
 def _times(row: Row | None) -> str:
     if row is None:
         return "–"
-    found = (float(row[column]) for column in ("evaluation_ms", "step_ms") if row[column])
+    found = (float(row[column]) for column in ("inference_ms", "step_ms") if row[column])
     return ", ".join(f"{time:,.0f}" if time >= 100 else f"{time:.1f}" for time in found)
 
 
 def _speedups(row: Row | None) -> str:
     if row is None:
         return "–"
-    columns = ("evaluation_speedup", "step_speedup")
+    columns = ("inference_speedup", "step_speedup")
     return ", ".join(f"{float(row[column]):.2f}" for column in columns if row[column])
 
 
 def rewrite(text: str, tables: Mapping[str, str]) -> str:
-    """Put each table between its marks, ``<!-- name -->`` and ``<!-- end -->``."""
+    """Return the text with each table between its marks, ``<!-- name -->`` and ``<!-- end -->``."""
     for name, table in tables.items():
         before, rest = text.split(f"<!-- {name} -->\n")
         text = f"{before}<!-- {name} -->\n{table}\n<!-- end -->{rest.split('<!-- end -->', 1)[1]}"
@@ -77,7 +76,7 @@ def rewrite(text: str, tables: Mapping[str, str]) -> str:
 
 
 if __name__ == "__main__":
-    results = read(ROOT / "benchmarks" / "results")
+    results = read(RESULTS)
     page = ROOT / "docs" / "performance.md"
     found = {"targets": targets(results), "networks": networks(results["models"]), "layers": layers(results["layers"])}
     with atomic(page) as temporary:

@@ -1,6 +1,6 @@
 """Time and memory of contrast normalisation and ZCA whitening at the full size of CIFAR-10.
 
-OMP_NUM_THREADS=2 python benchmarks/zca.py
+OMP_NUM_THREADS=2 python -m benchmarks.zca
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import os
 import platform
 import resource
 import time
-from pathlib import Path
 
 import torch
 
 from sepgroupy.data import ZCA, contrast_normalize
 
-RESULTS = Path(__file__).parent / "results" / "zca.csv"
+from .arguments import RESULTS
+from .hardware import cpu_name
 
 
 def measure(count: int) -> dict[str, object]:
@@ -31,7 +31,7 @@ def measure(count: int) -> dict[str, object]:
     whitened = zca(normalized)
     end = time.perf_counter()
     peak = _peak_mib()
-    # Outside the measurement: the trace of the covariance is the number of directions, all but the constant image.
+    # Outside the measurement: the trace of the covariance is the number of directions, all except the constant image.
     variance = sum(part.double().square().sum().item() for part in whitened.split(1000)) / (count - 1)
     return {
         "images": count,
@@ -41,7 +41,7 @@ def measure(count: int) -> dict[str, object]:
         "total_s": round(end - start, 2),
         "peak_rss_mib": peak,
         "trace_of_covariance": round(variance, 2),
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -53,13 +53,6 @@ def _peak_mib() -> int:
     return peak // (2**20 if platform.system() == "Darwin" else 2**10)
 
 
-def _cpu() -> str:
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
 def main() -> None:
     """Measure, print and append a row to the results."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -67,8 +60,7 @@ def main() -> None:
     row = measure(parser.parse_args().images)
     for name, value in row.items():
         print(f"{name:20} {value}")
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    with RESULTS.open("a", newline="") as file:
+    with (RESULTS / "zca.csv").open("a", newline="") as file:
         writer = csv.DictWriter(file, row, lineterminator="\n")
         if file.tell() == 0:
             writer.writeheader()

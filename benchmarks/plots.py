@@ -1,4 +1,4 @@
-"""Pictures of the results, made from the CSV files alone."""
+"""Plots of the results, made from the CSV files alone."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 from sepgroupy._files import atomic
 
-from .summary import Row, quotient, select
+from .results import Row
+from .summary import quotient, select
 
-# Colours that differ in lightness too, from Okabe and Ito's palette for every kind of colour vision.
-_COLOURS = {"evaluation": "#0072B2", "step": "#D55E00"}
+# Colours that differ in lightness too, from Okabe and Ito's palette for all kinds of colour vision.
+_COLOURS = {"inference": "#0072B2", "step": "#D55E00"}
 _LINES = {
     "baseline": ("#000000", "o"),
     "sepgroupy torch": ("#CC79A7", "v"),
     "sepgroupy": ("#D55E00", "D"),
-    "dense": ("#56B4E9", "s"),
+    "two_step": ("#56B4E9", "s"),
     "fourier": ("#009E73", "^"),
 }
 
 
 def draw(results: Mapping[str, Sequence[Row]], folder: Path) -> None:
-    """Draw every suite that has rows, but for pairs of networks, to ``benchmark-<suite>.png``."""
+    """Plot every suite that has rows, except pairs of networks, to ``benchmark-<suite>.png``."""
     for suite, rows in results.items():
-        if suite == "across":
+        if suite == "cross_model":
             continue
         figure = _scaling(select(rows)) if suite == "scaling" else _relative(select(rows), suite == "layers")
         with atomic(folder / f"benchmark-{suite}.png") as temporary:
@@ -37,18 +38,18 @@ def draw(results: Mapping[str, Sequence[Row]], folder: Path) -> None:
 
 
 def _networks(rows: Sequence[Row]) -> Figure:
-    """Draw the training step of each network, the published way and the library's."""
+    """Plot the training step of each network, the baseline's and the library's."""
     names = list(dict.fromkeys(row["model"] for row in rows))
-    ways = {"baseline": ("published way", "#999999"), "sepgroupy torch": ("sepgroupy, PyTorch alone", "#56B4E9"),
-            "sepgroupy": ("sepgroupy", "#D55E00")}  # fmt: skip
+    variants = {"baseline": ("baseline", "#999999"), "sepgroupy torch": ("sepgroupy, PyTorch alone", "#56B4E9"),
+                "sepgroupy": ("sepgroupy", "#D55E00")}  # fmt: skip
     figure = Figure(figsize=(7, 0.8 + 0.75 * len(names)), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     for place, name in enumerate(names):
         found = {row["variant"]: float(row["step_ms"]) for row in select(rows, model=name)}
-        if "baseline" not in found:  # a plain network has one way
+        if "baseline" not in found:  # a plain network has one variant
             found = {"baseline": found["sepgroupy"]}
-        for offset, (way, time) in enumerate((way, found[way]) for way in ways if way in found):
-            label, colour = ways[way]
+        for offset, (variant, time) in enumerate((v, found[v]) for v in variants if v in found):
+            label, colour = variants[variant]
             bar = axes.barh(place + 0.26 * (offset - (len(found) - 1) / 2), time, 0.24, color=colour, label=label)
             axes.bar_label(bar, fmt="{:.0f}", padding=3, fontsize=8)
     axes.set_yticks(range(len(names)), names)
@@ -61,14 +62,13 @@ def _networks(rows: Sequence[Row]) -> Figure:
 
 
 def _relative(rows: Sequence[Row], layers: bool) -> Figure:
-    """Draw times as fractions of the baseline's: the library's as bars, a ready bank as rings, limits as diamonds."""
+    """Plot times by the baseline's: the library's as bars, precomputed filters as rings, limits as diamonds."""
     baselines = [row for row in rows if row["variant"] == "baseline"]
-    names = ("group", "kind", "kernel", "channels", "size", "batch") if layers else ("model", "batch")
     figure = Figure(figsize=(8, 1.2 + 0.42 * len(baselines)), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     axes.axvline(1, color="0.6", linewidth=1, zorder=0)
     for place, base in enumerate(baselines):
-        same = {name: base[name] for name in names}
+        same = {"row": base["row"]}
         for offset, (what, colour) in zip((-0.19, 0.19), _COLOURS.items(), strict=True):
             column, y = f"{what}_ms", place + offset
             if not base[column]:
@@ -79,15 +79,9 @@ def _relative(rows: Sequence[Row], layers: bool) -> Figure:
                 if layers:
                     limit = fraction / float(row[f"{what}_over_limit"])
                     axes.plot(limit, y, "kD", markersize=4, label="limit of its algorithm")
-            for row in select(rows, variant="ready bank", **same):
-                axes.plot(1 / quotient(base, row, column), y, "ko", fillstyle="none", label="ready filter bank")
-    labels = [
-        f"{r['kind']} {r['group']} {r['kernel']}×{r['kernel']}, {r['channels']} ch., {r['size']}², batch {r['batch']}"
-        if layers
-        else f"{r['model']}, batch {r['batch']}"
-        for r in baselines
-    ]
-    axes.set_yticks(range(len(labels)), labels)
+            for row in select(rows, variant="precomputed", **same):
+                axes.plot(1 / quotient(base, row, column), y, "ko", fillstyle="none", label="precomputed filters")
+    axes.set_yticks(range(len(baselines)), [base["row"] for base in baselines])
     axes.invert_yaxis()
     axes.set_xlim(left=0)
     axes.set_xlabel("time, as a fraction of the baseline's")
@@ -98,7 +92,7 @@ def _relative(rows: Sequence[Row], layers: bool) -> Figure:
 
 
 def _scaling(rows: Sequence[Row]) -> Figure:
-    """Draw times against channels, pixels a side and batch, doubly logarithmic."""
+    """Plot times against channels, pixels per side and batch, doubly logarithmic."""
     sweeps = list(dict.fromkeys(row["sweep"] for row in rows))
     figure = Figure(figsize=(3.4 * len(sweeps), 6), dpi=150, layout="constrained")
     grid = figure.subplots(2, len(sweeps), sharex="col", squeeze=False)
@@ -108,7 +102,7 @@ def _scaling(rows: Sequence[Row]) -> Figure:
             for variant, (colour, marker) in _LINES.items():
                 points = select(rows, sweep=sweep, variant=variant)
                 x, y = ([float(row[name]) for row in points] for name in (sweep, f"{what}_ms"))
-                # The library takes one of the two algorithms, so its line is broad and lies behind theirs.
+                # The library takes one of the backends, so its line is broad and lies behind theirs.
                 width, behind = (4, 1) if variant == "sepgroupy" else (1.2, 2)
                 axes.loglog(x, y, marker=marker, markersize=4, color=colour, lw=width, label=variant, zorder=behind,
                             alpha=0.5 if behind == 1 else 1)  # fmt: skip
@@ -119,6 +113,6 @@ def _scaling(rows: Sequence[Row]) -> Figure:
             axes.spines[["top", "right"]].set_visible(False)
         ticks = sorted({int(row[sweep]) for row in rows if row["sweep"] == sweep})
         grid[1][column].set_xticks(ticks, ticks, fontsize=8)
-        grid[1][column].set_xlabel({"size": "pixels a side"}.get(sweep, sweep))
+        grid[1][column].set_xlabel({"size": "pixels per side"}.get(sweep, sweep))
     grid[0][0].legend(frameon=False, fontsize=8)
     return figure

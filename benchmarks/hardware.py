@@ -1,4 +1,4 @@
-"""The machine: its name, for every row, and how fast it multiplies and moves, for the limits."""
+"""The hardware: its name, for every row, and its rates of multiplying and copying, for the limits."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .measure import seconds
 
 
 def describe(device: torch.device) -> dict[str, str | int | None]:
-    """Return the columns that say where and when a row was measured."""
+    """Return the columns that name the hardware, the software and the day."""
     return {
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "torch": torch.__version__,
         "date": datetime.date.today().isoformat(),
@@ -27,12 +27,12 @@ def describe(device: torch.device) -> dict[str, str | int | None]:
 
 @dataclass(frozen=True)
 class Rates:
-    """What the machine can do at best with the present number of threads, in float32."""
+    """The highest rates that the present number of threads reaches, in float32."""
 
     macs: float
     """Multiply-accumulates a second in a large matrix product."""
     bytes: float
-    """Bytes a second, those read and those written together, in a copy that no cache holds."""
+    """Bytes a second, read and written together, in a copy that no cache holds."""
 
     @classmethod
     def measure(cls, device: torch.device, rounds: int = 5, width: int = 1536, megabytes: int = 256) -> Rates:
@@ -51,7 +51,8 @@ class Rates:
         )
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
+    """Return the name of the processor."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

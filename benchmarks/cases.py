@@ -1,0 +1,104 @@
+"""The layers and networks that rows measure. Nothing here depends on the version of the library."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sepgroupy.groups import as_group
+from sepgroupy.nn import GroupConv2d, LiftingConv2d
+
+
+@dataclass(frozen=True)
+class LayerCase:
+    """A layer and its input; ``str(case)`` is the stable name of its row.
+
+    Args:
+        group: name of the point group.
+        kind: "lifting", "dense", "g" or "gc".
+        kernel: rows and columns of the kernel.
+        padding: as stride, of both axes.
+        channels: of the output.
+        size: pixels per side of the input.
+        batch: images or feature maps.
+        stride: of both axes.
+        in_channels: of the input; None for as many as of the output.
+    """
+
+    group: str
+    kind: str
+    kernel: int
+    padding: int
+    channels: int
+    size: int
+    batch: int
+    stride: int = 1
+    in_channels: int | None = None
+
+    def __str__(self) -> str:
+        kernel = f"{self.kernel}x{self.kernel}" + (f" stride {self.stride}" if self.stride > 1 else "")
+        channels = f"{self.channels}ch" if self.in_channels is None else f"{self.in_channels}-{self.channels}ch"
+        return f"{self.group} {self.kind} {kernel} {channels} {self.size}x{self.size} batch {self.batch}"
+
+    @property
+    def input_channels(self) -> int:
+        """Channels of the input."""
+        return self.channels if self.in_channels is None else self.in_channels
+
+    @property
+    def input_elements(self) -> int:
+        """Size of the input's group axis; 1 for images."""
+        return 1 if self.kind == "lifting" else as_group(self.group).order
+
+    @property
+    def output_size(self) -> int:
+        """Pixels per side of the output."""
+        return (self.size + 2 * self.padding - self.kernel) // self.stride + 1
+
+    def layer(self, backend: str = "auto") -> LiftingConv2d | GroupConv2d:
+        """Build the layer."""
+        chosen: dict[str, Any] = (
+            {} if backend == "auto" else {"backend": backend}
+        )  # earlier versions do not know the argument
+        sizes = (self.input_channels, self.channels, self.kernel, self.stride, self.padding)
+        if self.kind == "lifting":
+            return LiftingConv2d(*sizes, group=self.group, **chosen)
+        return GroupConv2d(*sizes, group=self.group, kind=self.kind, **chosen)
+
+    def input(self, device: torch.device) -> Tensor:
+        """Draw the input, (B, I, |H|, Y, X), or (B, I, Y, X) if lifting."""
+        axes = () if self.kind == "lifting" else (self.input_elements,)
+        shape = (self.batch, self.input_channels, *axes, self.size, self.size)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
+
+
+@dataclass(frozen=True)
+class NetworkCase:
+    """A network and its images; ``str(case)`` is the stable name of its row."""
+
+    model: str
+    batch: int
+    training: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.model} batch {self.batch}"
+
+    def images(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Draw images, (B, 1, 28, 28) or (B, 3, 32, 32), and classes, (B)."""
+        shape = (3, 32, 32) if is_deep(self.model) else (1, 28, 28)
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(self.batch, *shape, generator=generator)
+        return x.to(device), torch.randint(10, (self.batch,), generator=generator).to(device)
+
+
+def is_deep(model: str) -> bool:
+    """Whether a network is one of the ResNets for CIFAR-10, and not one for rotated MNIST."""
+    return "resnet" in model
+
+
+def training_batch(model: str) -> int:
+    """Return the batch of a network's training rows."""
+    return 16 if is_deep(model) else 256
