@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input
 
+from ...errors import ArgumentError
 from ...groups import PointGroup
 from ..base import Backend, Filters, can_bypass_dispatcher, pad
 from ..batch_norm import BatchNormReLU
@@ -312,6 +313,8 @@ def _conv_of(inputs: ConvInputs, elements: Integers, *geometry: Integers) -> Nat
 
 @lru_cache(maxsize=1024)
 def _conv_of_elements(elements: tuple[int, ...], kernel: tuple[int, int], *geometry: tuple[int, int]) -> NativeConv:
+    if len(elements) % 4:
+        raise ArgumentError(f"elements (={list(elements)}) must be four entries of each matrix")
     rows = zip(elements[::2], elements[1::2], strict=True)
     group = PointGroup(tuple(zip(rows, rows, strict=True)))
     stride, padding, dilation = geometry

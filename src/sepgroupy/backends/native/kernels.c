@@ -142,7 +142,7 @@ static Division divide(const Problem *p, index_t rows, int backward)
     /* Benchmarks are flat around these sizes; the transforms of a tile are to stay in the second- and third-level cache.
      * Where a kernel reaches far beyond its images, or is padded far, the planes bound the tile: they are the workspace. */
     index_t pixels = larger(p->height * p->width, plane_values(p) / 4);
-    index_t target = larger(256, smaller(backward ? 512 : 1024, 196608 / (p->order * p->in_channels)));
+    index_t target = larger(256, smaller(backward ? 512 : 1024, 196608 / larger(1, p->order * p->in_channels)));
     Division d = {1, 1, 0};
     if (pixels > 2 * target)
         d.bands = (pixels + target - 1) / target;

@@ -213,7 +213,7 @@ class NativeConv:
 
     def backward_of_lifting(self, grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradients of weight and bias."""
-        dw, db = torch.empty_like(weight), torch.empty_like(weight[:, 0, 0, 0, 0])
+        dw, db = torch.empty_like(weight), weight.new_empty(len(weight))
         self._run("lift_back", {"x": x, "grad": grad, "dweight": dw, "dbias": db}, bool(grad.numel() and x.numel()))
         return dw, db
 
