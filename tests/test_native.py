@@ -1,4 +1,4 @@
-"""What is particular to the compiled kernels. That they compute what layers are defined to is tested with all ways."""
+"""What is particular to the compiled kernels. The contract tests compare every backend with the definition."""
 
 from __future__ import annotations
 
@@ -13,20 +13,28 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch._dynamo.testing
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
 
-from conftest import DIAGONAL
+import oracle
+import sepgroupy
+from sepgroupy.backends import BatchNormReLU, ConvSpec, select_backend
+from sepgroupy.backends.native import Native, backend, batch_statistics, launch, library, norm_relu_max_pool
+from sepgroupy.backends.native import batch_norm as native_batch_norm
+from sepgroupy.backends.native.backend import FusedOutput
+from sepgroupy.backends.native.launch import ConvInputs, NativeConv, native_conv
+from sepgroupy.backends.native.library import kernels
 from sepgroupy.errors import ArgumentError
-from sepgroupy.functional._geometry import Geometry
-from sepgroupy.functional._native import Inputs, _call, _library, _maps, _operator, convolve, kernels
 from sepgroupy.groups import C1, C4, D2, D4, PointGroup
-from sepgroupy.nn import GroupConv2d
+from sepgroupy.nn import GroupConv2d, LiftingConv2d, cached_filters
 from stress import native as stress
 
 pytestmark = pytest.mark.skipif(not kernels(), reason=kernels().summary)
 ROOT = Path(__file__).parents[1]
-GEOMETRY = Geometry.parse(D4, 3, padding=1)
+KINDS = ("dense", "g", "gc")
+SPEC = ConvSpec.parse(D4, "dense", 3, padding=1)
 
 
 @pytest.fixture(autouse=True)
@@ -37,27 +45,51 @@ def _threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def layer(kind: str = "dense", algorithm: str = "native") -> GroupConv2d:
-    return GroupConv2d(3, 4, 3, padding=1, group=D4, kind=kind, algorithm=algorithm)
+def lifting_of(spec: ConvSpec) -> NativeConv:
+    return native_conv(ConvSpec(spec.group, "lifting", spec.kernel_size, spec.stride, spec.padding, spec.dilation))
+
+
+def layer(kind: str = "dense", backend: str = "native", **options: Any) -> GroupConv2d:
+    built = GroupConv2d(3, 4, 3, **{"padding": 1, "group": D4} | options, kind=kind, backend=backend)
+    assert built.bias is not None
+    nn.init.normal_(built.bias)
+    return built
+
+
+def as_defined(convolution: GroupConv2d | LiftingConv2d, x: Tensor, **geometry: Any) -> Tensor:
+    """Compute what the layer is defined to return."""
+    parameters = {name: value.detach().double().numpy() for name, value in convolution.named_parameters()}
+    return torch.from_numpy(oracle.layer(x.detach().double().numpy(), parameters, convolution.group, **geometry))
+
+
+def run_fused(convolution: GroupConv2d, x: Tensor, *args: Any, **options: Any) -> FusedOutput:
+    """Compute the layer with what may be fused with it: a norm, a residual, statistics, a shared input."""
+    native, parameters = Native(), {name: getattr(convolution, name) for name in convolution.filter_names}
+    filters = native.expand_filters(convolution.spec, parameters)
+    return native.run_fused(convolution.spec, x, filters, convolution.bias, *args, **options)
+
+
+def norm_of(channels: int = 3, batch_stats: bool = False) -> BatchNormReLU:
+    mean, var = torch.randn(channels), torch.rand(channels) + 0.5
+    return BatchNormReLU(mean, var, torch.rand(channels) + 0.5, torch.randn(channels), 1e-5, batch_stats)
 
 
 # ---- what is refused before any pointer is used ------------------------------------------------------------------
 
 
 class Untouched:
-    """Stands for the library in a test that must not reach it."""
+    """Stands for the library in a test in which no kernel may be reached; functions of sizes alone may be."""
 
     def __getattr__(self, name: str) -> Any:
-        pytest.fail(f"{name} was reached")
+        if name.startswith(("wide_rows", "filters_size", "vector_values", "workspace", "lift_workspace")):
+            return getattr(kernels().library, name)
+        return pytest.fail(f"{name} was reached")
 
 
 @pytest.fixture
-def untouched(monkeypatch: pytest.MonkeyPatch) -> _call.Call:
-    monkeypatch.setattr(_library, "kernels", lambda: _library.Kernels(Untouched(), ""))
-    return _call.Call(D4, GEOMETRY)
-
-
-KINDS = ("dense", "g", "gc")
+def untouched(monkeypatch: pytest.MonkeyPatch) -> NativeConv:
+    monkeypatch.setattr(library, "kernels", lambda: library.Kernels(Untouched(), ""))
+    return NativeConv(SPEC)
 
 
 def filters_of(kind: str, outputs: int, inputs: int, order: int) -> tuple[Tensor, Tensor | None]:
@@ -79,7 +111,7 @@ def tensors(kind: str = "dense") -> dict[str, Any]:
         "beta": torch.randn(3),
         "mean": torch.randn(3),
         "var": torch.rand(3) + 0.5,
-        "shortcut": torch.randn(2, 8, 4, 5, 6),
+        "residual": torch.randn(2, 8, 4, 5, 6),
     }
 
 
@@ -101,21 +133,21 @@ SHAPES = {
     "beta": [(), (1,), (4,), (3, 1)],
     "mean": [(), (1,), (4,), (1, 3)],
     "var": [(), (1,), (4,), (3, 1)],
-    "shortcut": [(), (4, 5, 6), (2, 8, 4, 5, 5), (2, 8, 3, 5, 6), (1, 8, 4, 5, 6)],
+    "residual": [(), (4, 5, 6), (2, 8, 4, 5, 5), (2, 8, 3, 5, 6), (1, 8, 4, 5, 6)],
 }
 
 
 @pytest.mark.parametrize(("name", "shape"), [(name, shape) for name, shapes in SHAPES.items() for shape in shapes])
-def test_other_shapes_are_refused(name: str, shape: tuple[int, ...], untouched: _call.Call) -> None:
+def test_other_shapes_are_refused(name: str, shape: tuple[int, ...], untouched: NativeConv) -> None:
     given = tensors("gc" if name == "depthwise" and shape != (4, 1, 1, 3, 3) else "dense")  # where the other is refused
     with pytest.raises(ArgumentError, match=f"({name}|gamma|weight) .*has shape|x has shape"):
-        untouched.forward(Inputs(**given | {name: torch.randn(shape)}))
+        untouched.forward(ConvInputs(**given | {name: torch.randn(shape)}))
 
 
 @pytest.mark.parametrize("missing", ["mean", "var"])
-def test_half_a_norm_is_refused(missing: str, untouched: _call.Call) -> None:
+def test_half_a_norm_is_refused(missing: str, untouched: NativeConv) -> None:
     with pytest.raises(ArgumentError, match=f"{missing} has shape None"):
-        untouched.forward(Inputs(**tensors() | {missing: None}))
+        untouched.forward(ConvInputs(**tensors() | {missing: None}))
 
 
 CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -126,122 +158,211 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
     "device": lambda t: t.to("meta"),
     "layout": lambda t: t.to_sparse(),
     "strides": lambda t: t.repeat_interleave(2, -1)[..., ::2],
-    "expanded": lambda t: t[:1].expand(t.shape),
+    "repeated": lambda t: t[:1].expand(t.shape),
     "quantized": lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.quint8),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("name", ["x", "weight", "depthwise", "bias", "gamma", "beta", "mean", "var", "shortcut"])
+@pytest.mark.parametrize("name", [*tensors(), "expanded"])
 @pytest.mark.filterwarnings("ignore:.*quantiz.*")
-def test_other_kinds_of_tensors_are_refused(name: str, change: str, untouched: _call.Call) -> None:
+def test_other_kinds_of_tensors_are_refused(name: str, change: str, untouched: NativeConv) -> None:
+    given = tensors("gc") | {"expanded": torch.randn(40)}
+    given[name] = CHANGES[change](given[name])
+    expanded = given.pop("expanded")
+    with pytest.raises(ArgumentError, match="contiguous CPU tensors of one dtype, float32 or float64"):
+        untouched.forward(ConvInputs(**given), expanded=expanded)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_expanded_filters_of_another_size_are_refused(kind: str, untouched: NativeConv) -> None:
+    given = tensors(kind)
+    size = native_conv(SPEC).expand_filters((2, 8, 3, 5, 6), given["weight"], given["depthwise"]).numel()
+    for shape in ((size + 1,), (size - 1,), (0,), (), (1, size), (size, 1)):
+        with pytest.raises(ArgumentError, match="expanded has shape"):
+            untouched.forward(ConvInputs(**given), expanded=torch.randn(shape))
+
+
+@pytest.mark.parametrize("name", ["weight", "depthwise"])
+def test_filters_that_do_not_fit_are_not_expanded(name: str, untouched: NativeConv) -> None:
     given = tensors("gc")
-    with pytest.raises(ArgumentError, match="contiguous CPU tensors of one type, float32 or float64"):
-        untouched.forward(Inputs(**given | {name: CHANGES[change](given[name])}))
+    for shape in ((), (4, 3, 8), (4, 2, 8, 3, 3)):
+        filters = {key: given[key] for key in ("weight", "depthwise")} | {name: torch.randn(shape)}
+        with pytest.raises(ArgumentError, match=r"has shape|weight"):
+            untouched.expand_filters((2, 8, 3, 5, 6), **filters)
+        with pytest.raises(ArgumentError, match=r"contiguous CPU tensors|has shape"):
+            untouched.expand_filters((2, 8, 3, 5, 6), **filters | {name: given[name].repeat(1, 1, 1, 1, 2)[..., ::2]})
 
 
 @pytest.mark.parametrize("shape", [(), (2, 8, 4, 5, 5), (2, 8, 3, 5, 6), (1, 8, 4, 5, 6), (2, 8, 4, 30)])
-def test_other_gradients_are_refused(shape: tuple[int, ...], untouched: _call.Call) -> None:
+def test_other_gradients_are_refused(shape: tuple[int, ...], untouched: NativeConv) -> None:
     x, weight, *_ = tensors().values()
     with pytest.raises(ArgumentError, match="the output's gradient has shape"):
-        untouched.backward(torch.randn(shape), Inputs(x, weight))
+        untouched.backward(torch.randn(shape), ConvInputs(x, weight))
+
+
+@pytest.mark.parametrize("shape", [(), (4, 3, 8, 3), (4, 2, 8, 3, 3)])
+def test_gradients_for_other_filters_are_refused(shape: tuple[int, ...], untouched: NativeConv) -> None:
+    with pytest.raises(ArgumentError, match="weight"):
+        untouched.backward(torch.randn(2, 8, 4, 5, 6), ConvInputs(tensors()["x"], torch.randn(shape)))
 
 
 @pytest.mark.parametrize("shape", [(), (2, 8, 3, 5, 5), (2, 8, 4, 5, 6), (1, 8, 3, 5, 6)])
-def test_other_additions_to_a_gradient_are_refused(shape: tuple[int, ...], untouched: _call.Call) -> None:
+def test_other_gradients_to_add_are_refused(shape: tuple[int, ...], untouched: NativeConv) -> None:
     x, weight, *_ = tensors().values()
-    with pytest.raises(ArgumentError, match="more has shape"):
-        untouched.backward(torch.randn(2, 8, 4, 5, 6), Inputs(x, weight), more=torch.randn(shape))
+    with pytest.raises(ArgumentError, match="other_grad has shape"):
+        untouched.backward(torch.randn(2, 8, 4, 5, 6), ConvInputs(x, weight), other_grad=torch.randn(shape))
 
 
-@pytest.mark.parametrize(("planes", "stride"), [(6, 1), (1, 2)])
-def test_what_cannot_be_lifted_is_refused(planes: int, stride: int, untouched: _call.Call) -> None:
-    call = _call.Call(D4, Geometry.parse(D4, 3, stride, 1), lifting=True)
-    x, weight = torch.randn(2, 1, planes, 5, 5), torch.randn(4, planes, 1, 3, 3)
-    with pytest.raises(ArgumentError, match="the kernels lift with stride 1 and 49 terms at most"):
-        call.forward(Inputs(x, weight))
-    with pytest.raises(ArgumentError, match="the kernels lift with stride 1 and 49 terms at most"):
-        call.backward_of_lifting(torch.randn(2, 8, 4, *call.geometry.output_size(5, 5)), x, weight)
+def test_images_of_too_many_channels_are_not_lifted(untouched: NativeConv) -> None:
+    conv = lifting_of(SPEC)
+    x, weight = torch.randn(2, 1, 6, 5, 5), torch.randn(4, 6, 1, 3, 3)
+    with pytest.raises(ArgumentError, match="x has 6 channels; the kernels lift with stride 1 and at most 49 products"):
+        NativeConv(conv.spec).forward(ConvInputs(x, weight))
+    with pytest.raises(ArgumentError, match="x has 6 channels"):
+        NativeConv(conv.spec).backward_of_lifting(torch.randn(2, 8, 4, 5, 5), x, weight)
 
 
-def test_pictures_smaller_than_the_kernel_are_refused(untouched: _call.Call) -> None:
+def test_images_smaller_than_the_kernel_are_refused(untouched: NativeConv) -> None:
+    inputs = ConvInputs(torch.randn(1, 8, 3, 6, 9), torch.randn(4, 3, 8, 7, 7))
     with pytest.raises(ArgumentError, match="smaller than the extent of kernel_size"):
-        _call.Call(D4, Geometry.parse(D4, 7)).forward(Inputs(torch.randn(1, 8, 3, 6, 9), torch.randn(4, 3, 8, 7, 7)))
+        NativeConv(ConvSpec.parse(D4, "dense", 7)).forward(inputs)
+
+
+UNKNOWN: dict[str, tuple[str, dict[str, Any]]] = {
+    "groups": ("groups=1", {"groups": 2}),
+    "stride": ("strides up to 3", {"stride": 4}),
+    "lifting stride": ("strides up to 1", {"kind": "lifting", "stride": 2}),
+    "kernel": ("kernels of up to 49 elements", {"kernel_size": 8}),
+    "dilation": ("kernels that extend over up to 64 pixels", {"dilation": 32}),
+    "transposed": ("no transposed convolution", {"transposed": True}),
+}
+
+
+@pytest.mark.parametrize("what", UNKNOWN)
+def test_convolutions_that_the_kernels_do_not_know_are_refused(what: str) -> None:
+    needed, change = UNKNOWN[what]
+    spec = ConvSpec.parse(D4, **{"kind": "dense", "kernel_size": 3} | change)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match=f"the kernels need {needed}"):
+        NativeConv(spec)
+    assert Native().unsupported_reason(spec) == needed
 
 
 @pytest.mark.parametrize(
     "x", [torch.zeros(2, 3, 4), torch.zeros(2, 3, 4, 5).half(), torch.zeros(2, 3, 0, 5), torch.zeros(2, 3, 4, 5).mT]
 )
-def test_statistics_of_other_tensors_are_refused(x: Tensor, untouched: _call.Call) -> None:
-    with pytest.raises(ArgumentError, match="no maps that the kernels read"):
-        _maps.statistics(x)
+def test_statistics_of_other_tensors_are_refused(x: Tensor, untouched: NativeConv) -> None:
+    with pytest.raises(ArgumentError, match="the kernels read contiguous"):
+        batch_statistics(x)
+
+
+@pytest.mark.parametrize("name", ["gamma", "beta", "mean", "var"])
+def test_norms_of_other_shapes_are_not_pooled(name: str, untouched: NativeConv) -> None:
+    given = {key: value for key, value in tensors().items() if key in ("gamma", "beta", "mean", "var")}
+    for shape in ((), (1,), (4,), (3, 1)):
+        norm = BatchNormReLU(**given | {name: torch.randn(shape)}, eps=1e-5, batch_stats=False)
+        with pytest.raises(ArgumentError, match=f"{name} has shape"):
+            norm_relu_max_pool(torch.randn(2, 3, 4, 6), norm)
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"stride": [0, 0]}, {"stride": [-1, -1]}, {"stride": [4, 4]}, {"stride": [1, 2]}, {"padding": [-1, -1]},
-        {"dilation": [0, 0]}, {"dilation": [-1, -1]}, {"elements": [1, 0, 0, 1]}, {"elements": [2, 0, 0, 1]},
-        {"weight": torch.zeros(4, 3, 8, 9, 9)},
+        {"stride": [0, 0]}, {"stride": [-1, -1]}, {"stride": [4, 4]}, {"stride": [1, 2]}, {"stride": [1]},
+        {"padding": [-1, -1]}, {"dilation": [0, 0]}, {"dilation": [-1, -1]}, {"dilation": [40, 40]},
+        {"elements": [1, 0, 0, 1]}, {"elements": [2, 0, 0, 1]}, {"elements": [1, 0, 0]}, {"elements": [1, 0]},
+        {"weight": torch.zeros(4, 3, 8, 9, 9)}, {"weight": torch.zeros(4, 3, 8)}, {"x": torch.zeros(2, 8, 3, 5)},
     ],
     ids=lambda change: "-".join(change),
 )  # fmt: skip
-def test_the_operator_refuses_what_no_layer_asks_for(change: dict[str, Any], untouched: _call.Call) -> None:
+def test_the_operators_refuse_what_no_layer_asks_for(change: dict[str, Any], untouched: NativeConv) -> None:
+    arguments = operator_arguments() | change
     with pytest.raises(ArgumentError):
-        torch.ops.sepgroupy.group_conv(*(operator_arguments() | change).values())
+        torch.ops.sepgroupy.group_conv(*arguments.values())
+    x, weight, depthwise, bias, _, *options = arguments.values()
+    with pytest.raises(ArgumentError):
+        torch.ops.sepgroupy.group_conv_backward(
+            torch.zeros(2, 8, 4, 5, 6), x, weight, depthwise, bias, [True] * 4, *options
+        )
 
 
-def operator_arguments(kind: str = "dense", norm: bool = False) -> dict[str, Any]:
-    """Name arguments of the operator, for p4m."""
-    given = tensors(kind)
-    if not norm:
-        given |= dict.fromkeys(("gamma", "beta", "mean", "var"))
-    elements = D4.arrays.flatten().tolist()
-    options = {"eps": 1e-5, "batch": False, "elements": elements, "stride": [1, 1], "padding": [1, 1]}
-    return given | options | {"dilation": [1, 1]}
+def operator_arguments(kind: str = "dense", group: PointGroup = D4) -> dict[str, Any]:
+    """Name the arguments of the operator, for p4m."""
+    given = {name: t for name, t in tensors(kind).items() if name in ("x", "weight", "depthwise", "bias", "residual")}
+    elements = group.arrays.flatten().tolist()
+    return given | {"elements": elements, "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1]}
 
 
 # ---- the definition, at sizes that are awkward for vectors, tiles and threads ------------------------------------
 
 
+@pytest.mark.parametrize("group", [C1, C4, D4, stress.DIAGONAL], ids=lambda group: group.name)
+@pytest.mark.parametrize("kind", ["dense", "lifting"])
+def test_the_definition_of_the_stress_program_is_that_of_the_oracle(kind: str, group: PointGroup) -> None:
+    """Its gradients are those of finite differences, exact for a function that is linear in each argument."""
+    order = 1 if kind == "lifting" else group.order
+    for kernel, stride, padding, dilation in ((3, 1, 1, 1), (2, 2, 0, 1), (3, 3, 2, 2)):
+        spec = ConvSpec.parse(group, kind, kernel, stride, padding, dilation)
+        x, weight = np.random.randn(2, order, 3, 7, 8), np.random.randn(4, 3, order, kernel, kernel)  # noqa: NPY002
+        definition = stress.Definition(x, weight, spec)
+        y, logical = definition.forward(), x[:, 0] if kind == "lifting" else x.swapaxes(1, 2)
+        expected = oracle.layer(logical, {"weight": weight}, group, stride, padding, dilation)
+        np.testing.assert_allclose(y.swapaxes(1, 2), expected, atol=1e-12)
+        grad, (dx, dweight) = np.random.randn(*y.shape), definition.gradients(np.random.randn(*y.shape))  # noqa: NPY002
+        dx, dweight = definition.gradients(grad)
+        step_x, step_weight = np.random.randn(*x.shape), np.random.randn(*weight.shape)  # noqa: NPY002
+        by_x = (stress.Definition(step_x, weight, spec).forward() * grad).sum()
+        by_weight = (stress.Definition(x, step_weight, spec).forward() * grad).sum()
+        np.testing.assert_allclose([by_x, by_weight], [(dx * step_x).sum(), (dweight * step_weight).sum()])
+
+
 def test_random_problems() -> None:
     counts = stress.check(120, seed=3)
     assert counts["empty"] > 3
-    what = ("with norm", "with shortcut", "lifted", "gc of long rows", "on shuffled p4m", "1 threads", "2 threads")
+    what = ("with norm", "with residual", "lifted", "gc of long rows", "on shuffled p4m", "1 threads", "2 threads")
     assert min(counts[name] for name in (*KINDS, *what)) > 3
 
 
-@pytest.mark.parametrize("group", [C1, D2, C4, D4, DIAGONAL, stress.SHUFFLED], ids=lambda group: group.name)
+@pytest.mark.parametrize("group", [C1, D2, C4, D4, stress.DIAGONAL, stress.SHUFFLED], ids=lambda group: group.name)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("stride", [1, 2, 3])
 def test_every_width_beside_that_of_vectors(group: PointGroup, kind: str, stride: int) -> None:
     for width in (1, 2, 4, 7, 8, 9, 15, 16, 17, 32, 33):
         for dtype, tolerance in ((torch.float32, 1e-4), (torch.float64, 1e-11)):
-            geometry = Geometry.parse(group, 3, stride, 1)
+            spec = ConvSpec.parse(group, "dense", 3, stride, 1)
             size = (1 + 18 // width, width)
-            problem = stress.Problem(group, geometry, 2, 3, 5, size, dtype, kind, True, True, 1)
+            problem = stress.Problem(spec, 2, 3, 5, size, dtype, kind, True, True, 1)
             assert problem.check() < tolerance, problem
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("stride", [1, 2, 3])
 def test_seven_by_seven(kind: str, stride: int) -> None:
-    geometry = Geometry.parse(D4, 7, stride, 3)
+    spec = ConvSpec.parse(D4, "dense", 7, stride, 3)
     for size in ((1, 1), (5, 9), (16, 16), (70, 31)):
-        assert stress.Problem(D4, geometry, 2, 2, 3, size, torch.float64, kind, True, True, 2).check() < 1e-11
+        assert stress.Problem(spec, 2, 2, 3, size, torch.float64, kind, True, True, 2).check() < 1e-11
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_kernels_that_reach_far_beyond_their_images(kind: str, stride: int) -> None:
+    """The widest extent, 64 pixels, around images of one pixel and of a few; several images, and bands of one."""
+    for dilation, padding, size, batch in ((31, 31, (1, 1), 9), (31, 40, (3, 5), 9), (21, 63, (64, 2), 1)):
+        spec = ConvSpec.parse(D4, "dense", 3, stride, padding, dilation)
+        assert stress.Problem(spec, batch, 2, 3, size, torch.float64, kind, True, True, 2).check() < 1e-11
 
 
 def test_the_general_transform_is_tested_beside_the_fast_ones() -> None:
-    general = (C1, D2, DIAGONAL, stress.BOTH_DIAGONALS, stress.SHUFFLED)
-    assert {_call._transform(group)[0] for group in general} == {_call.GENERAL}
-    assert (_call._transform(C4)[0], _call._transform(D4)[0]) == (_call.CYCLIC4, _call.DIHEDRAL4)
+    general = (C1, D2, stress.DIAGONAL, stress.BOTH_DIAGONALS, stress.SHUFFLED)
+    assert {launch._transform(group)[0] for group in general} == {launch.GENERAL}
+    assert (launch._transform(C4)[0], launch._transform(D4)[0]) == (launch.CYCLIC4, launch.DIHEDRAL4)
 
 
 WORK = {
     "one large image": (1, 3, (130, 90)),
     "many small images": (60, 3, (5, 5)),
     "some large images": (5, 3, (64, 50)),
-    "rest of a tile": (7, 40, (9, 9)),
+    "remainder of a tile": (7, 40, (9, 9)),
 }
 
 
@@ -249,22 +370,22 @@ WORK = {
 @pytest.mark.parametrize("work", WORK)
 def test_the_number_of_threads_changes_nothing_but_rounding(work: str, kind: str) -> None:
     batch, channels, size = WORK[work]
-    problem = stress.Problem(D4, GEOMETRY, batch, channels, 4, size, torch.float32, kind, True, True, 1)
-    call, inputs = _call.Call(D4, GEOMETRY), problem._inputs()
+    problem = stress.Problem(SPEC, batch, channels, 4, size, torch.float32, kind, True, True, 1)
+    conv, inputs = native_conv(SPEC), problem.draw_inputs()
     x = inputs.x
     grad = torch.randn(batch, 8, 4, *size)
-    lifting, planes, filters = _call.Call(D4, GEOMETRY, lifting=True), x[:, :1, :3], torch.randn(4, 3, 1, 3, 3)
-    planes, maps = planes.contiguous(), x.flatten(0, 1)
+    lifting, images, filters = lifting_of(SPEC), x[:, :1, :3], torch.randn(4, 3, 1, 3, 3)
+    images, maps = images.contiguous(), x.flatten(0, 1)
 
     def results(threads: int) -> list[Tensor]:
         torch.set_num_threads(threads)
         found = (
-            *call.forward(inputs, moments=True),
-            *call.backward(grad, inputs, batch=True),
-            *lifting.forward(Inputs(planes, filters), moments=True),
+            *conv.forward(inputs, stress.EPS, return_stats=True),
+            *conv.backward(grad, inputs, stress.EPS, batch_stats=True),
+            *lifting.forward(ConvInputs(images, filters), return_stats=True),
         )
-        lifted_back = lifting.backward_of_lifting(grad, planes, filters)
-        return [*(t for t in found if t is not None), *_maps.statistics(maps), *lifted_back]
+        lifted_back = lifting.backward_of_lifting(grad, images, filters)
+        return [*(t for t in found if t is not None), *batch_statistics(maps), *lifted_back]
 
     expected = results(1)
     for threads in (1, 2, 3):
@@ -275,7 +396,7 @@ def test_the_number_of_threads_changes_nothing_but_rounding(work: str, kind: str
 
 
 def test_fewer_threads_may_come_than_were_asked_for() -> None:
-    command = [sys.executable, "-m", "tests.stress.native", "--problems", "25", "--library", str(_library.FOLDER)]
+    command = [sys.executable, "-m", "tests.stress.native", "--problems", "25", "--library", str(library.FOLDER)]
     environment = os.environ | {"OMP_THREAD_LIMIT": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert "25 problems clean" in done.stdout, done.stderr
@@ -304,88 +425,203 @@ def test_workers_of_a_data_loader_compute_what_their_parent_does() -> None:
     torch.testing.assert_close(found, expected.detach())
 
 
-@pytest.mark.parametrize("kind", ["dense", "g", "gc"])
-@pytest.mark.parametrize("shape", [(0, 3, 8, 5, 6), (2, 3, 8, 1, 1), (1, 3, 8, 1, 17), (1, 3, 8, 1, 0)])
-def test_empty_and_one_pixel_maps(kind: str, shape: tuple[int, ...]) -> None:
-    if 0 in shape[-2:]:
-        with pytest.raises(ArgumentError, match="x is 1×0 pixels"):
-            layer(kind)(torch.zeros(shape))
-        return
-    convolution, reference = layer(kind), layer(kind, "dense")
-    reference.load_state_dict(convolution.state_dict())
-    x, norm = torch.randn(shape, requires_grad=True), nn.BatchNorm2d(3).eval()
-    y, expected = convolution(x, norm), reference(x, norm)
-    torch.testing.assert_close(y, expected)
-    leaves = [x, *norm.parameters()]
-    ours = torch.autograd.grad(y.square().sum(), [*leaves, *convolution.parameters()])
-    theirs = torch.autograd.grad(expected.square().sum(), [*leaves, *reference.parameters()])
-    torch.testing.assert_close(ours, theirs)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [(1, 1), (1, 17), (17, 1)])
+def test_maps_of_a_pixel_or_a_row(kind: str, size: tuple[int, int]) -> None:
+    problem = stress.Problem(SPEC, 2, 3, 4, size, torch.float64, kind, True, True, 1, residual=True)
+    assert problem.check() < 1e-11
+    convolution, x = layer(kind), torch.randn(2, 3, 8, *size)
+    torch.testing.assert_close(convolution(x).double(), as_defined(convolution, x, padding=1), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("algorithm", ["native", "auto"])
-def test_a_batch_of_nothing_leaves_the_statistics_alone(algorithm: str) -> None:
-    norm = nn.BatchNorm2d(3)
-    before = {name: value.clone() for name, value in norm.state_dict().items()} | {
-        "num_batches_tracked": torch.tensor(1)
-    }
-    x = torch.zeros(0, 3, 8, 5, 6, requires_grad=True)
-    convolution = layer(algorithm=algorithm)
-    convolution(x, norm).sum().backward()
-    torch.testing.assert_close(norm.state_dict(), before)
-    assert all(p.grad is not None and not p.grad.any() for p in (*convolution.parameters(), *norm.parameters()))
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_empty_batch(kind: str) -> None:
+    convolution, x, norm = layer(kind), torch.zeros(0, 3, 8, 5, 6, requires_grad=True), norm_of()
+    leaves = [x, norm.gamma, norm.beta, *convolution.parameters()]
+    y = run_fused(convolution, x, norm_of_leaves(norm), return_stats=True)
+    assert y.y.shape == (0, 4, 8, 5, 6)
+    assert y.stats is None
+    gradients = torch.autograd.grad(y.y.sum(), leaves)
+    assert [g.shape for g in gradients] == [leaf.shape for leaf in leaves]  # type: ignore[union-attr]
+    assert not any(g.any() for g in gradients)
+    with pytest.raises(ArgumentError, match="x is 1×0 pixels"):
+        layer(kind)(torch.zeros(1, 3, 8, 1, 0))
+
+
+def norm_of_leaves(norm: BatchNormReLU) -> BatchNormReLU:
+    for t in (norm.gamma, norm.beta):
+        assert t is not None
+        t.requires_grad_()
+    return norm
+
+
+@pytest.mark.parametrize("backend", ["native", "auto"])
+def test_a_batch_of_nothing_leaves_the_running_statistics_alone(backend: str) -> None:
+    net = sepgroupy.fuse(nn.Sequential(sepgroupy.GroupBatchNorm2d(3), nn.ReLU(), layer(backend=backend)))
+    before = {name: value.clone() for name, value in net[0].state_dict().items()}
+    net(torch.zeros(0, 3, 8, 5, 6, requires_grad=True)).sum().backward()
+    torch.testing.assert_close(net[0].state_dict(), before | {"num_batches_tracked": torch.tensor(1)})
+    assert all(p.grad is not None and not p.grad.any() for p in net.parameters())
 
 
 @pytest.mark.parametrize(("inputs", "size"), [(0, (5, 6)), (3, (0, 6))])
 def test_sums_over_nothing_are_the_bias(inputs: int, size: tuple[int, int]) -> None:
-    call = _call.Call(D4, Geometry.parse(D4, 1))
-    given = Inputs(torch.zeros(2, 8, inputs, *size), torch.zeros(4, inputs, 8, 1, 1))
+    conv = native_conv(ConvSpec.parse(D4, "dense", 1))
+    given = ConvInputs(torch.zeros(2, 8, inputs, *size), torch.zeros(4, inputs, 8, 1, 1))
     if 0 in size:
         with pytest.raises(ArgumentError, match="pixels"):
-            call.forward(given._replace(bias=torch.ones(4)))
+            conv.forward(given._replace(bias=torch.ones(4)))
     else:
-        y, *moments = call.forward(given._replace(bias=torch.arange(4.0)), moments=True)
-        assert moments == [None, None]
+        y, *stats = conv.forward(given._replace(bias=torch.arange(4.0)), return_stats=True)
+        assert stats == [None, None]
         assert torch.equal(y, torch.arange(4.0).view(-1, 1, 1).expand(2, 8, 4, *size))
-        assert not call.forward(given)[0].any()
-        _, dweight, *_ = call.backward(y, given)
+        assert not conv.forward(given)[0].any()
+        _, dweight, *_ = conv.backward(y, given)
         assert dweight is not None
         assert dweight.shape == (4, 0, 8, 1, 1)
+        assert conv.expand_filters(given.x.shape, given.weight, None).numel() == 0
 
 
-# ---- NaN ---------------------------------------------------------------------------------------------------------
+# ---- expanded filters --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("group", [C4, D4, stress.DIAGONAL], ids=lambda group: group.name)
+def test_expanded_filters_give_the_same_bits(group: PointGroup, kind: str, dtype: torch.dtype) -> None:
+    suffixes = set()
+    for stride in (1, 2, 3):
+        spec = ConvSpec.parse(group, "dense", 3, stride, 1)
+        conv = native_conv(spec)
+        for width in (7, 8, 16, 24, 32, 48):  # rows that fill no vectors, narrow ones and wide ones
+            suffixes.add(conv.filter_layout(width, dtype)[0])
+            problem = stress.Problem(spec, 2, 3, 5, (9, width), dtype, kind, True, True, 1)
+            inputs = problem.draw_inputs()
+            expected = conv.forward(inputs, stress.EPS, return_stats=True)
+            expanded = conv.expand_filters(inputs.x.shape, inputs.weight, inputs.depthwise)
+            garbage = inputs._replace(weight=torch.full_like(inputs.weight, math.nan))  # not read
+            found = conv.forward(garbage, stress.EPS, return_stats=True, expanded=expanded)
+            for ours, theirs in zip(found, expected, strict=True):
+                assert ours is not None
+                assert torch.equal(ours, theirs)  # type: ignore[arg-type]
+    wide = {library.WIDE} if kernels().library.wide_rows() and dtype is torch.float32 else set()
+    assert suffixes == {library.SUFFIXES[dtype]} | wide
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "lifting"])
+@pytest.mark.parametrize("padding", [1, "same"])
+def test_cached_filters_give_the_same_bits_for_every_image_size(kind: str, padding: int | str) -> None:
+    """Filters are expanded for one size, and used for another of the same layout alone."""
+    kernel = 3 if padding == 1 else 4
+    group = C1 if padding == "same" else D4  # of an even kernel, so that both sides are padded differently
+    if kind == "lifting":
+        convolution: nn.Module = LiftingConv2d(3, 4, kernel, padding=padding, group=group)
+    else:
+        convolution = GroupConv2d(3, 4, kernel, padding=padding, group=group, kind=kind, backend="native")
+    axes = (3,) if kind == "lifting" else (3, group.order)
+    images = [torch.randn(2, *axes, rows, width) for rows in (5, 40) for width in (7, 8, 9, 15, 16, 17, 32, 48)]
+    with torch.no_grad():
+        expected = [convolution(x) for x in images]
+        with cached_filters(convolution):
+            for _ in range(2):
+                assert all(torch.equal(convolution(x), y) for x, y in zip(images, expected, strict=True))
+            with torch.autocast("cpu", torch.bfloat16):  # by the operator, which expands them itself
+                short = convolution(images[0])
+    torch.testing.assert_close(short.float(), expected[0], rtol=0.02, atol=0.02)
+
+
+# ---- what is fused -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("training", [False, True])
+def test_statistics_residual_and_shared_input(kind: str, training: bool) -> None:
+    convolution, x, norm = layer(kind), torch.randn(2, 3, 8, 9, 7, requires_grad=training), norm_of()
+    residual = torch.randn(2, 4, 8, 9, 7)
+    with torch.set_grad_enabled(training):
+        y, shared, stats = run_fused(convolution, x, norm, residual, return_stats=True, share_x=True)
+    assert stats is not None
+    merged = x.detach().transpose(1, 2).flatten(0, 1)
+    read = norm(merged).unflatten(0, (2, 8)).transpose(1, 2)
+    expected = as_defined(convolution, read, padding=1) + residual
+    torch.testing.assert_close(y.double(), expected, rtol=1e-4, atol=1e-4)
+    values = y.detach().double().transpose(0, 1).flatten(1)
+    torch.testing.assert_close(stats[0].double(), values.mean(1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(stats[1].double(), values.var(1, correction=0), rtol=1e-4, atol=1e-5)
+    assert not any(s.requires_grad for s in stats)
+    assert torch.equal(shared, x)
+    assert shared.requires_grad == training
+    assert run_fused(convolution, x).stats is None
+
+
+def test_an_input_that_needs_no_gradient_is_shared_as_it_is() -> None:
+    x = torch.randn(2, 3, 8, 6, 6)
+    y, shared, _ = run_fused(layer(), x, share_x=True)
+    assert y.requires_grad
+    assert shared is x
+
+
+# ---- NaN and infinity --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "lifting"])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_pixel_that_is_not_finite_reaches_its_window_and_no_more(kind: str, stride: int, value: float) -> None:
+    """The window over all group elements; beyond it every bit is what it is with another pixel there."""
+    if kind == "lifting" and stride > 1:
+        pytest.skip("PyTorch's")
+    for width, dilation in ((11, 1), (16, 1), (37, 2)):
+        spec = ConvSpec.parse(D4, "lifting" if kind == "lifting" else "dense", 3, stride, 2, dilation)
+        conv = native_conv(spec)
+        for column in (0, width // 2, width - 1):  # in a vector, and in the remainder of a row
+            x = torch.randn(3, 1 if kind == "lifting" else 8, 3, 9, width)
+            weight, depthwise = filters_of(kind, 4, 3, 8) if kind != "lifting" else (torch.randn(4, 3, 1, 3, 3), None)
+            finite, _, _ = conv.forward(ConvInputs(x, weight, depthwise))
+            at = (1, 0 if kind == "lifting" else 2, 2, 4, column)
+            indicator = torch.zeros_like(x)
+            indicator[at], x[at] = 1, value
+            y, _, _ = conv.forward(ConvInputs(x, weight, depthwise))
+            kernel = np.ones((1, 3, x.shape[1], 3, 3))
+            window = stress.Definition(indicator.double().numpy(), kernel, spec).forward().any((1, 2))
+            inside = torch.from_numpy(window)[:, None, None].expand(y.shape)
+            assert inside.any()
+            assert torch.equal(y[~inside], finite[~inside])
+            assert not y[inside].isfinite().any()
 
 
 @pytest.mark.parametrize("kind", ["dense", "gc"])
-@pytest.mark.parametrize("column", [0, 5, 10])  # in a vector, and in what is left of a row
+@pytest.mark.parametrize("column", [0, 5, 10])  # in a vector, and in the remainder of a row
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_what_is_no_number_reaches_what_it_reaches_by_definition(kind: str, column: int, value: float) -> None:
+def test_what_is_not_finite_passes_a_norm_as_by_definition(kind: str, column: int, value: float) -> None:
     x = torch.randn(3, 3, 8, 9, 11)
     x[1, 2, 3, 4, column] = value
-    convolution, reference, norm = layer(kind), layer(kind, "dense"), nn.BatchNorm2d(3).eval()
-    reference.load_state_dict(convolution.state_dict())
-    y, expected = convolution(x, norm), reference(x, norm)
-    if kind == "gc":  # the transform mixes the elements before the weights can
-        assert torch.equal(y.isfinite().all(2), expected.isfinite().all(2))
+    convolution, norm = layer(kind), norm_of()
+    y = run_fused(convolution, x, norm).y
+    read = norm(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (3, 8)).transpose(1, 2)
+    with np.errstate(invalid="ignore"):
+        expected = as_defined(convolution, read, padding=1).float()
     reached = ~expected.isfinite()
     assert reached.any() == (value != -math.inf)  # which the ReLU makes zero
     assert (~y.isfinite())[reached].all()
     alone = torch.ones_like(reached)
     alone[1, :, :, 3:6, max(0, column - 1) : column + 2] = False
-    torch.testing.assert_close(y[alone], expected[alone])
+    torch.testing.assert_close(y[alone], expected[alone], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("column", [0, 10])
-def test_gradients_at_what_is_no_number(column: int) -> None:
+def test_gradients_at_what_is_not_finite(column: int) -> None:
     x = torch.randn(2, 3, 8, 5, 11)
     x[0, 1, 2, 3, column] = math.nan
-    norm, results, state = nn.BatchNorm2d(3).eval(), [], layer().state_dict()
-    for algorithm in ("native", "dense"):
-        convolution, leaf = layer(algorithm=algorithm), x.clone().requires_grad_()
-        convolution.load_state_dict(state)
-        convolution(leaf, norm).backward(torch.ones(2, 4, 8, 5, 11))
-        assert leaf.grad is not None
-        results.append(leaf.grad)
-    torch.testing.assert_close(*results)
+    convolution, norm = layer(), norm_of()
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    run_fused(convolution, ours, norm).y.backward(torch.ones(2, 4, 8, 5, 11))
+    read = norm(theirs.transpose(1, 2).flatten(0, 1))
+    weight = convolution.weight.detach().double().numpy()
+    definition = stress.Definition(read.detach().double().numpy().reshape(2, 8, 3, 5, 11), weight, SPEC)
+    dread, _ = definition.gradients(np.ones((2, 8, 4, 5, 11)))
+    read.backward(torch.from_numpy(dread).float().flatten(0, 1))
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4)
 
 
 # ---- derivatives -------------------------------------------------------------------------------------------------
@@ -393,72 +629,282 @@ def test_gradients_at_what_is_no_number(column: int) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("batch", [None, False, True])  # no norm, one of fixed statistics, one of the batch's own
-@pytest.mark.parametrize("group", [C4, D4, DIAGONAL], ids=lambda group: group.name)
+@pytest.mark.parametrize("group", [C4, D4, stress.DIAGONAL], ids=lambda group: group.name)
 def test_derivatives(kind: str, batch: bool | None, group: PointGroup) -> None:
-    geometry = Geometry.parse(group, 3, 1 if kind == "g" else 2, 1)  # at stride 1 blocks of a g filter stay in factors
+    # At stride 1 blocks of a g filter stay in factors.
+    spec = ConvSpec.parse(group, "dense", 3, 1 if kind == "g" else 2, 1)
     x = torch.randn(2, group.order, 2, 4, 5).double()
     weight, depthwise = (None if t is None else t.double() for t in filters_of(kind, 2, 2, group.order))
     affine = (torch.rand(2).double() + 0.5, torch.randn(2).double())
     given = [x, weight, *([depthwise] if depthwise is not None else []), torch.randn(2).double()]
     given += [] if batch is None else affine
-    given += [torch.randn(2, group.order, 2, *geometry.output_size(4, 5)).double()]  # a shortcut
-    call = _call.Call(group, geometry)
+    given += [torch.randn(2, group.order, 2, *spec.output_size(4, 5)).double()]  # a residual
+    conv = native_conv(spec)
 
     def function(*leaves: Tensor) -> tuple[Tensor, Tensor]:
-        rest = iter(leaves)
-        x, weight, depthwise, bias = next(rest), next(rest), None if kind == "dense" else next(rest), next(rest)
-        if batch is None:
-            y, again = convolve(Inputs(x, weight, depthwise, bias, shortcut=next(rest)), 0.0, False, call, fork=True)
-            return y, again.sin()
-        maps = x.detach().movedim(2, 0).flatten(1)
-        mean, var = (maps.mean(1), maps.var(1, correction=0)) if batch else (x.new_ones(2) * 0.1, x.new_ones(2))
-        inputs = Inputs(x, weight, depthwise, bias, next(rest), next(rest), mean, var, next(rest))
-        y, again = convolve(inputs, 1e-5, bool(batch), call, fork=True)
+        others = iter(leaves)
+        x, weight, depthwise, bias = next(others), next(others), None if kind == "dense" else next(others), next(others)
+        inputs, eps = ConvInputs(x, weight, depthwise, bias), 0.0
+        if batch is not None:
+            maps, eps = x.detach().movedim(2, 0).flatten(1), 1e-5
+            mean, var = (maps.mean(1), maps.var(1, correction=0)) if batch else (x.new_ones(2) * 0.1, x.new_ones(2))
+            inputs = inputs._replace(gamma=next(others), beta=next(others), mean=mean, var=var)
+        inputs = inputs._replace(residual=next(others))
+        y, again, _, _ = backend._convolve(inputs, eps, bool(batch), conv, share_x=True)
+        assert again is not None
         return y, again.sin()
 
-    leaves = [t.requires_grad_() for t in given]
+    leaves = [t.requires_grad_() for t in given if t is not None]
     assert torch.autograd.gradcheck(function, leaves, fast_mode=True)
     assert torch.autograd.gradgradcheck(function, leaves, fast_mode=True)
 
 
-# ---- as an operator ----------------------------------------------------------------------------------------------
+def test_derivatives_of_lifting_and_of_pooling() -> None:
+    leaves = [torch.randn(shape).double().requires_grad_() for shape in ((2, 1, 3, 4, 5), (4, 3, 1, 3, 3), (4,))]
+
+    def lift(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return backend._convolve(ConvInputs(x, weight, bias=bias), 0.0, False, lifting_of(SPEC))[0]
+
+    def pool(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        return norm_relu_max_pool(x, BatchNormReLU(x.new_zeros(3), x.new_ones(3), gamma, beta, 1e-5, False))
+
+    assert torch.autograd.gradcheck(lift, leaves, fast_mode=True)
+    assert torch.autograd.gradgradcheck(lift, leaves, fast_mode=True)
+    leaves = [torch.randn(shape).double().requires_grad_() for shape in ((2, 3, 5, 6), (3,), (3,))]
+    assert torch.autograd.gradcheck(pool, leaves, fast_mode=True)
+    assert torch.autograd.gradgradcheck(pool, leaves, fast_mode=True)
+
+
+# ---- gradients that nobody needs ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any, dict[str, bool]]]:
+    """Record each kernel that is launched: its name, its problem, and which tensors it is given."""
+    calls: list[tuple[str, Any, dict[str, bool]]] = []
+
+    def record(name: str, first: Any, tensors: Any, suffix: str | None = None) -> None:
+        outputs = {
+            "backward": ("dx", "dweight", "ddepthwise", "dgamma", "dbeta"),
+            "pool_back": ("dx", "dgamma", "dbeta"),
+        }.get(name, ())
+        ends = tensors[:-1] if name == "backward" else tensors  # the last is the workspace
+        given = dict(zip(outputs, [t is not None for t in ends[len(ends) - len(outputs) :]], strict=True))
+        calls.append((name, getattr(first[0], "_obj", None), given))
+        library.launch(name, first, tensors, suffix)
+
+    monkeypatch.setattr(launch, "launch", record)
+    monkeypatch.setattr(native_batch_norm, "launch", record)
+    return calls
+
+
+WANTED = [
+    {"x"}, {"weight"}, {"depthwise"}, {"bias"}, {"gamma"}, {"beta"}, {"residual"}, {"gamma", "beta"},
+    {"weight", "depthwise", "bias"}, {"x", "gamma", "beta"}, {"x", "weight"}, {"bias", "residual"},
+    {"x", "weight", "depthwise", "bias", "gamma", "beta", "residual"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("wanted", WANTED, ids="-".join)
+@pytest.mark.parametrize("batch_stats", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_are_computed_where_they_are_needed(
+    kind: str, batch_stats: bool, wanted: set[str], launched: list[tuple[str, Any, dict[str, bool]]]
+) -> None:
+    given = tensors(kind)
+    wanted = wanted & {name for name, t in given.items() if t is not None}
+    if not wanted:
+        return
+    grad = torch.randn(2, 8, 4, 5, 6)
+
+    def gradients(names: set[str]) -> dict[str, Tensor]:
+        inputs = {n: None if t is None else t.clone().requires_grad_(n in names) for n, t in given.items()}
+        y, *_ = backend._convolve(ConvInputs(**inputs), 1e-5, batch_stats, native_conv(SPEC), share_x=True)
+        y.backward(grad)
+        return {n: t.grad for n, t in inputs.items() if t is not None and t.grad is not None}
+
+    expected = gradients({n for n, t in given.items() if t is not None and n not in ("mean", "var")})
+    launched.clear()
+    found = gradients(wanted)
+    assert found.keys() == wanted
+    assert all(torch.equal(found[name], expected[name]) for name in wanted)
+    for_x, for_filters = bool(wanted & {"x", "gamma", "beta"}), bool(wanted & {"weight", "depthwise"})
+    calls = [call for call in launched if call[0] == "backward"]
+    assert len(calls) == (for_x or for_filters)
+    for _, problem, outputs in calls:
+        assert (bool(problem.wants_x), bool(problem.wants_filters)) == (for_x, for_filters)
+        assert outputs["dx"] == outputs["dgamma"] == outputs["dbeta"] == for_x
+        assert outputs["dweight"] == for_filters
+        assert outputs["ddepthwise"] == (for_filters and kind != "dense")
+
+
+@pytest.mark.parametrize("wanted", [{"x"}, {"weight"}, {"bias"}, {"x", "weight", "bias"}], ids="-".join)
+def test_lifting_computes_the_gradients_that_are_needed(
+    wanted: set[str], launched: list[tuple[str, Any, dict[str, bool]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convolution, x, calls = LiftingConv2d(3, 4, 3, group=D4), torch.randn(2, 3, 7, 8), []
+    leaves = {"x": x, "weight": convolution.weight, "bias": convolution.bias}
+    of_images = backend._images_grad
+    monkeypatch.setattr(backend, "_images_grad", lambda *args: (calls.append("x"), of_images(*args))[1])
+
+    def gradients(names: set[str]) -> dict[str, Tensor]:
+        for name, leaf in leaves.items():
+            assert leaf is not None
+            leaf.grad = None
+            leaf.requires_grad_(name in names)
+        convolution(x).square().sum().backward()
+        return {name: leaf.grad for name, leaf in leaves.items() if leaf is not None and leaf.grad is not None}
+
+    expected = gradients(set(leaves))
+    launched.clear()
+    calls.clear()
+    found = gradients(wanted)
+    assert found.keys() == wanted
+    for name in wanted:  # the bias's alone is summed by PyTorch
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-5 if name == "bias" else 0, atol=0)
+    assert [name for name, *_ in launched if name == "lift_back"] == (["lift_back"] if "weight" in wanted else [])
+    assert calls == (["x"] if "x" in wanted else [])
+
+
+@pytest.mark.parametrize("batch_stats", [False, True])
+@pytest.mark.parametrize("wanted", [{"x"}, {"gamma"}, {"beta"}, {"gamma", "beta"}, {"x", "gamma"}], ids="-".join)
+def test_pooling_computes_the_gradients_that_are_needed(
+    wanted: set[str], batch_stats: bool, launched: list[tuple[str, Any, dict[str, bool]]]
+) -> None:
+    norm, x = norm_of(batch_stats=batch_stats), torch.randn(2, 3, 7, 6)
+    leaves = {"x": x, "gamma": norm.gamma, "beta": norm.beta}
+
+    def gradients(names: set[str]) -> dict[str, Tensor]:
+        for name, leaf in leaves.items():
+            assert leaf is not None
+            leaf.grad = None
+            leaf.requires_grad_(name in names)
+        norm_relu_max_pool(x, norm).square().sum().backward()
+        return {name: leaf.grad for name, leaf in leaves.items() if leaf is not None and leaf.grad is not None}
+
+    expected = gradients(set(leaves))
+    found = gradients(wanted)
+    assert found.keys() == wanted
+    assert all(torch.equal(found[name], expected[name]) for name in wanted)
+    (_, _, outputs) = launched[-1]
+    assert outputs == {"dx": "x" in wanted, **dict.fromkeys(("dgamma", "dbeta"), bool(wanted - {"x"}))}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("norm", [False, True])
+def test_frozen_networks_compute_the_gradients_that_remain(
+    kind: str, launched: list[tuple[str, Any, dict[str, bool]]]
+) -> None:
+    """Of two layers and norms: frozen filters, a frozen first layer, and norms alone; fused and not."""
+    norms = [sepgroupy.GroupBatchNorm2d(4), sepgroupy.GroupBatchNorm2d(4)]
+    second = GroupConv2d(4, 4, 3, group=D4, kind=kind, backend="native")
+    plain = nn.Sequential(layer(kind), norms[0], nn.ReLU(), second, norms[1], nn.ReLU())
+    x, parameters = torch.randn(2, 3, 8, 7, 7), dict(plain.named_parameters())
+
+    def gradients(net: nn.Module, wanted: set[str]) -> dict[str, Tensor]:
+        for name, p in parameters.items():
+            p.grad = None
+            p.requires_grad_(name in wanted)
+        launched.clear()
+        net(x).square().sum().backward()
+        return {name: p.grad for name, p in parameters.items() if p.grad is not None}
+
+    of_norms = {name for name in parameters if name[0] in "14"}
+    expected = gradients(plain, set(parameters))
+    for wanted in (of_norms, {name for name in parameters if name[0] in "34"}, {n for n in of_norms if n[0] == "4"}):
+        for fused in (False, True):
+            found = gradients(sepgroupy.fuse(plain) if fused else sepgroupy.fusion.restore(plain), wanted)
+            assert found.keys() == wanted
+            for name in wanted:
+                scale = float(expected[name].abs().max())
+                torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5 * scale)
+            problems = [problem for name, problem, _ in launched if name == "backward"]
+            assert len(problems) == (1 if any(name[0] in "13" for name in wanted) else 0)
+            for problem in problems:
+                assert problem.wants_filters == any(name.startswith("3.") for name in wanted)
+                assert problem.wants_x == any(name.startswith("1.") for name in wanted)
+    sepgroupy.fusion.restore(plain)
+
+
+# ---- as an operator ----------------------------------------------------------------------------------------------
+
+NEEDS = [(True,) * 4, (True, False, False, False), (False, True, False, False), (False, False, True, True)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("needs", NEEDS)
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck looks at it
-def test_the_operators_are_what_torch_expects(kind: str, norm: bool) -> None:
-    arguments = operator_arguments(kind, norm)
-    for name in ("x", "weight", "depthwise", "bias", "gamma", "beta", "shortcut"):
+def test_the_operators_are_what_torch_expects(kind: str, needs: tuple[bool, ...]) -> None:
+    arguments = operator_arguments(kind)
+    for name, need in zip(("x", "weight", "depthwise", "bias", "residual"), (*needs, needs[0]), strict=True):
         if arguments[name] is not None:
-            arguments[name].requires_grad_()
-    torch.library.opcheck(_operator.group_conv, tuple(arguments.values()))
-    plain = [a.detach() if isinstance(a, Tensor) else a for name, a in arguments.items() if name != "shortcut"]
-    torch.library.opcheck(_operator.group_conv_backward, (torch.randn(2, 8, 4, 5, 6), *plain))
+            arguments[name].requires_grad_(need)
+    if any(t is not None and t.requires_grad for t in list(arguments.values())[:5] if isinstance(t, Tensor)):
+        torch.library.opcheck(backend.group_conv, tuple(arguments.values()))
+    x, weight, depthwise, bias, _, *options = (a.detach() if isinstance(a, Tensor) else a for a in arguments.values())
+    given = (torch.randn(2, 8, 4, 5, 6), x, weight, depthwise, bias, list(needs), *options)
+    torch.library.opcheck(backend.group_conv_backward, given)
+    tensors = zip((x, weight, depthwise, bias), needs, strict=True)
+    sizes = [t.numel() if t is not None and need else 0 for t, need in tensors]
+    assert [g.numel() for g in torch.ops.sepgroupy.group_conv_backward(*given)] == sizes
 
 
-@pytest.mark.parametrize("kind", ["dense", "g", "gc"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_operator_has_the_gradients_of_an_eager_layer(kind: str) -> None:
+    """Whichever parameters are frozen."""
+    given = operator_arguments(kind)
+    names = [name for name in ("x", "weight", "depthwise", "bias", "residual") if given[name] is not None]
+    inputs = ConvInputs(**{name: given[name] for name in names})
+    for wanted in (*({name} for name in names), set(names)):
+        for name in names:
+            given[name].requires_grad_(name in wanted)
+        leaves = [given[name] for name in sorted(wanted)]
+        y = torch.ops.sepgroupy.group_conv(*given.values())
+        expected, *_ = backend._convolve(inputs, 0.0, False, native_conv(SPEC))
+        assert torch.equal(y, expected)
+        ours, theirs = (torch.autograd.grad(t.square().sum(), leaves) for t in (y, expected))
+        assert all(map(torch.equal, ours, theirs))
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_compiler_sees_one_operator(kind: str) -> None:
     convolution, x = layer(kind), torch.randn(2, 3, 8, 6, 6, requires_grad=True)
-    norm = nn.BatchNorm2d(3)
+    counter = torch._dynamo.testing.EagerAndRecordGraphs()
+    torch.compile(convolution, fullgraph=True, backend=counter)(x)
+    (graph,) = counter.graphs
+    assert graph.code.count("torch.ops.sepgroupy.group_conv") == 1
     compiled = torch.compile(convolution, fullgraph=True, backend="aot_eager")
     results = []
     for function in (convolution, compiled):
-        y = function(x, norm)
-        results.append([y, *torch.autograd.grad(y.square().sum(), [x, *convolution.parameters(), *norm.parameters()])])
+        y = function(x)
+        results.append([y, *torch.autograd.grad(y.square().sum(), [x, *convolution.parameters()])])
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("algorithm", "times"), [("native", 1), ("auto", 0)])
-def test_only_a_forced_layer_exports_the_operator(algorithm: str, times: int) -> None:
-    convolution, x = layer(algorithm=algorithm), torch.randn(2, 3, 8, 40, 40)
+@pytest.mark.parametrize("backend", ["native", "auto"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_sizes_are_symbols_to_a_compiler(kind: str, backend: str) -> None:
+    convolution = layer(kind, backend, stride=2)
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(convolution, dynamic=True, fullgraph=True, backend=counter)
+    for batch, size in ((2, (6, 6)), (3, (9, 7)), (2, (32, 33)), (5, (16, 16)), (9, (64, 20))):
+        x = torch.randn(batch, 3, 8, *size, requires_grad=True)
+        y = compiled(x)
+        torch.testing.assert_close(y.double(), as_defined(convolution, x, stride=2, padding=1), rtol=1e-4, atol=1e-4)
+        y.sum().backward()
+        assert x.grad is not None
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize(("backend", "times"), [("native", 1), ("auto", 0)])
+def test_only_a_forced_layer_exports_the_operator(backend: str, times: int) -> None:
+    convolution, x = layer(backend=backend), torch.randn(2, 3, 8, 40, 40)
     program = torch.export.export(convolution, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     assert program.graph_module.code.count("torch.ops.sepgroupy.group_conv") == times
     torch.testing.assert_close(program.module()(x[:1]), convolution(x[:1]))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_short_types_are_computed_in_float32(dtype: torch.dtype) -> None:
+def test_short_dtypes_are_computed_in_float32(dtype: torch.dtype) -> None:
     convolution, x = layer(), torch.randn(2, 3, 8, 6, 6)
     expected = convolution(x)
     with torch.autocast("cpu", dtype):
@@ -479,11 +925,148 @@ def test_functions_of_tensors_are_transformed_by_the_definition() -> None:
 
 @pytest.mark.parametrize("momentum", [0.1, None])
 def test_running_statistics_are_those_of_batch_norm(momentum: float | None) -> None:
-    x, ours, theirs = 3 + torch.randn(4, 3, 8, 9, 7), nn.BatchNorm2d(3, momentum=momentum), nn.BatchNorm2d(3)
-    theirs.momentum = momentum
-    native, dense = layer(), layer(algorithm="dense")
-    dense.load_state_dict(native.state_dict())
+    ours, theirs = (
+        nn.Sequential(sepgroupy.GroupBatchNorm2d(3, momentum=momentum), nn.ReLU(), layer()) for _ in range(2)
+    )
+    theirs.load_state_dict(ours.state_dict())
+    sepgroupy.fuse(ours)
+    x = 3 + torch.randn(4, 3, 8, 9, 7)
     for _ in range(2):
-        torch.testing.assert_close(native(x, ours), dense(x, theirs), rtol=1e-4, atol=1e-5)
-    for name, value in theirs.state_dict().items():
-        np.testing.assert_allclose(ours.state_dict()[name], value, rtol=1e-5, err_msg=name)
+        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
+    for name, value in theirs[0].state_dict().items():
+        np.testing.assert_allclose(ours[0].state_dict()[name], value, rtol=1e-5, err_msg=name)
+
+
+# ---- FLOPs -------------------------------------------------------------------------------------------------------
+
+# Multiply-accumulates of a pair of channels and a pixel along the group axis of p4m, in the Fourier domain.
+P4M_PAIR = 12
+PIXELS = 6 * 7
+
+
+@pytest.mark.parametrize(
+    ("kind", "forward", "of_x", "of_filters"),
+    [
+        ("dense", P4M_PAIR * 3 * 4 * 9 * PIXELS, 1, 1),
+        ("g", P4M_PAIR * 3 * 4 * 9 * PIXELS, 1, 1),
+        ("gc", P4M_PAIR * 3 * 4 * PIXELS + 4 * 8 * 9 * PIXELS, None, None),
+    ],
+)
+def test_executed_operations_are_counted(kind: str, forward: int, of_x: int | None, of_filters: int | None) -> None:
+    convolution, x = layer(kind), torch.randn(2, 3, 8, 6, 7)
+    counts = []
+    for wants_x, wants_filters in ((False, False), (True, False), (False, True), (True, True)):
+        x.requires_grad_(wants_x)
+        convolution.requires_grad_(wants_filters)
+        with FlopCounterMode(display=False) as counter:
+            y = convolution(x)
+        assert counter.get_total_flops() == 2 * 2 * forward
+        if wants_x or wants_filters:
+            with FlopCounterMode(display=False) as counter:
+                y.sum().backward()
+            counts.append(counter.get_total_flops() / (2 * 2))
+    if of_x is not None and of_filters is not None:
+        assert counts == [of_x * forward, of_filters * forward, (of_x + of_filters) * forward]
+    else:  # of gc: products and depthwise step back; the filters' also make the products again
+        products, depthwise = P4M_PAIR * 3 * 4 * PIXELS, 4 * 8 * 9 * PIXELS
+        assert counts == [products + 2 * depthwise, 2 * products + 2 * depthwise, 3 * products + 2 * depthwise]
+
+
+@pytest.mark.parametrize("first", ["sepgroupy", "torch.utils.flop_counter"])
+def test_operations_are_counted_whichever_is_imported_first(first: str) -> None:
+    code = f"""
+import sys, torch, {first}
+assert ("torch.utils.flop_counter" in sys.modules) == ({first!r} != "sepgroupy")
+import sepgroupy
+from torch.utils import flop_counter
+layer = sepgroupy.GroupConv2d(3, 4, 3, padding=1, group="p4m", backend="native")
+with flop_counter.FlopCounterMode(display=False) as counter:
+    layer(torch.randn(2, 3, 8, 6, 7))
+assert counter.get_total_flops() == {2 * 2 * P4M_PAIR * 3 * 4 * 9 * PIXELS}
+assert flop_counter.__loader__.get_source(flop_counter.__name__)
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+# ---- other devices, and memory -----------------------------------------------------------------------------------
+
+
+def use_layers_on_the_cpu() -> None:
+    """Compute every kernel forward and backward; run where the default device is another (see below)."""
+    cpu = {"device": "cpu"}
+    for kind in (*KINDS, "lifting"):
+        if kind == "lifting":
+            convolution: Any = LiftingConv2d(3, 4, 3, group="p4m", **cpu)
+            x = torch.randn(2, 3, 9, 16, **cpu)
+        else:
+            convolution = GroupConv2d(3, 4, 3, group="p4m", kind=kind, backend="native", **cpu)
+            x = torch.randn(2, 3, 8, 9, 16, **cpu)
+        y = convolution(x.requires_grad_())
+        y.square().sum().backward()
+        expected = as_defined(convolution, x).float()
+        torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+        assert all(t.grad is not None and t.grad.is_cpu and t.grad.any() for t in (x, *convolution.parameters()))
+        with torch.no_grad(), cached_filters(convolution):
+            assert torch.equal(convolution(x), y)
+    pool = sepgroupy.PerElement(nn.MaxPool2d(2))
+    with torch.device("cpu"):
+        net = sepgroupy.fuse(nn.Sequential(layer(), sepgroupy.GroupBatchNorm2d(4), nn.ReLU(), pool))
+    y = net(x)
+    y.sum().backward()
+    assert y.is_cpu
+
+
+OTHER_DEFAULTS = {
+    "in a context": "with torch.device('meta'): test_native.use_layers_on_the_cpu()",
+    "before the import": "test_native.use_layers_on_the_cpu()",
+}
+
+
+@pytest.mark.parametrize("when", OTHER_DEFAULTS)
+def test_kernels_work_where_the_default_device_is_another(when: str) -> None:
+    """Their workspace was allocated there, and written to at address 0."""
+    tests = str(Path(__file__).parent)
+    imports = f"import sys, torch; sys.path.insert(0, {tests!r})\n"
+    if when == "before the import":
+        imports += "torch.set_default_device('meta')\n"
+    code = f"{imports}import test_native\n{OTHER_DEFAULTS[when]}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_kernels_that_extend_far_are_computed_by_another_backend() -> None:
+    x = torch.randn(1, 3, 8, 64, 64)
+    far = layer(backend="auto", dilation=1000, padding=1000)
+    assert not isinstance(select_backend(far.spec, x), Native)
+    assert isinstance(select_backend(layer(backend="auto", dilation=31).spec, x), Native)
+    torch.testing.assert_close(far(x).double(), as_defined(far, x, padding=1000, dilation=1000), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ArgumentError, match=r"backend \(='native'\) needs kernels that extend over up to 64 pixels"):
+        layer(dilation=1000)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("backward", [False, True])
+def test_the_workspace_is_bounded(kind: str, backward: bool) -> None:
+    """By a few values of what is read and written and a constant, however far a kernel extends."""
+    for kernel, dilation in ((3, 1), (3, 31), (7, 10), (2, 63), (1, 1)):
+        extent = dilation * (kernel - 1) + 1
+        for stride in (1, 2, 3):
+            for padding in (0, extent // 2, extent - 1):
+                spec = ConvSpec.parse(D4, "dense", kernel, stride, padding, dilation)
+                for batch, size in ((1, 64), (4096, 1), (4096, 4), (512, 7), (1, 256)):
+                    if size + 2 * padding >= extent:
+                        used, needed = workspace_bytes(spec, kind, batch, size, backward)
+                        assert used < 2**24 + needed, (spec, batch, size, used / 2**20, needed / 2**20)
+
+
+def workspace_bytes(spec: ConvSpec, kind: str, batch: int, size: int, backward: bool) -> tuple[int, int]:
+    """Return the bytes of workspace of one thread, and of input, filters and output, for 16 channels."""
+    kernel, channels = spec.kernel_size, 16
+    weight = (channels, channels, 8, *(kernel if kind == "dense" else (1, 1)))
+    depthwise = None if kind == "dense" else (channels, channels if kind == "g" else 1, 1, *kernel)
+    x = (batch, 8, channels, size, size)
+    shapes = (x, weight, depthwise)
+    problem, _, suffix = native_conv(spec)._check("forward", ("x", "weight", "depthwise"), shapes, 1, torch.float32)
+    used = getattr(kernels().library, "workspace" + suffix)(problem, int(backward))
+    y = native_conv(spec).output_shape(x, weight)
+    return 4 * used, 4 * sum(math.prod(shape) for shape in (x, y, weight))

@@ -1,11 +1,12 @@
-"""Hold the compiled kernels to the definition over random problems, every access of theirs watched by sanitizers.
+"""Compare the compiled kernels with the definition over random problems, every access of theirs watched by sanitizers.
 
     python -m tests.stress.native --problems 400
 
 The kernels are compiled with AddressSanitizer and UndefinedBehaviorSanitizer (gcc), for each instruction set and
-once without OpenMP, and called through the same checks as ever. Inputs, outputs and work space are buffers of exactly
-the values that the kernels are told, filled with NaN where nothing has been written: an access outside of one ends the
-process, a value that is read before it is written spoils the result.
+once without OpenMP, and launched through the checks of the library. The definition is computed in numpy and float64.
+Inputs, outputs and workspace are buffers of exactly the values that the kernels are told, filled with NaN where nothing
+has been written: an access outside of one ends the process, a value that is read before it is written spoils the
+result.
 """
 
 from __future__ import annotations
@@ -19,22 +20,27 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+if __name__ == "__main__":  # run from the repository root
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import oracle
+from oracle import Array
+from sepgroupy.backends import BatchNormReLU, ConvSpec
+from sepgroupy.backends.native import batch_statistics, library, norm_relu_max_pool
+from sepgroupy.backends.native.launch import ConvInputs, NativeConv, native_conv, supports_lifting
 from sepgroupy.errors import ArgumentError
-from sepgroupy.functional._affine import Affine
-from sepgroupy.functional._geometry import Geometry
-from sepgroupy.functional._native import _call, _library, _maps
-from sepgroupy.functional._native._operator import Inputs, _definition
 from sepgroupy.groups import C1, C2, C4, D1, D2, D4, PointGroup
 
-SOURCE = Path(_library.__file__).with_name("kernels.c")
+SOURCE = Path(library.__file__).with_name("kernels.c")
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover"]
 COMPILE = ["gcc", "-std=gnu11", "-O1", "-g", "-fPIC", "-shared", "-Wno-psabi", "-fno-math-errno", *SANITIZERS]
 BUILDS = {
@@ -56,14 +62,69 @@ GEOMETRIES = (
 )  # kernel, stride, padding, dilation
 USUAL = ((1, 3, 3, 5), (1,), (0, 1, 1, 2), (1,))
 MULTIPLICATIONS = 3e7  # of the largest problem
+EPS = 1 / 16
+
+
+class Definition:
+    """The convolution of float64 arrays (B, |H| or 1, I, Y, X) with a filter (O, I, |H| or 1, k, k), and its gradients.
+
+    As ``oracle.layer``, with which it is compared, for all output channels at once. Gradients are sums over the same
+    pairs of windows and kernel elements.
+    """
+
+    def __init__(self, x: Array, weight: Array, spec: ConvSpec) -> None:
+        self.weight, self.spec, self.group = weight, spec, spec.group
+        self.pads = [(0, 0)] * 3 + oracle.pads(spec.padding[::2], spec.kernel_size, spec.dilation)
+        self.x = np.pad(x, self.pads)
+        self.size = [
+            (self.x.shape[3 + a] - spec.dilation[a] * (spec.kernel_size[a] - 1) - 1) // spec.stride[a] + 1
+            for a in range(2)
+        ]
+
+    def _transformed(self, weight: Array, element: int) -> Array:
+        """Return g·w."""
+        if self.spec.kind == "lifting":
+            return oracle.move(weight, self.group.arrays[element])
+        return oracle.move_fiber(weight, self.group, element)
+
+    def _windows(self) -> Iterator[tuple[tuple[int, int], Any]]:
+        """Yield each kernel element with the pixels of the padded input that it meets."""
+        spec = self.spec
+        for row, column in np.ndindex(spec.kernel_size):
+            starts = row * spec.dilation[0], column * spec.dilation[1]
+            ends = (start + s * (n - 1) + 1 for start, s, n in zip(starts, spec.stride, self.size, strict=True))
+            yield (row, column), (..., *map(slice, starts, ends, spec.stride))
+
+    def forward(self) -> Array:
+        """Return (B, |H|, O, Y', X')."""
+        y = np.zeros((len(self.x), self.group.order, len(self.weight), *self.size))
+        for g in range(self.group.order):
+            bank = self._transformed(self.weight, g)
+            for tap, window in self._windows():
+                products = np.tensordot(bank[(..., *tap)], self.x[window], axes=([1, 2], [2, 1]))
+                y[:, g] += products.swapaxes(0, 1)
+        return y
+
+    def gradients(self, grad: Array) -> tuple[Array, Array]:
+        """Return those of x and of the filter."""
+        dx, dweight = np.zeros_like(self.x), np.zeros_like(self.weight)
+        for g, matrix in enumerate(self.group.arrays):
+            bank, dbank = self._transformed(self.weight, g), np.zeros_like(self.weight)
+            for tap, window in self._windows():
+                dx[window] += np.tensordot(grad[:, g], bank[(..., *tap)], axes=([1], [0])).transpose(0, 4, 3, 1, 2)
+                products = np.tensordot(grad[:, g], self.x[window], axes=([0, 2, 3], [0, 3, 4]))
+                dbank[(..., *tap)] = products.swapaxes(1, 2)
+            dweight += self._transformed(dbank, oracle.index_of(self.group, matrix.T))
+        (top, _), (left, _) = self.pads[3:]
+        rows, columns = self.x.shape[3] - 2 * top, self.x.shape[4] - 2 * left
+        return dx[..., top : top + rows, left : left + columns], dweight
 
 
 @dataclass(frozen=True)
 class Problem:
     """A convolution and the sizes of its tensors."""
 
-    group: PointGroup
-    geometry: Geometry
+    spec: ConvSpec
     batch: int
     inputs: int
     outputs: int
@@ -73,20 +134,21 @@ class Problem:
     bias: bool
     norm: bool
     threads: int
-    shortcut: bool = False
-    own: bool = False  # whether the norm's statistics are those of x
+    residual: bool = False
+    batch_stats: bool = False
+    affine: bool = True  # whether the norm has gamma and beta
 
     @property
     def is_fused(self) -> bool:
         """Whether the kernels keep products and transform in registers, where vectors are of 64 bytes."""
-        usual = self.group == D4 and self.kind == "gc" and self.dtype is torch.float32
-        return usual and self.geometry.stride == (1, 1) and self.size[1] % 16 == 0
+        usual = self.spec.group == D4 and self.kind == "gc" and self.dtype is torch.float32
+        return usual and self.spec.stride == (1, 1) and self.size[1] % 16 == 0
 
     @classmethod
     def draw(cls, chance: random.Random) -> Problem:
         """Draw a problem that is not too long; one in ten is empty, and images are tiny, wide, tall or large.
 
-        One in five is of what networks are made of, for which the kernels have ways of their own.
+        One in five is of what networks are made of, for which the kernels have functions of their own.
         """
         usual = chance.random() < 0.2
         while True:
@@ -105,127 +167,186 @@ class Problem:
                 for a, b in (chance.choices(known, k=2) for known in (USUAL if usual else GEOMETRIES))
             )
             try:
-                geometry = Geometry.parse(group, kernel, stride, padding, dilation)
-                geometry.check_size(1, *sizes)
+                spec = ConvSpec.parse(group, "dense", kernel, stride, padding, dilation)
+                spec.check_size(1, *sizes)
             except ArgumentError:
                 continue
-            rows, columns = geometry.output_size(*sizes)
+            rows, columns = spec.output_size(*sizes)
             if math.prod((rows, columns, *kernel, *counts)) * group.order**2 < MULTIPLICATIONS:
                 dtype = chance.choice((torch.float32, torch.float32 if usual else torch.float64))
                 kind = chance.choice(("dense", "g", "gc"))
-                bias, norm, shortcut, own = (chance.random() < 0.5 for _ in range(4))
+                bias, norm, residual, batch_stats = (chance.random() < 0.5 for _ in range(4))
                 batch, inputs, outputs = counts
-                size, threads = (sizes[0], sizes[1]), chance.choice((1, 2))
-                options = kind, bias, norm, threads, shortcut, norm and own
-                return cls(group, geometry, batch, inputs, outputs, size, dtype, *options)
+                size, threads, affine = (sizes[0], sizes[1]), chance.choice((1, 2)), chance.random() < 0.8
+                options = kind, bias, norm, threads, residual, norm and batch_stats, affine
+                return cls(spec, batch, inputs, outputs, size, dtype, *options)
 
     def check(self) -> float:
-        """Compute outputs and gradients by the kernels and return how far they are from the definition in float64.
+        """Compute outputs and gradients by the kernels and return their error against the definition in float64.
 
         The error is relative to the largest value of each tensor, that of a norm's gradients to the larger of the two.
+
+        Raises:
+            AssertionError: results that must be the same bit by bit differ: with expanded filters, or with some of the
+                gradients.
         """
         torch.set_num_threads(self.threads)
-        inputs, call = self._inputs(), _call.Call(self.group, self.geometry)
+        inputs, conv = self.draw_inputs(), native_conv(self.spec)
         x = inputs.x
-        y, *moments = call.forward(inputs, moments=True)
-        grad, more = torch.randn(y.shape).to(y), torch.randn(x.shape).to(x) if self.shortcut else None
-        gradients = call.backward(grad, inputs, batch=self.own, more=more)
-        dx = gradients[0]
-        assert dx is not None
-        errors = [_error(_join_norm((y, *gradients)), _join_norm(self._defined(inputs, grad, more, call)))]
-        errors.append(self._moments_error(y, moments))
+        y, *stats = conv.forward(inputs, EPS, return_stats=True)
+        grad, other_grad = torch.randn(y.shape).to(y), torch.randn(x.shape).to(x) if self.residual else None
+        gradients = conv.backward(grad, inputs, EPS, self.batch_stats, other_grad)
+        expected = self._defined(inputs, grad, other_grad)
+        errors = [_error(_join_norm((y, *gradients)), _join_norm(expected))]
+        errors.append(self._stats_error(y, stats))
+        self._check_same_bits(conv, inputs, grad, other_grad, (y, *stats), gradients)
         if x.numel():
             errors += [self._statistics_error(x.flatten(0, 1)), self._pooling_error(x.flatten(0, 1))]
-        if _call.lifts(self.group, self.geometry, self.inputs):
+        if self.is_lifted:
             errors.append(self._lifting_error(x[:, :1].contiguous()))
         return math.nan if any(map(math.isnan, errors)) else max(errors)
 
-    def _defined(self, inputs: Inputs, grad: Tensor, more: Tensor | None, call: _call.Call) -> list[Tensor | None]:
-        """Return the output, and the gradients of x, weight, depthwise, gamma and beta."""
-        copies = [None if t is None else t.double().clone() for t in inputs]
-        exact = Inputs(*copies)  # type: ignore[arg-type]
-        x, weight, depthwise, bias, gamma, beta, *_ = exact
-        wanted = [t for t in (x, weight, depthwise, gamma, beta) if t is not None]
-        for leaf in wanted:
-            leaf.requires_grad_()
-        if x.numel() and grad.numel():
-            y = _definition(exact, 0.0, False, call)
-            gradients = iter(torch.autograd.grad(y, wanted, grad.double()))
-        else:  # torch has no convolution of these
-            y = torch.zeros(grad.shape) if bias is None else bias.view(-1, 1, 1).expand(grad.shape)
-            y = y if exact.shortcut is None else y + exact.shortcut
-            gradients = map(torch.zeros_like, wanted)
-        found = [None if t is None else next(gradients) for t in (x, weight, depthwise, gamma, beta)]
-        dx, *_, dgamma, dbeta = found
-        assert dx is not None
-        if self.own and dgamma is not None and dbeta is not None and gamma is not None and x.numel() and grad.numel():
-            count = x.numel() // x.shape[2]  # mean 0 and variance 1 stand for the statistics of x
-            factors = -gamma.detach() / count
-            dx = dx + (factors * dbeta).view(-1, 1, 1) + (factors * dgamma).view(-1, 1, 1) * x.detach()
-        return [y.detach(), dx if more is None else dx + more, *found[1:]]
+    @property
+    def is_lifted(self) -> bool:
+        """Whether the kernels lift such images to the group, too."""
+        return supports_lifting(self._lifting, self.inputs)
 
-    def _moments_error(self, y: Tensor, moments: list[Tensor | None]) -> float:
-        if None in moments:
+    @property
+    def _lifting(self) -> ConvSpec:
+        return replace(self.spec, kind="lifting")
+
+    def _check_same_bits(
+        self,
+        conv: NativeConv,
+        inputs: ConvInputs,
+        grad: Tensor,
+        other_grad: Tensor | None,
+        outputs: Sequence[Tensor | None],
+        gradients: Sequence[Tensor | None],
+    ) -> None:
+        """Compare with expanded filters, and with the gradients of x and the norm or those of the filters alone."""
+        copies = [None if t is None else t.clone() for t in inputs]
+        if inputs.weight.numel() and inputs.x.numel():
+            expanded = conv.expand_filters(tuple(inputs.x.shape), inputs.weight, inputs.depthwise)
+            again = conv.forward(inputs, EPS, return_stats=True, expanded=expanded)
+            assert all(map(_same, again, outputs)), "expanded filters"
+        dx, dweight, ddepthwise, dgamma, dbeta = gradients
+        backward = (grad, inputs, EPS, self.batch_stats, other_grad)
+        of_x = conv.backward(*backward, wants_filters=False)
+        assert all(map(_same, of_x, (dx, None, None, dgamma, dbeta))), "gradients without the filters'"
+        of_filters = conv.backward(*backward, wants_x=False)
+        assert all(map(_same, of_filters, (None, dweight, ddepthwise, None, None))), "gradients of the filters alone"
+        assert all(map(_same, inputs, copies)), "the inputs are written"
+
+    def _defined(self, inputs: ConvInputs, grad: Tensor, other_grad: Tensor | None) -> list[Tensor | None]:
+        """Return the output, and the gradients of x, weight, depthwise, gamma and beta."""
+        x, weight, depthwise, bias, gamma, beta, mean, var, residual = (
+            None if t is None else t.double().numpy() for t in inputs
+        )
+        assert x is not None
+        assert weight is not None
+        by_channel = (slice(None), None, None)
+        normalized = scale = read = x
+        if mean is not None and var is not None:
+            normalized = (x - mean[by_channel]) / np.sqrt(var + EPS)[by_channel]
+            scale = np.ones_like(mean) if gamma is None else gamma
+            read = np.maximum(normalized * scale[by_channel] + (0 if beta is None else beta[by_channel]), 0)
+        kernel = weight if depthwise is None else weight * depthwise
+        definition = Definition(read, kernel, self.spec)
+        y = definition.forward() + (0 if bias is None else bias[by_channel]) + (0 if residual is None else residual)
+        dx, dkernel = definition.gradients(grad.double().numpy())
+        dweight, ddepthwise, dgamma, dbeta = dkernel, None, None, None
+        if depthwise is not None:
+            dweight = (dkernel * depthwise).sum((3, 4), keepdims=True)
+            ddepthwise = (dkernel * weight).sum((2,) if self.kind == "g" else (1, 2), keepdims=True)
+        if mean is not None and var is not None:
+            dx = dx * (read > 0)
+            dgamma, dbeta = (dx * normalized).sum((0, 1, 3, 4)), dx.sum((0, 1, 3, 4))
+            factor = scale / np.sqrt(var + EPS)
+            if self.batch_stats and x.size:  # as if mean and var were those of x
+                count = x.size // x.shape[2]
+                dx = dx - (dbeta[by_channel] + normalized * dgamma[by_channel]) / count
+            dx = dx * factor[by_channel]
+        dx = dx if other_grad is None else dx + other_grad.double().numpy()
+        found = (y, dx, dweight, ddepthwise, None if gamma is None else dgamma, None if beta is None else dbeta)
+        return [None if a is None else torch.from_numpy(np.ascontiguousarray(a)) for a in found]
+
+    def _stats_error(self, y: Tensor, stats: Sequence[Tensor | None]) -> float:
+        if None in stats:
             return 0.0 if y.numel() == 0 or self.inputs == 0 or 0 in self.size or self.batch == 0 else math.nan
         values = y.double().movedim(2, 0).flatten(1)
-        return _error(moments, (values.mean(1), values.var(1, correction=0)))
+        return _error(stats, (values.mean(1), values.var(1, correction=0)))
 
     def _statistics_error(self, x: Tensor) -> float:
         expected = x.double().movedim(1, 0).flatten(1)
-        return _error(_maps.statistics(x), [expected.mean(1), expected.var(1, correction=0)])
+        return _error(batch_statistics(x), [expected.mean(1), expected.var(1, correction=0)])
 
     def _pooling_error(self, x: Tensor) -> float:
         if min(x.shape[-2:]) < 2:  # no window
             return 0.0
-        exact, gamma, beta = x.double(), self._drawn(self.inputs, digits=True), self._drawn(self.inputs, digits=True)
-        leaves, exact_leaves = [x, gamma, beta], [exact, gamma.double(), beta.double()]
+        gamma, beta = (self._drawn(self.inputs, digits=True) if self.affine else None for _ in range(2))
+        mean, var = self._drawn_stats()
+        leaves = [t for t in (x, gamma, beta) if t is not None]
+        exact_leaves = [t.double() for t in leaves]
         for leaf in leaves + exact_leaves:
             leaf.requires_grad_()
-        mean, var = torch.zeros_like(gamma.detach()), torch.ones_like(gamma.detach())
-        y = _maps.NormReluPool.apply(*leaves, mean, var, 0.0, False)
-        norm = Affine(mean.double(), var.double(), *exact_leaves[1:], 0.0, False)
-        expected = F.max_pool2d(norm.relu(exact), 2)
+        norm = BatchNormReLU(mean, var, gamma, beta, EPS, batch_stats=False)
+        exact_affine = exact_leaves[1:] if self.affine else (None, None)
+        exact = BatchNormReLU(mean.double(), var.double(), *exact_affine, EPS, batch_stats=False)
+        y, expected = norm_relu_max_pool(x, norm), torch.nn.functional.max_pool2d(exact(exact_leaves[0]), 2)
         grad = torch.randn(y.shape).to(y)
-        found = torch.autograd.grad(y, leaves, grad)
+        found = torch.autograd.grad(y, leaves, grad, retain_graph=True)
+        for leaf, gradient in zip(leaves, found, strict=True):  # alone
+            (alone,) = torch.autograd.grad(y, leaf, grad, retain_graph=True)
+            assert torch.equal(alone, gradient), "gradients of pooling, one by one"
         error = _error([y, *found], [expected, *torch.autograd.grad(expected, exact_leaves, grad.double())])
         x.requires_grad_(False)
         return error
 
     def _lifting_error(self, x: Tensor) -> float:
-        call = _call.Call(self.group, self.geometry, lifting=True)
-        weight = self._drawn(self.outputs, self.inputs, 1, *self.geometry.kernel_size)
+        spec = self._lifting
+        conv = native_conv(spec)
+        weight = self._drawn(self.outputs, self.inputs, 1, *spec.kernel_size)
         bias = self._drawn(self.outputs) if self.bias else None
-        y, *moments = call.forward(Inputs(x, weight, bias=bias), moments=True)
+        y, *stats = conv.forward(ConvInputs(x, weight, bias=bias), return_stats=True)
         grad = torch.randn(y.shape).to(y)
-        found = call.backward_of_lifting(grad, x, weight)
-        if not (x.numel() and grad.numel()):
-            return _error(found, [torch.zeros_like(weight), torch.zeros(self.outputs)])
-        leaves = [weight.double().requires_grad_(), (torch.zeros_like(weight[:, 0, 0, 0, 0]) if bias is None else bias)]
-        leaves[1] = leaves[1].double().requires_grad_()
-        expected = _definition(Inputs(x.double(), leaves[0], bias=leaves[1]), 0.0, False, call)
-        error = _error([y, *found], [expected, *torch.autograd.grad(expected, leaves, grad.double())])
-        return max(error, self._moments_error(y, moments))
+        dweight, dbias = conv.backward_of_lifting(grad, x, weight)
+        definition = Definition(x.double().numpy(), weight.double().numpy(), spec)
+        expected = torch.from_numpy(definition.forward())
+        expected = expected if bias is None else expected + bias.double().view(-1, 1, 1)
+        exact = (expected, torch.from_numpy(definition.gradients(grad.double().numpy())[1]))
+        error = _error([y, dweight, dbias], [*exact, grad.double().sum((0, 1, 3, 4))])
+        return max(error, self._stats_error(y, stats))
 
     def _drawn(self, *shape: int, digits: bool = False) -> Tensor:
         values = torch.randn(shape)
         return ((values * 8).round() / 8 if digits else values).to(self.dtype)
 
-    def _inputs(self) -> Inputs:
+    def _drawn_stats(self) -> tuple[Tensor, Tensor]:
+        """Draw mean and variance of a norm, with a standard deviation of 1/2, 1 or 2."""
+        deviation = 2.0 ** torch.randint(-1, 2, (self.inputs,))
+        return self._drawn(self.inputs, digits=True), (deviation**2 - EPS).to(self.dtype)
+
+    def draw_inputs(self) -> ConvInputs:
         """Draw them; x and the norm of few digits, so that no rounding moves a value across zero."""
         drawn = self._drawn
-        order, kernel = self.group.order, self.geometry.kernel_size
+        order, kernel = self.spec.group.order, self.spec.kernel_size
         x = drawn(self.batch, order, self.inputs, *self.size, digits=True)
         weight = drawn(self.outputs, self.inputs, order, *(kernel if self.kind == "dense" else (1, 1)))
         inputs = {"g": self.inputs, "gc": 1}.get(self.kind)
         depthwise = None if inputs is None else drawn(self.outputs, inputs, 1, *kernel)
         bias = drawn(self.outputs) if self.bias else None
-        shape = (self.batch, order, self.outputs, *self.geometry.output_size(*self.size))
-        shortcut = drawn(*shape) if self.shortcut else None
+        shape = (self.batch, order, self.outputs, *self.spec.output_size(*self.size))
+        residual = drawn(*shape) if self.residual else None
         if not self.norm:
-            return Inputs(x, weight, depthwise, bias, shortcut=shortcut)
-        scale, shift = drawn(self.inputs, digits=True), drawn(self.inputs, digits=True)
-        mean, var = torch.zeros_like(scale), torch.ones_like(scale)
-        return Inputs(x, weight, depthwise, bias, scale, shift, mean, var, shortcut)
+            return ConvInputs(x, weight, depthwise, bias, residual=residual)
+        gamma, beta = (drawn(self.inputs, digits=True) if self.affine else None for _ in range(2))
+        return ConvInputs(x, weight, depthwise, bias, gamma, beta, *self._drawn_stats(), residual)
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether both are missing, or the same bit by bit."""
+    return a is b if a is None or b is None else a.dtype == b.dtype and torch.equal(a, b)
 
 
 def _join_norm(found: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -238,14 +359,15 @@ def _error(found: Iterable[Tensor | None], expected: Iterable[Tensor | None]) ->
     errors = [0.0]
     for ours, theirs in zip(found, expected, strict=True):
         assert (ours is None) == (theirs is None)
-        if ours is not None and theirs is not None and ours.numel():
+        if ours is not None and theirs is not None:
             assert ours.shape == theirs.shape
-            errors.append((ours.double() - theirs).abs().max().item() / max(1.0, theirs.abs().max().item()))
+            if ours.numel():
+                errors.append((ours.double() - theirs).abs().max().item() / max(1.0, theirs.abs().max().item()))
     return max(errors) if not any(map(math.isnan, errors)) else math.nan
 
 
 def check(problems: int, seed: int = 0) -> Counter[str]:
-    """Check so many random problems, and count what they were.
+    """Check random problems, and count what they were.
 
     Raises:
         AssertionError: a result is not that of the definition.
@@ -260,13 +382,14 @@ def check(problems: int, seed: int = 0) -> Counter[str]:
             error = problem.check()
             assert error < (1e-4 if problem.dtype is torch.float32 else 1e-11), (error, problem)
             counts[problem.kind] += 1
-            counts[f"stride {problem.geometry.stride}"] += 1
-            counts[f"on {problem.group.name}"] += 1
+            counts[f"stride {problem.spec.stride}"] += 1
+            counts[f"on {problem.spec.group.name}"] += 1
             counts[str(problem.dtype)] += 1
             counts[f"{problem.threads} threads"] += 1
             counts["with norm"] += problem.norm
-            counts["with shortcut"] += problem.shortcut
-            counts["lifted"] += _call.lifts(problem.group, problem.geometry, problem.inputs)
+            counts["with a norm's batch statistics"] += problem.batch_stats
+            counts["with residual"] += problem.residual
+            counts["lifted"] += problem.is_lifted
             counts["empty"] += 0 in (problem.batch, problem.inputs, problem.outputs)
             counts["of a pixel"] += problem.size == (1, 1)
             counts["gc of long rows"] += problem.is_fused
@@ -282,13 +405,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the problems (%(default)s)")
     parser.add_argument(
         "--library", type=Path, metavar="FOLDER",
-        help="hold the _baseline.so in this folder to the definition, as it is: of another compiler or machine",
+        help="check the _baseline.so in this folder as it is: of another compiler or machine",
     )  # fmt: skip
     options = parser.parse_args()
     if options.library is None:
         sys.exit(_watch(sys.argv[1:]))
-    _library.FOLDER = options.library
-    assert _library.kernels(), _library.kernels().summary
+    library.FOLDER = options.library
+    assert library.kernels(), library.kernels().summary
     start = time.monotonic()
     counts = check(options.problems, options.seed)
     print(f"{options.problems} problems clean, {time.monotonic() - start:.0f} s: ", end="")
@@ -304,11 +427,11 @@ def _watch(arguments: list[str]) -> int:
     leaks_of_python = "detect_leaks=0"
     environment = os.environ | {"LD_PRELOAD": ":".join(preloaded), "ASAN_OPTIONS": leaks_of_python}
     for name, flags in BUILDS.items():
-        if name in set(_library.VARIANTS) - set(_library.variants()):
+        if name in set(library.VARIANTS) - set(library.variants()):
             continue
         with tempfile.TemporaryDirectory() as folder:
-            library = Path(folder, "_baseline.so")
-            subprocess.run([*COMPILE, *flags, str(SOURCE), "-o", str(library)], check=True)
+            path = Path(folder, "_baseline.so")
+            subprocess.run([*COMPILE, *flags, str(SOURCE), "-o", str(path)], check=True)
             print(f"{name}: ", end="", flush=True)
             command = [sys.executable, "-m", "tests.stress.native", *arguments, "--library", folder]
             if code := subprocess.run(command, env=environment, check=False).returncode:

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
+from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import ArgumentError
-from ..groups import as_group, fourier_basis
 from ..nn import GroupConv2d, LiftingConv2d
 from ._memory import peak_memory
 
@@ -126,16 +125,3 @@ def _is_pointwise(module: nn.Module) -> bool:
 
 def _is_depthwise(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d) and module.groups == module.in_channels == module.out_channels
-
-
-@register_flop_formula(torch.ops.sepgroupy.group_conv)
-def _(x: Sequence[int], weight: Sequence[int], depthwise: Sequence[int] | None, *others: Any, out_shape: Any) -> int:
-    # The kernels multiply blocks of the Fourier domain, at the output's pixels for each tap; those of a separable layer
-    # once, at the input's pixels, and then the taps at the output's.
-    elements = others[-4]
-    group = as_group([[elements[i : i + 2], elements[i + 2 : i + 4]] for i in range(0, len(elements), 4)])
-    blocks = weight[0] * weight[1] * fourier_basis(group).multiplications
-    if depthwise is None:
-        return int(2 * blocks * weight[3] * weight[4] * x[0] * out_shape[3] * out_shape[4])
-    weights = weight[0] * depthwise[3] * depthwise[4] * group.order * out_shape[3] * out_shape[4]
-    return int(2 * x[0] * (blocks * x[3] * x[4] + weights))

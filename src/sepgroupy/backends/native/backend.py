@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input
 
+from ...errors import ArgumentError
 from ...groups import PointGroup
 from ..base import Backend, Filters, can_bypass_dispatcher, pad
 from ..batch_norm import BatchNormReLU
@@ -18,6 +19,7 @@ from ..constants import group_index, planar_index
 from ..conv_spec import ConvSpec
 from ..filter_bank import expand_filter, five_axes, full_filter
 from ..tracing import constant_to_dynamo
+from . import flops
 from .launch import ConvInputs, NativeConv, native_conv, supports_lifting, unsupported_reason
 from .library import SUFFIXES, kernels
 
@@ -67,14 +69,14 @@ class Native(Backend):
             None if f is None else f.detach().contiguous() for f in self.expand_filters(spec, parameters)
         )
         assert weight is not None
-        if spec.kind == "lifting" or not weight.numel() or x.dtype not in SUFFIXES:
+        if self.reuse_key(spec, x) is None or not weight.numel():
             return weight, depthwise
         conv, inner = _conv_after_padding(spec), _shape_after_padding(spec, x)
         return weight, depthwise, conv.expand_filters(inner, weight, depthwise)
 
     def reuse_key(self, spec: ConvSpec, x: Tensor) -> Hashable:
-        """Return the layout of the filters, which depends on whether rows of pixels fill vectors."""
-        if spec.kind == "lifting" or x.dtype not in SUFFIXES:
+        """Return the layout of expanded filters, which depends on whether rows fill vectors; None if there are none."""
+        if spec.kind == "lifting" or x.dtype not in SUFFIXES or not can_bypass_dispatcher(x):
             return None
         return _conv_after_padding(spec).filter_layout(_shape_after_padding(spec, x)[-1], x.dtype)
 
@@ -171,6 +173,7 @@ def _convolve(
         inputs = ConvInputs(*(None if t is None else t.float() for t in inputs))  # type: ignore[arg-type]
     if can_bypass_dispatcher(inputs.x):
         if torch.is_grad_enabled():
+            share_x = share_x and inputs.x.requires_grad  # else what others do with x would need a gradient
             y, again, mean, var = GroupConv.apply(*inputs, eps, batch_stats, conv, return_stats, share_x)
             return y.to(dtype), again, mean, var
         y, mean, var = conv.forward(_contiguous(inputs), eps, return_stats, expanded)  # without autograd's calls
@@ -226,19 +229,27 @@ def _backward(
     needs: Sequence[bool],
     other_grad: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
-    """Return the gradients of x, to which ``other_grad`` is added, of weight, depthwise, bias, gamma and beta."""
+    """Return the gradients of x, to which ``other_grad`` is added, of weight, depthwise, bias, gamma and beta.
+
+    Those that are not needed are None.
+    """
     grad, inputs = grad.contiguous(), _contiguous(inputs)
+    dx = dweight = ddepthwise = dbias = dgamma = dbeta = None
     if conv.lifting:
         dx = _images_grad(grad, inputs, conv) if needs[0] else None
-        dweight, dbias = conv.backward_of_lifting(grad, inputs.x, inputs.weight)
-        return dx, dweight, None, None if inputs.bias is None else dbias, None, None
-    wants_x, wants_filters = needs[0] or needs[4] or needs[5], needs[1] or needs[2]
-    other_grad = None if other_grad is None else other_grad.contiguous()
-    gradients: tuple[Tensor | None, ...] = (None,) * 5
-    if wants_x or wants_filters:
-        gradients = conv.backward(grad, inputs, eps, batch_stats, other_grad, wants_x, wants_filters)
-    *gradients_of_conv, dgamma, dbeta = gradients
-    return *gradients_of_conv, grad.sum((0, 1, 3, 4)) if needs[3] else None, dgamma, dbeta
+        if needs[1]:
+            dweight, dbias = conv.backward_of_lifting(grad, inputs.x, inputs.weight)
+    else:
+        wants_x, wants_filters = needs[0] or needs[4] or needs[5], needs[1] or needs[2]
+        other_grad = None if other_grad is None else other_grad.contiguous()
+        if wants_x or wants_filters:
+            dx, dweight, ddepthwise, dgamma, dbeta = conv.backward(
+                grad, inputs, eps, batch_stats, other_grad, wants_x, wants_filters
+            )
+    if needs[3] and dbias is None:
+        dbias = grad.sum((0, 1, 3, 4))
+    found = (dx, dweight, ddepthwise, dbias, dgamma, dbeta)
+    return tuple(g if need else None for g, need in zip(found, needs, strict=False))
 
 
 def _images_grad(grad: Tensor, inputs: ConvInputs, conv: NativeConv) -> Tensor:
@@ -314,6 +325,8 @@ def _conv_of(inputs: ConvInputs, elements: Integers, *geometry: Integers) -> Nat
 
 @lru_cache(maxsize=1024)
 def _conv_of_elements(elements: tuple[int, ...], kernel: tuple[int, int], *geometry: tuple[int, int]) -> NativeConv:
+    if len(elements) % 4:
+        raise ArgumentError(f"elements (={list(elements)}) must be four entries of each matrix")
     rows = zip(elements[::2], elements[1::2], strict=True)
     group = PointGroup(tuple(zip(rows, rows, strict=True)))
     stride, padding, dilation = geometry
@@ -341,8 +354,6 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> Non
 def _operator_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     x, weight, depthwise, bias = ctx.saved_tensors
     needs = [bool(need) for need in ctx.needs_input_grad[:4]]
-    # The kernels compute the gradients of both factors, or of x, or neither.
-    needs[1] = needs[2] = needs[1] or needs[2]
     gradients = group_conv_backward(grad, x, weight, depthwise, bias, needs, *ctx.options)
     found = (g if need else None for g, need in zip(gradients, ctx.needs_input_grad[:4], strict=True))
     return (*found, grad if ctx.needs_input_grad[4] else None, *(None,) * len(ctx.options))
@@ -351,3 +362,4 @@ def _operator_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 group_conv.register_autograd(_operator_backward, setup_context=_save_for_backward)
 for _operator in (group_conv, group_conv_backward):
     _operator.register_autocast("cpu", torch.float32)  # the kernels know no shorter dtype
+flops.register()

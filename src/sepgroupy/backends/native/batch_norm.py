@@ -57,10 +57,12 @@ class _NormReluPool(torch.autograd.Function):
             found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
             return tuple(next(found) if need else None for need in ctx.needs_input_grad)
         x, grad = x.contiguous(), grad.contiguous()
-        dx, dgamma, dbeta = empty(x.shape, x), torch.empty_like(mean), torch.empty_like(mean)
+        needs_x, needs_gamma, needs_beta, *_ = ctx.needs_input_grad
+        dx = empty(x.shape, x) if needs_x else None
+        dgamma, dbeta = (torch.empty_like(mean) if needs_gamma or needs_beta else None for _ in range(2))
         given = {"x": x, "gamma": gamma, "beta": beta, "mean": mean, "var": var, "dy": grad}
         _launch("pool_back", (ctx.batch_stats,), ctx.eps, {**given, "dx": dx, "dgamma": dgamma, "dbeta": dbeta})
-        return dx, None if gamma is None else dgamma, None if beta is None else dbeta, None, None, None, None
+        return dx, dgamma if needs_gamma else None, dbeta if needs_beta else None, None, None, None, None
 
 
 def _pooled(x: Tensor) -> tuple[int, ...]:

@@ -122,11 +122,27 @@ INLINE index_t floor_div(index_t a, index_t b) { return a >= 0 ? a / b : -((-a +
 /* How the work is divided: images a tile, or bands of output (forward) or input (backward) rows. */
 typedef struct { index_t images, bands, tiles; } Division;
 
+/* Values of one channel of an image in the planes of all phases: with zeros as wide as the kernel reaches. */
+static index_t plane_values(const Problem *p)
+{
+    index_t last_row = 0, last_column = 0;
+    for (index_t i = 0; i < p->taps * p->order; i++) {
+        last_row = larger(last_row, p->moved[2 * i]);
+        last_column = larger(last_column, p->moved[2 * i + 1]);
+    }
+    index_t rows = larger(p->out_height + larger(0, floor_div(last_row - p->padding_y, p->stride_y)),
+                          (p->height - 1) / p->stride_y + 1 - floor_div(-p->padding_y, p->stride_y));
+    index_t columns = larger(p->out_width + larger(0, floor_div(last_column - p->padding_x, p->stride_x)),
+                             (p->width - 1) / p->stride_x + 1 - floor_div(-p->padding_x, p->stride_x));
+    return p->stride_y * p->stride_x * rows * columns;
+}
+
 static Division divide(const Problem *p, index_t rows, int backward)
 {
-    /* Benchmarks are flat around these sizes; the transforms of a tile are to stay in the second- and third-level cache. */
-    index_t pixels = p->height * p->width;
-    index_t target = larger(256, smaller(backward ? 512 : 1024, 196608 / (p->order * p->in_channels)));
+    /* Benchmarks are flat around these sizes; the transforms of a tile are to stay in the second- and third-level cache.
+     * Where a kernel reaches far beyond its images, or is padded far, the planes bound the tile: they are the workspace. */
+    index_t pixels = larger(p->height * p->width, plane_values(p) / 4);
+    index_t target = larger(256, smaller(backward ? 512 : 1024, 196608 / larger(1, p->order * p->in_channels)));
     Division d = {1, 1, 0};
     if (pixels > 2 * target)
         d.bands = (pixels + target - 1) / target;
@@ -319,5 +335,5 @@ int threaded(void)
 }
 
 /* For who loads the library: the same number and size stand in library.py, and change with what is told here. */
-index_t version(void) { return 5; }
+index_t version(void) { return 6; }
 index_t problem_size(void) { return sizeof(Problem); }

@@ -213,7 +213,7 @@ class NativeConv:
 
     def backward_of_lifting(self, grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradients of weight and bias."""
-        dw, db = torch.empty_like(weight), torch.empty_like(weight[:, 0, 0, 0, 0])
+        dw, db = torch.empty_like(weight), weight.new_empty(len(weight))
         self._run("lift_back", {"x": x, "grad": grad, "dweight": dw, "dbias": db}, bool(grad.numel() and x.numel()))
         return dw, db
 
@@ -271,7 +271,7 @@ class NativeConv:
     ) -> Launch:
         """Check the shapes of the tensors that are there; state the problem."""
         given, spec = dict(zip(names, shapes, strict=True)), self.spec
-        x, weight = given["x"], given.get("weight") or given["dweight"]
+        x, weight = given["x"], given["weight" if "weight" in given else "dweight"]
         y, kernel = self._check_shape(x, weight), spec.kernel_size
         (batch, _, inputs, height, width), outputs, order = x, weight[0], spec.group.order
         elements, depthwise = 1 if self.lifting else order, given.get("depthwise")

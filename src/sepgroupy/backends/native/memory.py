@@ -29,9 +29,13 @@ POOL_VARIABLE = "SEPGROUPY_BUFFER_POOL_MIB"
 
 def _max_free_bytes() -> int:
     text = os.environ.get(POOL_VARIABLE, "512")
-    if not text.isdecimal():
+    try:
+        mebibytes = int(text)
+    except ValueError:
+        mebibytes = -1
+    if mebibytes < 0:
         raise ArgumentError(f"{POOL_VARIABLE} (={text!r}) must be a whole number of MiB, 0 to hold nothing")
-    return int(text) * 2**20
+    return mebibytes * 2**20
 
 
 class _Workspace(threading.local):

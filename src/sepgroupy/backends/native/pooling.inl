@@ -116,7 +116,8 @@ INLINE void NAME(pool_back_at)(index_t i, index_t maps, index_t channels, index_
     }
 }
 
-/* Gradients of x, gamma and beta; with own, the norm's statistics are those of x. */
+/* Gradients of x, gamma and beta; with own, the norm's statistics are those of x. Null are x_grad, or gamma_grad and
+ * beta_grad, where they are not wanted. */
 void NAME(pool_back)(index_t maps, index_t channels, index_t height, index_t width, index_t threads, index_t own,
                      double eps, const REAL *x, const REAL *gamma, const REAL *beta, const REAL *mean, const REAL *var,
                      const REAL *y_grad, REAL *x_grad, REAL *gamma_grad, REAL *beta_grad)
@@ -124,13 +125,18 @@ void NAME(pool_back)(index_t maps, index_t channels, index_t height, index_t wid
     Norm norm = {gamma, beta, mean, var, eps};
 #pragma omp parallel for num_threads((int)threads) if (threads > 1)
     for (index_t i = 0; i < channels; i++) {
-        REAL scale, shift, slope, offset;
-        double sums[2] = {0, 0};
+        REAL scale, shift, slope = 0, offset = 0;
         NAME(affine_at)(norm, i, &scale, &shift);
-        NAME(pool_back_at)(i, maps, channels, height, width, x, scale, shift, y_grad, sums, 0, 0, NULL);
-        NAME(norm_back)(norm, i, (double)(maps * height * width), sums[0], sums[1], gamma_grad + i, beta_grad + i, &slope,
-                        &offset);
+        if (gamma_grad || own) {
+            REAL by_gamma, by_beta;
+            double sums[2] = {0, 0};
+            NAME(pool_back_at)(i, maps, channels, height, width, x, scale, shift, y_grad, sums, 0, 0, NULL);
+            NAME(norm_back)(norm, i, (double)(maps * height * width), sums[0], sums[1], &by_gamma, &by_beta, &slope,
+                            &offset);
+            if (gamma_grad) gamma_grad[i] = by_gamma, beta_grad[i] = by_beta;
+        }
         if (!own) slope = offset = 0;
-        NAME(pool_back_at)(i, maps, channels, height, width, x, scale, shift, y_grad, NULL, slope, offset, x_grad);
+        if (x_grad)
+            NAME(pool_back_at)(i, maps, channels, height, width, x, scale, shift, y_grad, NULL, slope, offset, x_grad);
     }
 }

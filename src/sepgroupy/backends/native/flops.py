@@ -1,0 +1,94 @@
+"""What the operators execute, for ``torch.utils.flop_counter``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from ...groups import as_group, fourier_basis
+
+FLOP_COUNTER = "torch.utils.flop_counter"
+
+Shape = Sequence[int]
+
+
+def _executed(
+    x: Shape,  # (B, |H|, I, Y, X)
+    weight: Shape,  # (O, I, |H|, k, k) or (O, I, |H|, 1, 1)
+    depthwise: Shape | None,  # (O, 1, 1, k, k) or (O, I, 1, k, k)
+    elements: Sequence[int],
+    y: Shape,  # (B, |H|, O, Y', X')
+) -> tuple[int, int]:
+    """Return the operations of the products with a filter's blocks, and those of the depthwise step of a gc layer.
+
+    A g filter counts as it is multiplied out, though wide vectors take less for its blocks of size two.
+    """
+    group = as_group([[elements[i : i + 2], elements[i + 2 : i + 4]] for i in range(0, len(elements), 4)])
+    pair_of_channels = 2 * fourier_basis(group).multiplications * weight[0] * weight[1] * x[0]
+    rows, columns = (weight if depthwise is None else depthwise)[3:]
+    pixels = y[3] * y[4]
+    if depthwise is None or depthwise[1] != 1:  # at the output's pixels, for each kernel element
+        return pair_of_channels * rows * columns * pixels, 0
+    # At the input's pixels, once; then the kernel elements at the output's.
+    return pair_of_channels * x[3] * x[4], 2 * x[0] * weight[0] * group.order * rows * columns * pixels
+
+
+def _forward(x: Shape, weight: Shape, depthwise: Shape | None, *others: Any, out_shape: Shape) -> int:
+    return sum(_executed(x, weight, depthwise, others[-4], out_shape))
+
+
+def _backward(
+    grad: Shape,
+    x: Shape,
+    weight: Shape,
+    depthwise: Shape | None,
+    bias: Any,
+    needs: Sequence[bool],
+    *options: Any,
+    **_: Any,
+) -> int:
+    products, depthwise_step = _executed(x, weight, depthwise, options[0], grad)
+    wants_x, wants_filters = needs[0], needs[1] or needs[2]
+    if not (wants_x or wants_filters):
+        return 0
+    if depthwise_step:  # both gradients of the depthwise step are one loop; the filters' needs the first step again
+        return (wants_x + 2 * wants_filters) * products + 2 * depthwise_step
+    return (wants_x + wants_filters) * products
+
+
+class _AfterImport(MetaPathFinder):
+    """Registers the formulas when ``torch.utils.flop_counter`` is imported: to import it here would import Triton."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
+        """Find that module as Python does; what runs it registers the formulas then."""
+        if name != FLOP_COUNTER or (spec := PathFinder.find_spec(name, path, target)) is None:
+            return None
+        loader: Any = spec.loader
+        run = loader.exec_module
+
+        def run_and_register(module: ModuleType) -> None:
+            run(module)
+            _register(module)
+
+        loader.exec_module = run_and_register
+        return spec
+
+
+def _register(flop_counter: Any) -> None:
+    operators = torch.ops.sepgroupy
+    flop_counter.register_flop_formula(operators.group_conv)(_forward)
+    flop_counter.register_flop_formula(operators.group_conv_backward)(_backward)
+
+
+def register() -> None:
+    """Tell ``torch.utils.flop_counter`` what the operators execute, now or when it is imported."""
+    if FLOP_COUNTER in sys.modules:
+        _register(sys.modules[FLOP_COUNTER])
+    else:
+        sys.meta_path.insert(0, _AfterImport())
