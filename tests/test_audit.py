@@ -18,7 +18,7 @@ from sepgroupy.errors import ArgumentError
 from sepgroupy.functional import fold
 from sepgroupy.groups import C4, PointGroup
 from sepgroupy.models import ResNet, RotMNISTNet, build_model
-from sepgroupy.nn import Folded, GroupConv2d, GroupPool, LiftingConv2d
+from sepgroupy.nn import PerElement, GroupConv2d, GroupPool, LiftingConv2d
 from sepgroupy.testing import equivariance_error
 from sepgroupy.training import RunConfig
 
@@ -75,8 +75,8 @@ def named(report: AuditReport, name: str) -> AuditRow:
 @pytest.mark.parametrize(
     ("make", "group", "size"),
     [
-        (lambda: small_resnet(head="invariant", downsampling="exact"), "p4m", 32),
-        (lambda: small_resnet(head="invariant", downsampling="exact"), "p4", 32),  # a subgroup of the net's own
+        (lambda: small_resnet(head="invariant", downsampling="equivariant"), "p4m", 32),
+        (lambda: small_resnet(head="invariant", downsampling="equivariant"), "p4", 32),  # a subgroup of the net's own
         (lambda: small_resnet(head="invariant"), "p4m", 33),
         (lambda: RotMNISTNet("gc", 4), "p4", 28),
         (lambda: RotMNISTNet("g", 3, group="p4m"), "p4m", 28),
@@ -124,7 +124,7 @@ def test_the_published_resnet_breaks_at_its_first_stride() -> None:
         for parent, name, key in ((first, "conv1", "conv1"), (first.downsample, "0", "downsample.0")):
             old = getattr(parent, name)
             change = named(report, f"layer{2 if stage is net.layer2 else 3}.0.{key}").change
-            kind = {"group": "p4m", "kind": old.plan.kind, "bias": False}
+            kind = {"group": "p4m", "kind": old.kind, "bias": False}
             setattr(parent, name, GroupConv2d(old.in_channels, old.out_channels, stride=2, **change, **kind))
     assert [row.name for row in audit(net, "p4m", 32).breaking] == ["fc"]
 
@@ -149,9 +149,9 @@ def test_errors_are_those_of_the_definition() -> None:
 
 CAUSES = {
     "grid": (lambda: nn.Sequential(lift(), nn.ReLU(), lift2(stride=2, padding=1), *head(4)), 8, "2", "stride 2"),
-    "pool": (lambda: nn.Sequential(lift(), Folded(nn.MaxPool2d(2)), *head(4)), 9, "1.module", "stride 2"),
+    "pool": (lambda: nn.Sequential(lift(), PerElement(nn.MaxPool2d(2)), *head(4)), 9, "1.module", "stride 2"),
     "ceil": (
-        lambda: nn.Sequential(lift(), Folded(nn.MaxPool2d(2, ceil_mode=True)), *head(4)), 9, "1.module", "stride 2"
+        lambda: nn.Sequential(lift(), PerElement(nn.MaxPool2d(2, ceil_mode=True)), *head(4)), 9, "1.module", "stride 2"
     ),
     "same": (lambda: nn.Sequential(lift(), GroupPool(), nn.Conv2d(4, 4, 4, padding="same")), 8, "2", "padding='same'"),
     "pad": (lambda: nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), lift()), 8, "0", "not the same on all sides"),
@@ -244,7 +244,7 @@ def audits(net: nn.Module, size: int) -> bool:
 def test_pooling_proposals_are_exact(kernel: int, size: int, ceil: bool) -> None:
     def net(kernel_size: int = kernel, padding: int = 0) -> nn.Module:
         torch.manual_seed(0)
-        return nn.Sequential(lift(), Folded(nn.MaxPool2d(kernel_size, 2, padding, ceil_mode=ceil)))
+        return nn.Sequential(lift(), PerElement(nn.MaxPool2d(kernel_size, 2, padding, ceil_mode=ceil)))
 
     report = audit(net(), "p4", size)
     assert report.first is not None
@@ -279,7 +279,7 @@ def test_other_proposals_are_exact() -> None:
         "group": nn.Sequential(lift(group="p4"), *head(4)),
         "positions": nn.Sequential(lift(), *head(4)),
         "elements": nn.Sequential(lift(), *head(4)),
-        "affine": nn.Sequential(lift(), Folded(nn.BatchNorm2d(4))),
+        "affine": nn.Sequential(lift(), PerElement(nn.BatchNorm2d(4))),
         "spatial affine": nn.Sequential(lift(), GroupPool(), nn.BatchNorm2d(4)),
         "output": nn.Sequential(lift(), GroupPool(), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
     }
@@ -289,7 +289,7 @@ def test_other_proposals_are_exact() -> None:
         "group": "group='p4'",
         "positions": "an average over the positions",
         "elements": "GroupPool",
-        "affine": "Folded(BatchNorm2d(4))",
+        "affine": "PerElement(BatchNorm2d(4))",
         "spatial affine": "BatchNorm2d",
         "output": "GroupPool",
     }
@@ -397,7 +397,7 @@ def test_a_module_that_computes_in_float32_is_measured_as_such() -> None:
 
 def test_the_network_is_left_as_it_is() -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(lift(), Folded(nn.BatchNorm2d(4)), nn.ReLU(inplace=True))
+    net = nn.Sequential(lift(), PerElement(nn.BatchNorm2d(4)), nn.ReLU(inplace=True))
     state = {key: value.clone() for key, value in net.state_dict().items()}
     generator = torch.get_rng_state()
     audit(net, "p4", 8)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from sepgroupy import Folded, GroupConv2d, GroupConvTranspose2d, GroupPool, LiftingConv2d, assert_equivariant
+from sepgroupy import PerElement, GroupConv2d, GroupConvTranspose2d, GroupPool, LiftingConv2d, assert_equivariant
 from sepgroupy.compress import compress
 from sepgroupy.errors import ArgumentError
 from sepgroupy.functional._filters import full_filter
@@ -39,10 +39,10 @@ def test_is_lossless_on_filters_of_its_kind(kind: str, group: str, case: str) ->
     )
     net, (row,) = compress(dense, kind)
     assert isinstance(net, GroupConv2d)
-    assert net.plan.kind == kind
-    assert net.plan.geometry == dense.plan.geometry
+    assert net.kind == kind
+    assert net.spec == dense.spec
     assert row.error < 1e-14
-    x = torch.randn(2, 4, dense.plan.group.order, 9, 9, dtype=torch.float64)
+    x = torch.randn(2, 4, dense.group.order, 9, 9, dtype=torch.float64)
     torch.testing.assert_close(net(x), dense(x))
     assert (row.before, row.after) == (parameters(dense), parameters(thin))
 
@@ -68,7 +68,7 @@ def test_exchanges_what_is_dense_wherever_it_stands_and_nothing_else() -> None:
     model = nn.Sequential(
         LiftingConv2d(1, 4, 3, padding=1, group="p4"),
         shared,
-        Folded(nn.BatchNorm2d(4)),
+        PerElement(nn.BatchNorm2d(4)),
         nn.Sequential(GroupConv2d(4, 4, 1, group="p4"), shared),
         GroupConv2d(4, 4, 3, padding=1, group="p4", kind="g"),
         GroupConvTranspose2d(4, 2, 2, stride=2, group="p4"),
@@ -78,10 +78,10 @@ def test_exchanges_what_is_dense_wherever_it_stands_and_nothing_else() -> None:
     net, rows = compress(model, "gc")
     assert [row.name for row in rows] == ["1", "5"]
     assert net[1] is net[3][1]
-    assert [net[i].plan.kind for i in (0, 1, 4, 5)] == ["lifting", "gc", "g", "gc"]
-    assert net[3][0].plan.kind == "dense"
+    assert [net[i].kind for i in (0, 1, 4, 5)] == ["lifting", "gc", "g", "gc"]
+    assert net[3][0].kind == "dense"
     assert not net.training
-    assert model[1].plan.kind == "dense"
+    assert model[1].kind == "dense"
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert net[1].bias is not model[1].bias
     assert_equivariant(net, "p4", torch.randn(1, 1, 8, 8))

@@ -1,4 +1,4 @@
-"""Folded networks are the networks themselves, in standard modules, and so are the files made of them."""
+"""PerElement networks are the networks themselves, in standard modules, and so are the files made of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from conftest import build_layer, random_input, ways_of
 from sepgroupy import (
     ArgumentError,
-    Folded,
+    PerElement,
     GroupConv2d,
     GroupConvTranspose2d,
     GroupPool,
@@ -92,7 +92,7 @@ def test_the_named_networks(name: str) -> None:
     assert sum(isinstance(m, nn.BatchNorm2d) for m in plain.modules()) == (4 if "resnet" in name else 0)
 
 
-@pytest.mark.parametrize("options", [{"downsampling": "exact"}, {"head": "invariant"}])
+@pytest.mark.parametrize("options", [{"downsampling": "equivariant"}, {"head": "invariant"}])
 def test_options_of_the_networks(options: dict[str, str]) -> None:
     model = build_model("gc-p4m-resnet44", depth=8, widths=(2, 3, 4), group="p4", **options).double()
     x = torch.randn(2, 3, 16, 16).double()
@@ -135,27 +135,32 @@ def test_transposed_layers(kind: str, options: dict[str, Any]) -> None:
     layer = lived(GroupConvTranspose2d(4, 6, **options))
     x = torch.randn(2, 4, 4, 5, 5).double()
     assert_folds(layer, x)
-    assert_folds(lived(nn.Sequential(layer, Folded(nn.BatchNorm2d(6))).double(), x), x)
+    assert_folds(lived(nn.Sequential(layer, PerElement(nn.BatchNorm2d(6))).double(), x), x)
 
 
-def norm(channels: int) -> Folded:
-    return Folded(nn.BatchNorm2d(channels))
+def norm(channels: int) -> PerElement:
+    return PerElement(nn.BatchNorm2d(channels))
 
 
 COMPOSITIONS = {
     "a norm after": [GroupConv2d(4, 4, 3, group=C4, kind="gc"), norm(4), nn.ReLU()],
     "a norm before": [norm(4), nn.ReLU(), GroupConv2d(4, 4, 3, group=C4, kind="g")],
-    "no statistics": [GroupConv2d(4, 4, 3, group=C4), Folded(nn.BatchNorm2d(4, track_running_stats=False))],
-    "no affine": [GroupConv2d(4, 4, 3, group=C4), Folded(nn.BatchNorm2d(4, affine=False))],
+    "no statistics": [GroupConv2d(4, 4, 3, group=C4), PerElement(nn.BatchNorm2d(4, track_running_stats=False))],
+    "no affine": [GroupConv2d(4, 4, 3, group=C4), PerElement(nn.BatchNorm2d(4, affine=False))],
     "blocks": [GroupConv2d(4, 4, 3, groups=2, group=C4), norm(4), nn.SiLU()],
     "norms of other kinds": [
         GroupConv2d(4, 4, 3, group=C4),
-        Folded(nn.Sequential(nn.InstanceNorm2d(4), nn.GroupNorm(2, 4), nn.BatchNorm2d(4))),
+        PerElement(nn.Sequential(nn.InstanceNorm2d(4), nn.GroupNorm(2, 4), nn.BatchNorm2d(4))),
     ],
-    "activations": [GroupConv2d(4, 4, 3, group=C4), Folded(nn.PReLU(4)), nn.GELU(), nn.Dropout(0.5), nn.Softplus()],
-    "folded twice": [GroupConv2d(4, 4, 3, group=C4), Folded(nn.Sequential(nn.ReLU(), nn.MaxPool2d(2)))],
-    "pooling": [GroupConv2d(4, 4, 3, group=C4), GroupMaxPool2d(2), Folded(nn.Upsample(scale_factor=2)), GroupPool()],
-    "a softmax over the channels": [GroupConv2d(4, 4, 3, group=C4), Folded(nn.Softmax2d()), nn.Softmax(2)],
+    "activations": [GroupConv2d(4, 4, 3, group=C4), PerElement(nn.PReLU(4)), nn.GELU(), nn.Dropout(0.5), nn.Softplus()],
+    "folded twice": [GroupConv2d(4, 4, 3, group=C4), PerElement(nn.Sequential(nn.ReLU(), nn.MaxPool2d(2)))],
+    "pooling": [
+        GroupConv2d(4, 4, 3, group=C4),
+        GroupMaxPool2d(2),
+        PerElement(nn.Upsample(scale_factor=2)),
+        GroupPool(),
+    ],
+    "a softmax over the channels": [GroupConv2d(4, 4, 3, group=C4), PerElement(nn.Softmax2d()), nn.Softmax(2)],
     "a plain network behind": [
         GroupPool("mean"),
         nn.Conv2d(4, 3, 3),
@@ -195,7 +200,7 @@ def test_a_separable_layer_is_two_convolutions_where_that_is_cheaper() -> None:
         x = torch.randn(1, 8, 8, 64, 64)
         count = macs(fold(layer), x)
         for algorithm in ("dense", "full"):
-            other = GroupConv2d(8, 8, **options, group=D4, kind="gc", algorithm=algorithm)
+            other = GroupConv2d(8, 8, **options, group=D4, kind="gc", backend=algorithm)
             assert count <= macs(other, x) * 1.0001
     assert len([*fold(GroupConv2d(8, 8, 3, group=D4, kind="g")).parameters()]) == 2
 
@@ -298,7 +303,7 @@ def double(x: Tensor) -> Tensor:
 )
 def test_what_is_not_known_is_named(module: nn.Module, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
-        fold(nn.Sequential(LiftingConv2d(3, 4, 3, group=C4), Folded(module)))
+        fold(nn.Sequential(LiftingConv2d(3, 4, 3, group=C4), PerElement(module)))
 
 
 def test_functions_that_are_followed_though_they_were_wrapped() -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping
-from typing import ClassVar
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.autograd.forward_ad
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .conv_spec import ConvSpec
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 Filters = tuple[Tensor | None, ...]
 """What a backend reads in place of the free parameters; the backend alone knows what each tensor is."""
 
@@ -68,6 +69,16 @@ class Backend(ABC):
     @abstractmethod
     def run(self, spec: ConvSpec, x: Tensor, filters: Filters, bias: Tensor | None) -> Tensor:
         """Convolve (B, I, Y, X) if lifting, else (B, I, |H|, Y, X), to (B, O, |H|, Y', X')."""
+
+
+def constant_to_dynamo(function: Function) -> Function:
+    """Let ``torch.compile`` call a function of constants instead of tracing it.
+
+    It does what ``torch.compiler.assume_constant_result`` does, without importing the compiler. Dynamo traces through
+    ``functools.lru_cache``, which it warns of: a cached function is called by one that is marked.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def is_plain_eager_tensor(x: Tensor) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import groupby
 from operator import attrgetter
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..groups import PointGroup, action_table, fourier_basis
+from .base import constant_to_dynamo
 from .conv_spec import ConvSpec
 
-F = TypeVar("F", bound=Callable[..., Any])
 Arrays = tuple[NDArray[np.int64] | NDArray[np.float64], ...]
 
 MAX_ENTRIES = 1024  # of the cache; a network of any depth has a handful of specifications
@@ -28,31 +28,25 @@ MAX_ENTRIES = 1024  # of the cache; a network of any depth has a handful of spec
 _cache: dict[tuple[object, ...], tuple[Tensor, ...]] = {}
 
 
-def _constant_to_dynamo(function: F) -> F:
-    """Do what ``torch.compiler.assume_constant_result`` does, without importing the compiler."""
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
-
-
-@_constant_to_dynamo
+@constant_to_dynamo
 def planar_index(spec: ConvSpec, device: torch.device) -> tuple[Tensor, ...]:
     """Return one table (|H|, k·k): the kernel elements of a planar filter in the order of each transformed copy."""
     return _constants(_planar_index, spec, device, torch.int64)
 
 
-@_constant_to_dynamo
+@constant_to_dynamo
 def group_index(spec: ConvSpec, device: torch.device) -> tuple[Tensor, ...]:
     """Return one table (|H|, |H|·k·k), as :func:`planar_index` for a filter on the group."""
     return _constants(_group_index, spec, device, torch.int64)
 
 
-@_constant_to_dynamo
+@constant_to_dynamo
 def pointwise_index(spec: ConvSpec, device: torch.device) -> tuple[Tensor, ...]:
     """Return one table (|H|, |H|), as :func:`group_index` for a 1×1 filter."""
     return _constants(_pointwise_index, spec, device, torch.int64)
 
 
-@_constant_to_dynamo
+@constant_to_dynamo
 def fourier_matrices(spec: ConvSpec, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Return, for each band of the Fourier basis, its rows (m·d, |H|) and its representations (m, d, d, |H|).
 
@@ -103,13 +97,14 @@ def _constants(
     with _outside_all_modes() as modes:
         found = tuple(torch.from_numpy(array.copy()).to(device="cpu", dtype=dtype) for array in build(spec))
         fake = [mode for mode in modes if hasattr(mode, "from_tensor")]  # FakeTensorMode
-        if not fake or (device.type == "cpu" and len(modes) > len(fake)):  # export takes real constants
+        traced = len(modes) > len(fake) or torch.compiler.is_compiling()
+        if not fake or (traced and device.type == "cpu"):  # a program that is traced or exported holds real constants
             found = tuple(tensor.to(device) for tensor in found)
             if len(_cache) >= MAX_ENTRIES:
                 _cache.clear()
             _cache[key] = found
             return found
-    return tuple(fake[0].from_tensor(tensor).to(device) for tensor in found)
+        return tuple(fake[0].from_tensor(tensor).to(device) for tensor in found)
 
 
 @contextmanager

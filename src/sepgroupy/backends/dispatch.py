@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError
 from ..groups import PointGroup, fourier_basis
-from .base import Backend, can_bypass_dispatcher, is_compiling_for_speed, is_plain_eager_tensor
+from .base import Backend, can_bypass_dispatcher, constant_to_dynamo, is_compiling_for_speed, is_plain_eager_tensor
 from .conv_spec import ConvSpec
 from .expanded import Expanded
 from .fourier import Fourier
@@ -50,13 +50,13 @@ def register(backend: Backend) -> None:
         raise ArgumentError(f"backend (={backend!r}) must be a Backend with a name other than {' and '.join(RULES)}")
     unregister(backend.name)
     _backends.insert(0, backend)
-    _candidates.cache_clear()
+    _cached_candidates.cache_clear()
 
 
 def unregister(name: str) -> None:
     """Remove the backend of that name, if there is one."""
     _backends[:] = [backend for backend in _backends if backend.name != name]
-    _candidates.cache_clear()
+    _cached_candidates.cache_clear()
 
 
 def registered_backends() -> tuple[Backend, ...]:
@@ -101,7 +101,7 @@ def select_backend(spec: ConvSpec, x: Tensor, requested: str = "auto") -> Backen
     Raises:
         ArgumentError: a backend requested by name does not support the input.
     """
-    candidates = _candidates(spec, requested)
+    candidates = [_backends[index] for index in _candidates(spec, requested)]
     if requested not in RULES:
         (backend,) = candidates
         if (reason := backend.unsupported_reason(spec, x)) is not None:
@@ -113,24 +113,26 @@ def select_backend(spec: ConvSpec, x: Tensor, requested: str = "auto") -> Backen
     return candidates[-1]
 
 
+@constant_to_dynamo
+def _candidates(spec: ConvSpec, requested: str) -> tuple[int, ...]:
+    """Return the indices of the backends to consider, best first; of a rule the last one supports every input."""
+    return _cached_candidates(spec, requested)  # indices, since Dynamo's constants are numbers, texts and tensors
+
+
 @lru_cache(maxsize=1024)
-def _candidates(spec: ConvSpec, requested: str) -> tuple[Backend, ...]:
-    """Return the backends to consider, in the order of preference; the last one supports every input."""
+def _cached_candidates(spec: ConvSpec, requested: str) -> tuple[int, ...]:
     check_backend(spec, requested)
     if requested not in RULES:
-        return tuple(backend for backend in _backends if backend.name == requested)
+        return tuple(index for index, backend in enumerate(_backends) if backend.name == requested)
     found = []
-    for backend in _backends:
+    for index, backend in enumerate(_backends):
         if requested == "torch" and not isinstance(backend, _PYTORCH):
             continue
-        if (
-            backend.unsupported_reason(spec) is None
-            and backend.unavailable_reason() is None
-            and _may_pay(backend, spec)
-        ):
-            found.append(backend)
-        if isinstance(backend, TwoStep) and backend in found:
-            break
+        supported = backend.unsupported_reason(spec) is None and backend.unavailable_reason() is None
+        if supported and _may_pay(backend, spec):
+            found.append(index)
+            if isinstance(backend, TwoStep):
+                break
         if isinstance(backend, Expanded):
             break
     return tuple(found)
@@ -181,7 +183,7 @@ def _native_pays(native: Native, x: Tensor) -> bool:
     return native.threaded() or torch.get_num_threads() <= NATIVE_MAX_THREADS_WITHOUT_OPENMP
 
 
-@lru_cache(maxsize=64)
+@constant_to_dynamo
 def fourier_saving(group: PointGroup) -> float:
     """Return the multiplications along the group axis divided by those in the Fourier domain."""
     return group.order**2 / fourier_basis(group).multiplications

@@ -17,7 +17,7 @@ from ..batch_norm import BatchNormReLU
 from ..constants import group_index, planar_index
 from ..conv_spec import ConvSpec
 from ..filter_bank import expand_filter, five_axes, full_filter
-from .launch import ConvInputs, NativeConv, native_conv, supports_lifting, unsupported_reason
+from .launch import MAX_KERNEL_ELEMENTS, ConvInputs, NativeConv, native_conv, supports_lifting, unsupported_reason
 from .library import SUFFIXES, kernels
 
 Integers = Sequence[int]
@@ -46,8 +46,8 @@ class Native(Backend):
             return reason
         if x.device.type not in ("cpu", "meta"):
             return f"an input on a CPU, not on {x.device}"
-        if spec.kind == "lifting" and not (supports_lifting(spec, x.shape[1]) and can_bypass_dispatcher(x)):
-            return "in lifting layers at most 49 kernel elements times channels, and a plain eager tensor"
+        if spec.kind == "lifting" and not supports_lifting(spec, x.shape[1]):
+            return f"in lifting layers at most {MAX_KERNEL_ELEMENTS} kernel elements times input channels"
         return None
 
     def expand_filters(self, spec: ConvSpec, parameters: Mapping[str, Tensor]) -> Filters:
@@ -114,9 +114,7 @@ class Native(Backend):
             inputs = inputs._replace(gamma=norm.gamma, beta=norm.beta, mean=norm.mean, var=norm.var)
         eps, batch_stats = (norm.eps, norm.batch_stats) if norm is not None else (0.0, False)
         share_x = share_x and not spec.pads_separately and spec.kind != "lifting"
-        y, again, mean, var = _convolve(
-            inputs, eps, batch_stats, _conv_after_padding(spec), return_stats, share_x, *expanded
-        )
+        y, again, mean, var = _convolve(inputs, eps, batch_stats, spec, return_stats, share_x, *expanded)
         shared = x if again is None else again.transpose(1, 2)
         return FusedOutput(y.transpose(1, 2), shared, None if mean is None or var is None else (mean, var))
 
@@ -146,12 +144,12 @@ def _convolve(
     inputs: ConvInputs,
     eps: float,
     batch_stats: bool,
-    conv: NativeConv,
+    spec: ConvSpec,
     return_stats: bool = False,
     share_x: bool = False,
     expanded: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Convolve to (B, |H|, O, Y', X') and add the residual; return also x, if shared, and the statistics.
+    """Convolve padded maps to (B, |H|, O, Y', X') and add the residual; return also x, if shared, and the statistics.
 
     Dtypes shorter than float32 are computed in it, autocast's too.
     """
@@ -160,15 +158,17 @@ def _convolve(
     if inputs.x.dtype not in SUFFIXES:
         inputs = ConvInputs(*(None if t is None else t.float() for t in inputs))  # type: ignore[arg-type]
     if can_bypass_dispatcher(inputs.x):
+        conv = _conv_after_padding(spec)
         if torch.is_grad_enabled():
             y, again, mean, var = GroupConv.apply(*inputs, eps, batch_stats, conv, return_stats, share_x)
             return y.to(dtype), again, mean, var
         y, mean, var = conv.forward(_contiguous(inputs), eps, return_stats, expanded)  # without autograd's calls
         return y.to(dtype), None, mean, var
-    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
-        y = _definition(inputs, eps, batch_stats, conv)
+    transformed = torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+    if transformed or spec.kind == "lifting":  # the operator reads group feature maps
+        y = _definition(inputs, eps, batch_stats, spec)
     else:
-        y = group_conv(*inputs[:4], inputs.residual, _entries(conv.spec), *_options(conv.spec))
+        y = group_conv(*inputs[:4], inputs.residual, _entries(spec), *_options(spec))
     return y.to(dtype), None, None, None
 
 
@@ -196,7 +196,7 @@ class GroupConv(torch.autograd.Function):
         if not torch.is_grad_enabled():
             gradients = _backward(grad, inputs, ctx.eps, ctx.batch_stats, ctx.conv, needs, other_grad)
             return (*gradients, None, None, residual, *(None,) * 5)
-        y = _definition(inputs, ctx.eps, ctx.batch_stats, ctx.conv)
+        y = _definition(inputs, ctx.eps, ctx.batch_stats, ctx.conv.spec)
         wanted = [t for t, need in zip(inputs[:8], needs, strict=False) if need and t is not None]
         found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True) if wanted else ())
         dx, *others = (next(found) if need else None for need in needs[:8])
@@ -237,13 +237,13 @@ def _images_grad(grad: Tensor, inputs: ConvInputs, conv: NativeConv) -> Tensor:
     return dx.view_as(inputs.x)
 
 
-def _definition(inputs: ConvInputs, eps: float, batch_stats: bool, conv: NativeConv) -> Tensor:
+def _definition(inputs: ConvInputs, eps: float, batch_stats: bool, spec: ConvSpec) -> Tensor:
     """Compute the same by PyTorch's operations, for second and forward-mode derivatives and function transforms."""
-    x, norm, order = inputs.x, inputs.norm(eps, batch_stats), conv.spec.group.order
+    x, norm, order = inputs.x, inputs.norm(eps, batch_stats), spec.group.order
     if norm is not None:
         x = norm(x.flatten(0, 1)).view_as(x)
     bias = None if inputs.bias is None else inputs.bias.expand(order, -1).flatten()
-    y = F.conv2d(x.flatten(1, 2), _filter_bank(inputs, conv.spec), bias, *_options(conv.spec))
+    y = F.conv2d(x.flatten(1, 2), _filter_bank(inputs, spec), bias, *_options(spec))
     y = y.unflatten(1, (order, y.shape[1] // order))
     return y if inputs.residual is None else y + inputs.residual
 
@@ -255,7 +255,8 @@ def _filter_bank(inputs: ConvInputs, spec: ConvSpec) -> Tensor:
 
 
 def _options(spec: ConvSpec) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-    return spec.stride, (spec.padding[0], spec.padding[2]), spec.dilation
+    padding = (0, 0) if spec.pads_separately else (spec.padding[0], spec.padding[2])
+    return spec.stride, padding, spec.dilation
 
 
 def _entries(spec: ConvSpec) -> list[int]:

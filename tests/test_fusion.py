@@ -242,7 +242,7 @@ def test_a_fork_adds_the_gradient_of_its_branch(way: tuple[str, str], case: dict
 
 @pytest.mark.parametrize("watched", [False, True])
 def test_a_hook_may_edit_what_a_norm_will_read(watched: bool) -> None:
-    networks = [ResNet("gc", 8, (4, 4, 4), "p4", algorithm=algorithm).double() for algorithm in ("auto", "torch")]
+    networks = [ResNet("gc", 8, (4, 4, 4), "p4", backend=algorithm).double() for algorithm in ("auto", "torch")]
     networks[1].load_state_dict(networks[0].state_dict())
     x, results, edited = torch.randn(2, 3, 8, 8, dtype=torch.float64), [], []
 
