@@ -11,7 +11,7 @@ from torch import nn
 from sepgroupy import PerElement, GroupConv2d, GroupConvTranspose2d, GroupPool, LiftingConv2d, assert_equivariant
 from sepgroupy.compress import compress
 from sepgroupy.errors import ArgumentError
-from sepgroupy.functional._filters import full_filter
+from sepgroupy.functional import full_filter
 from sepgroupy.models import build_model
 
 GEOMETRIES: dict[str, dict[str, Any]] = {

@@ -1,259 +1,638 @@
-"""What is fused is the same as step by step, in value, gradients and statistics: norm, ReLU, pooling, shortcut."""
+"""A fused network computes what the same network computes module by module, and calls whatever must be called."""
 
 from __future__ import annotations
 
 import copy
+import io
 import math
+import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.utils import parametrize
 
-from conftest import build_layer, pairs
+from sepgroupy import cached_filters, fuse
+from sepgroupy.backends import available_backends
 from sepgroupy.errors import ArgumentError
-from sepgroupy.functional import fold, unfold
-from sepgroupy.functional._native import _maps
-from sepgroupy.groups import C4
-from sepgroupy.models import ResNet
-from sepgroupy.nn._norm import norm_relu_pool
+from sepgroupy.fusion import fusion_report, restore
+from sepgroupy.models import ResNet, RotMNISTNet, UNet
+from sepgroupy.nn import GroupBatchNorm2d, GroupConv2d, GroupPool, LiftingConv2d, PerElement
 
 pytestmark = pytest.mark.usefixtures("as_if_large")
+needs_kernels = pytest.mark.skipif(
+    available_backends()["native"].startswith("unavailable"), reason="without kernels nothing is fused"
+)
 
-CASES: dict[str, dict[str, Any]] = {
-    "1x1-stride": {"kernel_size": 1, "stride": 2},
-    "3x3": {"kernel_size": 3, "padding": 1},
-    "2x2-stride": {"kernel_size": 2, "stride": 2, "bias": False},
-    "groups": {"kernel_size": 3, "groups": 2},
-    "circular": {"kernel_size": 3, "padding": 1, "padding_mode": "circular"},
+Make = Callable[..., nn.Module]
+
+
+def chain(kind: str = "gc", norm: dict[str, Any] | None = None, **conv: Any) -> nn.Sequential:
+    """Lift, then norm -> ReLU -> convolution twice, then norm -> ReLU -> max-pooling."""
+    options: dict[str, Any] = {"group": "p4", "kind": kind, **({"kernel_size": 3, "padding": 1} | conv)}
+    return nn.Sequential(
+        LiftingConv2d(3, 4, 3, padding=1, group="p4"),
+        GroupBatchNorm2d(4, **norm or {}),
+        nn.ReLU(),
+        GroupConv2d(4, 4, **options),
+        GroupBatchNorm2d(4, **norm or {}),
+        nn.ReLU(),
+        GroupConv2d(4, 6, 1, group="p4"),
+        GroupBatchNorm2d(6, **norm or {}),
+        nn.ReLU(),
+        PerElement(nn.MaxPool2d(2)),
+        GroupPool(),
+    )
+
+
+class Nested(nn.Module):
+    """A class that nobody can trace, around two chains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = chain(), nn.Sequential(nn.Conv2d(6, 3, 1), chain("g"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.second(y) if float(y.detach().sum()) > 1e9 else self.second(y) * 2  # a branch on values
+
+
+NETWORKS: dict[str, tuple[Make, tuple[int, ...]]] = {
+    "resnet-dense": (lambda: ResNet("dense", 8, (4, 4, 6), "p4"), (3, 8, 8)),
+    "resnet-g": (lambda: ResNet("g", 8, (3, 4, 4), "p4"), (3, 8, 8)),
+    "resnet-gc": (lambda: ResNet("gc", 14, (4, 4, 6), "p4m"), (3, 8, 8)),
+    "resnet-gc-equivariant": (lambda: ResNet("gc", 8, (4, 4, 4), downsampling="equivariant"), (3, 8, 8)),
+    "resnet-torch": (lambda: ResNet("gc", 8, (4, 4, 4), backend="torch"), (3, 8, 8)),
+    "resnet-plain": (lambda: ResNet("plain", 8, (4, 4, 4)), (3, 8, 8)),
+    "rotmnist-gc": (lambda: RotMNISTNet("gc", 4), (1, 28, 28)),
+    "rotmnist-plain": (lambda: RotMNISTNet("plain", 4), (1, 28, 28)),
+    "unet-gc": (lambda: UNet("gc", 3, "p4", depth=1), (3, 4, 6)),
+    "nested": (Nested, (3, 8, 8)),
+    "chain-dense": (lambda: chain("dense"), (3, 7, 6)),
+    "chain-g": (lambda: chain("g"), (3, 7, 6)),
+    "chain-gc": (chain, (3, 7, 6)),
+    "chain-gc-stride": (lambda: chain(kernel_size=2, stride=2, padding=0, bias=False), (3, 8, 6)),
+    "chain-gc-groups": (lambda: chain(groups=2), (3, 7, 6)),
+    "chain-gc-circular": (lambda: chain(padding_mode="circular"), (3, 7, 6)),
+    "chain-gc-expanded": (lambda: chain(backend="expanded"), (3, 7, 6)),
+    **{
+        f"norm-{name}": (lambda options=options: chain(norm=options), (3, 7, 6))
+        for name, options in {
+            "momentum": {"momentum": 0.3, "eps": 1e-2},
+            "cumulative": {"momentum": None},
+            "fixed": {"momentum": 0.0},
+            "no-affine": {"affine": False},
+            "no-statistics": {"track_running_stats": False},
+        }.items()
+    },
 }
-NORMS: dict[str, dict[str, Any]] = {
-    "usual": {},
-    "momentum": {"momentum": 0.3, "eps": 1e-2},
-    "cumulative": {"momentum": None},
-    "still": {"momentum": 0.0},
-    "no-affine": {"affine": False},
-    "no-statistics": {"track_running_stats": False},
-}
-WAYS = [
-    pair
-    for pair in pairs(CASES)
-    if pair.values[0] in (("dense", "auto"), ("g", "auto"), ("gc", "auto"), ("gc", "full"))
-]
+FUSED = [name for name in NETWORKS if name not in ("resnet-plain", "resnet-torch", "rotmnist-plain")]
 
 
-def a_norm(**options: Any) -> Any:
-    norm: Any = nn.BatchNorm2d(4, dtype=torch.float64, **options)
-    with torch.no_grad():
-        for parameter in norm.parameters():
-            parameter.normal_()
-    return norm
+def make(name: str) -> tuple[nn.Module, Tensor]:
+    """Build a network in float64, its batch norms with parameters of their own, and a batch."""
+    build, shape = NETWORKS[name]
+    net = build().double()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.affine:
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
+    return net, torch.randn(3, *shape, dtype=torch.float64) * 3 + 1
 
 
-def expected(layer: Any, norm: Any, x: Tensor) -> Tensor:
-    return layer(unfold(F.relu(norm(fold(x))), x.shape[2]))
+def results(net: nn.Module, x: Tensor) -> list[Tensor]:
+    """Return the output, all gradients and all buffers after a forward and a backward pass."""
+    x = x.clone().requires_grad_()
+    y = net(x)
+    wanted = [x, *(p for p in net.parameters() if p.requires_grad)]
+    weight = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
+    return [y, *torch.autograd.grad((y * weight).sum(), wanted), *net.buffers()]
+
+
+def assert_same(fused: nn.Module, plain: nn.Module, x: Tensor) -> None:
+    """Compare two networks step by step: training twice, then inference with and without gradients."""
+    for training in (True, True, False):
+        torch.testing.assert_close(
+            results(fused.train(training), x), results(plain.train(training), x), atol=1e-9, rtol=1e-8
+        )
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            torch.testing.assert_close(fused(x), plain(x), atol=1e-9, rtol=1e-8)
+
+
+def fused_copy(plain: nn.Module) -> nn.Module:
+    return fuse(copy.deepcopy(plain))
+
+
+# ---- values, gradients, statistics ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_outputs_gradients_and_statistics_are_those_of_the_modules(name: str) -> None:
+    plain, x = make(name)
+    assert_same(fused_copy(plain), plain, x)
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", FUSED)
+def test_something_is_fused(name: str) -> None:
+    net, _ = make(name)
+    assert not fusion_report(net).fused
+    report = fusion_report(fuse(net))
+    assert report.fused
+    names = [name for step in report.fused for name in step]
+    assert len(names) == len(set(names)) or name.startswith(("resnet", "rotmnist", "unet"))  # which share a ReLU
+    assert set(names) <= {name for name, _ in net.named_modules()}
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("options", NORMS.values(), ids=NORMS)
-@pytest.mark.parametrize(("way", "case"), WAYS)
-def test_the_same_as_a_norm_before(
-    way: tuple[str, str], case: dict[str, Any], options: dict[str, Any], training: bool
-) -> None:
-    ours, theirs = a_norm(**options), a_norm(**options)
-    theirs.load_state_dict(ours.state_dict())
-    layer = build_layer(way, 4, 6, group=C4, dtype=torch.float64, **case)
-    for step in range(2):  # first in training mode, so that the running statistics take part
-        for norm in (ours, theirs):
-            norm.train(training or step == 0)
-        x = torch.randn(3, 4, 4, 5, 5, dtype=torch.float64) * 3 + 1
-        leaves = [(x.clone().requires_grad_(), norm) for norm in (ours, theirs)]
-        y, y0 = layer(leaves[0][0], norm=ours), expected(layer, theirs, leaves[1][0])
-        torch.testing.assert_close(y, y0, atol=1e-10, rtol=0)
-        weight = torch.randn_like(y)
-        gradients = [
-            torch.autograd.grad((out * weight).sum(), (leaf, *norm.parameters(), *layer.parameters()))
-            for out, (leaf, norm) in zip((y, y0), leaves, strict=True)
-        ]
-        torch.testing.assert_close(*gradients, atol=1e-9, rtol=1e-9)
-        torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), atol=1e-12, rtol=0)
+@pytest.mark.parametrize("name", ["resnet-gc", "chain-g"])
+def test_frozen_parameters_have_no_gradient_and_change_no_other(name: str, training: bool) -> None:
+    plain, x = make(name)
+    for index, parameter in enumerate(plain.parameters()):
+        parameter.requires_grad_(bool(index % 3))
+    fused = fused_copy(plain)
+    torch.testing.assert_close(
+        results(fused.train(training), x), results(plain.train(training), x), atol=1e-9, rtol=1e-8
+    )
+    fused(x).sum().backward()
+    assert all((p.grad is not None) == p.requires_grad for p in fused.parameters())
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize(("way", "case"), WAYS)
-def test_first_and_second_derivatives(way: tuple[str, str], case: dict[str, Any], training: bool) -> None:
-    norm = a_norm().train(training)
-    layer = build_layer(way, 4, 2, group=C4, dtype=torch.float64, **case)
-    names = [name for name, _ in layer.named_parameters()]
+@pytest.mark.parametrize("options", [{}, {"kernel_size": 2, "stride": 2, "padding": 0, "bias": False}], ids=str)
+@pytest.mark.parametrize("kind", ["dense", "g", "gc"])
+def test_first_and_second_derivatives(kind: str, options: dict[str, Any], training: bool) -> None:
+    net = fuse(chain(kind, **options)[:4].double()).train(training)
+    names = [name for name, _ in net.named_parameters()]
 
-    def call(x: Tensor, gamma: Tensor, beta: Tensor, *parameters: Tensor) -> Tensor:
-        copied = copy.deepcopy(norm)
-        del copied.weight, copied.bias
-        copied.weight, copied.bias = gamma, beta
-        return torch.func.functional_call(layer, dict(zip(names, parameters, strict=True)), (x, copied))
+    def call(x: Tensor, *parameters: Tensor) -> Tensor:
+        state = dict(zip(names, parameters, strict=True)) | {n: b.clone() for n, b in net.named_buffers()}
+        return torch.func.functional_call(net, state, (x,))
 
-    x = torch.randn(2, 4, 4, 3, 3, dtype=torch.float64, requires_grad=True)
-    inputs = (x, norm.weight, norm.bias, *layer.parameters())
+    inputs = (torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True), *net.parameters())
     assert gradcheck(call, inputs, fast_mode=True)
     assert gradgradcheck(call, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("name", ["resnet-gc", "chain-dense", "unet-gc"])
+def test_second_derivatives_of_whole_networks(name: str) -> None:
+    plain, x = make(name)
+
+    def penalty(net: nn.Module) -> list[Tensor]:
+        leaf = x.clone().requires_grad_()
+        (grad,) = torch.autograd.grad(net(leaf).square().sum(), leaf, create_graph=True)
+        found = torch.autograd.grad(grad.square().sum(), [leaf, *net.parameters()], allow_unused=True)
+        return [torch.zeros(()) if g is None else g for g in found]
+
+    for training in (True, False):
+        found, wanted = (penalty(net.train(training)) for net in (fused_copy(plain), copy.deepcopy(plain)))
+        scale = max(float(g.abs().max()) for g in wanted)
+        torch.testing.assert_close(found, wanted, atol=1e-9 * scale, rtol=0)
 
 
 @pytest.mark.parametrize("size", [(6, 8), (7, 5), (2, 2), (30, 141)])  # 141: more windows than are pooled at a time
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("options", NORMS.values(), ids=NORMS)
-def test_pooled_as_by_three_modules(options: dict[str, Any], training: bool, size: tuple[int, int]) -> None:
-    ours, theirs = a_norm(**options), a_norm(**options)
-    theirs.load_state_dict(ours.state_dict())
-    for step in range(2):
-        for norm in (ours, theirs):
-            norm.train(training or step == 0)
-        x = torch.randn(5, 4, *size, dtype=torch.float64) * 3 + 1
-        leaves = [x.clone().requires_grad_() for _ in range(2)]
-        y, y0 = norm_relu_pool(ours, leaves[0]), F.max_pool2d(F.relu(theirs(leaves[1])), 2)
-        torch.testing.assert_close(y, y0, atol=1e-12, rtol=0)
-        weight = torch.randn_like(y)
-        gradients = [
-            torch.autograd.grad((out * weight).sum(), (leaf, *norm.parameters()))
-            for out, leaf, norm in zip((y, y0), leaves, (ours, theirs), strict=True)
-        ]
-        torch.testing.assert_close(*gradients, atol=1e-10, rtol=1e-10)
-        torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), atol=1e-12, rtol=0)
-
-
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_derivatives_of_pooling(training: bool) -> None:
-    norm = a_norm().train(training)
-
-    def call(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-        copied = copy.deepcopy(norm)
-        del copied.weight, copied.bias
-        copied.weight, copied.bias = gamma, beta
-        return norm_relu_pool(copied, x)
-
-    inputs = (torch.randn(2, 4, 5, 4, dtype=torch.float64, requires_grad=True), norm.weight, norm.bias)
-    assert gradcheck(call, inputs, fast_mode=True)
-    assert gradgradcheck(call, inputs, fast_mode=True)
+@pytest.mark.parametrize("on_group", [True, False])
+def test_pooling_of_any_size(size: tuple[int, int], on_group: bool) -> None:
+    norm, pool = (GroupBatchNorm2d(4), PerElement(nn.MaxPool2d(2))) if on_group else (nn.BatchNorm2d(4), nn.MaxPool2d(2))
+    plain = nn.Sequential(norm, nn.ReLU(), pool).double()
+    shape = (5, 4, 4, *size) if on_group else (5, 4, *size)
+    assert_same(fused_copy(plain), plain, torch.randn(shape, dtype=torch.float64) * 3 + 1)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_pooling_what_is_no_number(value: float) -> None:
-    norm, x = a_norm().eval(), torch.randn(2, 4, 6, 18, dtype=torch.float64)
+def test_pooling_nan_and_infinity(value: float) -> None:
+    plain = nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)).double().eval()
+    x = torch.randn(2, 4, 6, 18, dtype=torch.float64)
     for pixel in range(4):
         x[1, pixel, 2 + pixel // 2, 2 * pixel + pixel % 2] = value
-    y = norm_relu_pool(norm, x.requires_grad_())
-    torch.testing.assert_close(y, F.max_pool2d(F.relu(norm(x)), 2), equal_nan=True)
+    torch.testing.assert_close(fused_copy(plain)(x.requires_grad_()), plain(x), equal_nan=True)
 
 
-def test_equal_pixels_are_told_apart_as_pooling_does() -> None:
-    norm, x = a_norm(affine=False).eval(), torch.ones(1, 4, 4, 4, dtype=torch.float64, requires_grad=True)
-    (ours,) = torch.autograd.grad(norm_relu_pool(norm, x).sum(), x)
-    (theirs,) = torch.autograd.grad(F.max_pool2d(F.relu(norm(x)), 2).sum(), x)
-    assert torch.equal(ours != 0, theirs != 0)
-
-
-@pytest.mark.parametrize("pool", [True, False], ids=["pooled", "convolved"])
-def test_a_watched_norm_is_called_by_all(pool: bool) -> None:
-    norm, seen = a_norm(), []
-    norm.register_forward_hook(lambda *_: seen.append(True))
-    x = torch.randn(2, 4, 4, 5, 5, dtype=torch.float64, requires_grad=True)
-    layer = build_layer(("dense", "auto"), 4, 2, 3, group=C4, dtype=torch.float64)
-    norm_relu_pool(norm, fold(x)) if pool else layer(x, norm)
-    assert seen == [True]
-
-
-@pytest.mark.parametrize(("way", "case"), WAYS)
-@pytest.mark.parametrize("gradients", [True, False])
-def test_a_shortcut_is_added(way: tuple[str, str], case: dict[str, Any], gradients: bool) -> None:
-    layer, norm = build_layer(way, 4, 6, group=C4, dtype=torch.float64, **case), a_norm().eval()
-    x = torch.randn(3, 4, 4, 5, 5, dtype=torch.float64)
-    with torch.set_grad_enabled(gradients):
-        alone = layer(x, norm)
-        shortcut = torch.randn_like(alone).requires_grad_()
-        y = layer(x, norm, shortcut)
-        torch.testing.assert_close(y, alone + shortcut)
-        if gradients:
-            y.backward(weight := torch.randn_like(y))
-            torch.testing.assert_close(shortcut.grad, weight)
-        for wrong in (shortcut[:1], shortcut[..., :1], shortcut.mean()):
-            with pytest.raises(ArgumentError, match="shortcut has shape"):
-                layer(x, norm, wrong)
-
-
-def test_any_other_module_serves_too() -> None:
-    layer = build_layer(("gc", "auto"), 4, 2, 3, group=C4, dtype=torch.float64)
-    norm = nn.GroupNorm(2, 4).double()
-    x = torch.randn(2, 4, 4, 5, 5, dtype=torch.float64)
-    torch.testing.assert_close(layer(x, norm), expected(layer, norm, x))
+def test_the_gradient_of_equal_pixels_goes_where_pooling_sends_it() -> None:
+    plain = nn.Sequential(nn.BatchNorm2d(4, affine=False), nn.ReLU(), nn.MaxPool2d(2)).double().eval()
+    x = torch.ones(1, 4, 4, 4, dtype=torch.float64, requires_grad=True)
+    found, wanted = (torch.autograd.grad(net(x).sum(), x)[0] for net in (fused_copy(plain), plain))
+    assert torch.equal(found != 0, wanted != 0)
 
 
 def test_the_input_is_left_as_it_is() -> None:
-    layer, norm = build_layer(("gc", "auto"), 4, 2, 3, group=C4, dtype=torch.float64), a_norm()
-    x = unfold(torch.randn(8, 4, 5, 5, dtype=torch.float64), 4)
+    plain, x = make("resnet-gc")
     before = x.clone()
-    layer(x, norm).sum().backward()
+    fuse(plain)(x).sum().backward()
     assert torch.equal(x, before)
 
 
-@pytest.mark.parametrize("edited", [False, True])
-@pytest.mark.parametrize("lifted", [False, True])
-@pytest.mark.parametrize(("way", "case"), WAYS)
-def test_statistics_taken_as_a_map_is_written(
-    way: tuple[str, str], case: dict[str, Any], lifted: bool, edited: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    called: list[str] = []
-    invoke = _maps.invoke
-    monkeypatch.setattr(_maps, "invoke", lambda name, *rest: (called.append(name), invoke(name, *rest)))
-    kind, x = ("lifting", torch.randn(3, 2, 6, 6)) if lifted else ("gc", torch.randn(3, 2, 4, 6, 6))
-    first = build_layer((kind, "auto"), 2, 4, 3, padding=1, group=C4, dtype=torch.float64)
-    second = build_layer(way, 4, 6, group=C4, dtype=torch.float64, **case)
-    y = first(x.double().requires_grad_(), moments=True)
-    if edited:
-        y.detach().mul_(2).add_(1)
-    ours, theirs = a_norm(), a_norm()
-    theirs.load_state_dict(ours.state_dict())
-    results = []
-    for z, norm in ((second(y, ours), ours), (expected(second, theirs, y), theirs)):
-        wanted = (*first.parameters(), *second.parameters(), *norm.parameters())
-        results.append([z, *torch.autograd.grad(z.cos().sum(), wanted, retain_graph=True)])
-    torch.testing.assert_close(*results, atol=1e-9, rtol=1e-9)
-    torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), atol=1e-12, rtol=0)
-    assert called in ([], ["statistics"] if edited else [])  # no pass but for a map that has changed
+# ---- who must be called -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("norm", ["batch", "layer", None])
-@pytest.mark.parametrize(("way", "case"), WAYS)
-def test_a_fork_adds_the_gradient_of_its_branch(way: tuple[str, str], case: dict[str, Any], norm: str | None) -> None:
-    layer = build_layer(way, 4, 6, group=C4, dtype=torch.float64, **case)
-    module = {"batch": a_norm(), "layer": nn.GroupNorm(2, 4).double(), None: None}[norm]
-    x = torch.randn(3, 4, 4, 5, 5, dtype=torch.float64, requires_grad=True)
-
-    def loss(y: Tensor | None, again: Tensor) -> Tensor:
-        return again.sin().sum() + (0 if y is None else y.cos().sum())
-
-    forks = (layer.fork(x, module), (layer(x, module), x))
-    wanted = [x, *layer.parameters(), *([] if module is None else module.parameters())]
-    found, theirs = ([*fork, *torch.autograd.grad(loss(*fork), wanted, retain_graph=True)] for fork in forks)
-    torch.testing.assert_close(found, theirs, atol=1e-10, rtol=1e-10)
-    found, theirs = (torch.autograd.grad(loss(None, again), x) for _, again in forks)
-    torch.testing.assert_close(found, theirs)
+@pytest.fixture(params=["resnet-gc", "rotmnist-gc", "chain-gc", "nested"])
+def pair(request: pytest.FixtureRequest) -> tuple[nn.Module, nn.Module, Tensor]:
+    """Make a fused network, the same network as it is, and a batch; both have been called once."""
+    plain, x = make(request.param)
+    fused = fused_copy(plain)
+    for net in (fused, plain):
+        net(x)
+    return fused, plain, x
 
 
-@pytest.mark.parametrize("watched", [False, True])
-def test_a_hook_may_edit_what_a_norm_will_read(watched: bool) -> None:
-    networks = [ResNet("gc", 8, (4, 4, 4), "p4", backend=algorithm).double() for algorithm in ("auto", "torch")]
-    networks[1].load_state_dict(networks[0].state_dict())
-    x, results, edited = torch.randn(2, 3, 8, 8, dtype=torch.float64), [], []
+def part_names(net: nn.Module) -> list[str]:
+    """Name one module of each class that a kernel may stand for, and containers of them."""
+    first: dict[str, str] = {}
+    for name, module in net.named_modules():
+        if name:
+            first.setdefault(type(module).__name__, name)
+    return list(first.values())
 
-    def edit(_module: nn.Module, _inputs: Any, y: Tensor) -> None:
-        edited.append(y.data.exp_())  # which leaves no trace
 
-    for network in networks:
-        for block in (network.layer1[0], network.layer2[0]) if watched else ():
-            block.conv1.register_forward_hook(edit)
-            block.conv2.register_forward_hook(edit)
-        y = network(x)
-        results.append([y, *torch.autograd.grad(y.square().sum(), list(network.parameters()))])
-    torch.testing.assert_close(*results, atol=1e-8, rtol=1e-8)
-    assert len(edited) == (8 if watched else 0)
+def test_hooks_see_and_change_what_they_would(pair: tuple[nn.Module, nn.Module, Tensor]) -> None:
+    fused, plain, x = pair
+    for name in part_names(plain):
+        seen: dict[str, list[str]] = {"fused": [], "plain": []}
+        handles = []
+        for label, net in (("fused", fused), ("plain", plain)):
+            part, log = net.get_submodule(name), seen[label]
+            handles += [
+                part.register_forward_pre_hook(lambda m, args, log=log: log.append("before")),
+                part.register_forward_hook(lambda m, args, y, log=log: log.append("after") or y * 1.25),
+                part.register_full_backward_hook(lambda m, dx, dy, log=log: log.append("backward")),
+            ]
+        assert_same(fused, plain, x)
+        assert seen["fused"] == seen["plain"], name
+        assert {"before", "after"} <= set(seen["fused"])
+        for handle in handles:
+            handle.remove()
+    assert_same(fused, plain, x)
+
+
+def test_global_hooks_see_every_call(pair: tuple[nn.Module, nn.Module, Tensor]) -> None:
+    seen: list[list[str]] = []
+    for net in pair[:2]:
+        names = {module: name for name, module in net.named_modules()}
+        calls: list[str] = []
+        seen.append(calls)
+        handles = [
+            register_module_forward_pre_hook(lambda m, args, n=names, c=calls: c.append(n.get(m, "?"))),
+            register_module_forward_hook(lambda m, args, y, n=names, c=calls: c.append(n.get(m, "?"))),
+        ]
+        net(pair[2])
+        for handle in handles:
+            handle.remove()
+    assert seen[0] == seen[1]
+    assert seen[1]
+
+
+def test_a_hook_may_edit_the_values_that_a_norm_will_read() -> None:
+    plain, x = make("resnet-gc")
+    fused = fused_copy(plain)
+    edited: list[Tensor] = []
+    for net in (fused, plain):
+        for block in (net.get_submodule("layer1.0"), net.get_submodule("layer2.0")):
+            for conv in (block.conv1, block.conv2):
+                conv.register_forward_hook(lambda m, args, y: edited.append(y.data.mul_(3)))  # leaves no trace
+    assert_same(fused, plain, x)
+    assert edited
+
+
+def test_patched_forwards_are_called(pair: tuple[nn.Module, nn.Module, Tensor]) -> None:
+    fused, plain, x = pair
+    for name in part_names(plain):
+        for net in (fused, plain):
+            part = net.get_submodule(name)
+            part.forward = lambda x, part=part: type(part).forward(part, x) * 1.25  # type: ignore[method-assign]
+        assert_same(fused, plain, x)
+        for net in (fused, plain):
+            del net.get_submodule(name).forward
+    assert_same(fused, plain, x)
+
+
+class Doubled(nn.Module):
+    def forward(self, value: Tensor) -> Tensor:
+        return 2 * value
+
+
+def test_parametrizations_are_applied(pair: tuple[nn.Module, nn.Module, Tensor]) -> None:
+    fused, plain, x = pair
+    for net in (fused, plain):
+        for part in list(net.modules()):
+            for name in [name for name, _ in part.named_parameters(recurse=False)]:
+                parametrize.register_parametrization(part, name, Doubled())
+    assert_same(fused, plain, x)
+
+
+class Wrapper(nn.Module):
+    """What checkpointing, sharding and offloading put in the place of a module."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.module(x) * 1.25
+
+
+def test_submodules_may_be_replaced_and_wrapped(pair: tuple[nn.Module, nn.Module, Tensor]) -> None:
+    fused, plain, x = pair
+    for name in part_names(plain):
+        owner, _, attribute = name.rpartition(".")
+        for net in (fused, plain):
+            setattr(net.get_submodule(owner), attribute, Wrapper(net.get_submodule(name)))
+        assert_same(fused, plain, x)
+        for net in (fused, plain):
+            setattr(net.get_submodule(owner), attribute, net.get_submodule(name).module)
+    assert_same(fused, plain, x)
+
+
+class Negated(GroupBatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return -super().forward(x)
+
+
+class Shifted(GroupConv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1
+
+
+@pytest.mark.parametrize(
+    ("index", "replacement"),
+    [
+        (1, lambda: Negated(4)),
+        (1, lambda: PerElement(nn.GroupNorm(2, 4))),
+        (2, nn.GELU),
+        (3, lambda: Shifted(4, 4, 3, padding=1, group="p4")),
+        (3, lambda: GroupConv2d(4, 4, 3, group="p4", stride=3, kind="g")),
+        (9, lambda: PerElement(nn.MaxPool2d(2, ceil_mode=True))),
+        (9, lambda: PerElement(nn.MaxPool2d(3, 2))),
+        (9, lambda: PerElement(nn.AvgPool2d(2))),
+    ],
+)
+def test_other_modules_in_the_same_places(index: int, replacement: Callable[[], nn.Module]) -> None:
+    plain, x = make("chain-gc")
+    fused = fused_copy(plain)
+    fused(x)
+    plain[index] = replacement().double()
+    fused[index] = copy.deepcopy(plain[index])
+    assert_same(fused, plain, x)
+
+
+def test_modules_may_be_edited_between_calls(pair: tuple[nn.Module, nn.Module, Tensor]) -> None:
+    fused, plain, x = pair
+    edits: list[Callable[[nn.Module], object]] = [
+        lambda norm: setattr(norm, "eps", 0.3),
+        lambda norm: setattr(norm, "momentum", 0.7),
+        lambda norm: norm.eval(),
+        lambda norm: norm.weight.data.mul_(3),
+        lambda norm: setattr(norm, "weight", nn.Parameter(norm.weight.detach() * 2)),
+        lambda norm: setattr(norm, "bias", None),
+        lambda norm: setattr(norm, "running_mean", None),
+    ]
+    for edit in edits:
+        for net in (fused, plain):
+            net.train()
+            for norm in [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]:
+                edit(norm)
+        torch.testing.assert_close(results(fused, x), results(plain, x), atol=1e-9, rtol=1e-8)
+
+
+def test_training_and_inference_of_parts_may_differ() -> None:
+    plain, x = make("resnet-gc")
+    fused = fused_copy(plain)
+    for net in (fused, plain):
+        net.train()
+        for module in net.get_submodule("layer2").modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+    torch.testing.assert_close(results(fused, x), results(plain, x), atol=1e-9, rtol=1e-8)
+
+
+# ---- inputs that no kernel reads --------------------------------------------------------------------------------------
+
+
+class Sum(nn.Sequential):
+    """``conv(relu(norm(x))) + residual``, traced since its forward is that of nn.Sequential."""
+
+
+def add_of(net: ResNet, replacement: nn.Module) -> None:
+    net.layer2[0].downsample = replacement
+
+
+class Broadcast(nn.Module):
+    """A residual of another shape or dtype, which torch's addition broadcasts or promotes."""
+
+    def __init__(self, change: str) -> None:
+        super().__init__()
+        self.change = change
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[..., ::2, ::2]
+        return {
+            "one image": lambda: x[:1],
+            "one channel": lambda: x[:, :1],
+            "one element": lambda: x[:, :, :1],
+            "one pixel": lambda: x[..., :1, :1],
+            "fewer axes": lambda: x[0],
+            "a number": lambda: x.sum(),
+            "float32": lambda: x.float(),
+            "int64": lambda: x.long(),
+            "more images": lambda: x[:, None].mean(0, keepdim=True).expand(2, 3, -1, -1, -1, -1, -1)[:, :, 0],
+        }[self.change]()
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["one image", "one channel", "one element", "one pixel", "fewer axes", "a number", "float32", "int64"],
+)
+def test_a_residual_of_another_shape_or_dtype_is_added_as_torch_adds_it(change: str) -> None:
+    plain = ResNet("gc", 8, (4, 4, 4), "p4").double()
+    plain.layer2[0].downsample = Broadcast(change)
+    fused, x = fused_copy(plain), torch.randn(3, 3, 8, 8, dtype=torch.float64)
+    assert_same(fused, plain, x)
+
+
+def test_one_value_per_channel_is_refused_as_by_torch() -> None:
+    net = nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2))
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+        fuse(copy.deepcopy(net))(torch.zeros(1, 4, 1, 1))
+    net = nn.Sequential(GroupBatchNorm2d(4), nn.ReLU(), GroupConv2d(4, 4, 1, group="p1"))
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+        fuse(net)(torch.zeros(1, 4, 1, 1, 1))
+
+
+@pytest.mark.parametrize("name", ["chain-gc", "resnet-gc"])
+@pytest.mark.parametrize("batch", [0, 1])
+def test_small_batches(name: str, batch: int) -> None:
+    plain, x = make(name)
+    fused = fused_copy(plain).eval()
+    torch.testing.assert_close(results(fused, x[:batch]), results(plain.eval(), x[:batch]), atol=1e-9, rtol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("message", "x"),
+    [
+        (r"x has shape \(2, 5, 7, 6\)", torch.zeros(2, 5, 7, 6, dtype=torch.float64)),
+        ("x is torch.float32 and the layer's parameters are torch.float64", torch.zeros(2, 3, 7, 6)),
+        ("x is 0×6 pixels", torch.zeros(2, 3, 0, 6, dtype=torch.float64)),
+    ],
+)
+def test_wrong_inputs_are_refused_as_by_the_modules(message: str, x: Tensor) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        fuse(make("chain-gc")[0])(x)
+
+
+@pytest.mark.parametrize("name", ["chain-gc", "resnet-gc"])
+def test_batch_norms_of_another_dtype_are_called(name: str) -> None:
+    plain, x = make(name)
+    plain.to(torch.bfloat16)
+    for module in plain.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.float()
+    fused = fused_copy(plain)
+    torch.testing.assert_close(fused(x.bfloat16()), plain(x.bfloat16()))
+
+
+@pytest.mark.parametrize("name", ["chain-gc", "resnet-gc"])
+def test_under_autocast(name: str) -> None:
+    plain, x = make(name)
+    plain.float()
+    fused = fused_copy(plain)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(fused(x.float()), plain(x.float()))
+    torch.testing.assert_close(list(fused.buffers()), list(plain.buffers()))
+
+
+# ---- one model, fused or not ------------------------------------------------------------------------------------------
+
+
+def test_state_parameters_and_submodules_stay_the_same_objects(pair: tuple[nn.Module, nn.Module, Tensor]) -> None:
+    _, net, x = pair
+    state, parameters, modules = net.state_dict(), list(net.named_parameters()), list(net.named_modules())
+    kind, text = type(net), repr(net)
+    assert fuse(net) is net
+    net(x)
+    assert isinstance(net, kind)
+    assert type(net).__name__ == kind.__name__
+    assert repr(net) == text
+    for found, wanted in ((net.state_dict(), state), (dict(net.named_parameters()), dict(parameters))):
+        assert list(found) == list(wanted)
+        assert all(found[key].data_ptr() == wanted[key].data_ptr() for key in wanted)
+    assert all(a is b for (_, a), (_, b) in zip(net.named_modules(), modules, strict=True))
+    assert all(a is b for (_, a), (_, b) in zip(net.named_parameters(), parameters, strict=True))
+    assert fuse(net) is net  # a second time
+    assert restore(net) is net
+    assert all(type(m) is type(n) for (_, m), (_, n) in zip(net.named_modules(), modules, strict=True))
+    assert type(net) is kind
+    assert not any("_fusion" in m.__dict__ for m in net.modules())
+    assert not fusion_report(net).fused
+
+
+def test_restore_computes_the_same(pair: tuple[nn.Module, nn.Module, Tensor]) -> None:
+    fused, plain, x = pair
+    assert_same(restore(fused), plain, x)
+
+
+def through_a_file(net: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(net, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize(
+    "duplicate",
+    [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net)), through_a_file],
+    ids=["copy", "pickle", "file"],
+)
+def test_copies_are_fused_and_stand_alone(pair: tuple[nn.Module, nn.Module, Tensor], duplicate: Any) -> None:
+    fused, plain, x = pair
+    other = duplicate(fused)
+    assert fusion_report(other).fused == fusion_report(fused).fused
+    with torch.no_grad():
+        for net in (other, plain):
+            for parameter in net.parameters():
+                parameter.mul_(0.9)
+    assert_same(other, plain, x)
+    hooked: list[str] = []
+    for module in other.modules():
+        module.register_forward_hook(lambda m, args, y: hooked.append(type(m).__name__))
+    fused(x)
+    assert not hooked
+
+
+def test_a_state_moves_in_both_directions(pair: tuple[nn.Module, nn.Module, Tensor]) -> None:
+    fused, plain, x = pair
+    with torch.no_grad():
+        for parameter in plain.parameters():
+            parameter.mul_(0.9)
+    fused.load_state_dict(plain.state_dict(), strict=True)
+    assert_same(fused, plain, x)
+    plain.load_state_dict({name: 1 * value for name, value in fused.state_dict().items()}, assign=True)
+    assert_same(fused, plain, x)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_replicas_as_data_parallel_makes_them() -> None:
+    plain, x = make("chain-gc")
+    fused = fused_copy(plain)
+    fused(x)
+
+    def replicate(net: nn.Module) -> nn.Module:
+        replica = net._replicate_for_data_parallel()
+        replica._parameters = {name: None if p is None else p * 2 for name, p in net._parameters.items()}  # type: ignore[assignment]
+        for name, parameter in replica._parameters.items():
+            setattr(replica, name, parameter)
+        replica._buffers = {name: None if b is None else b.clone() for name, b in net._buffers.items()}
+        replica._modules = {name: m and replicate(m) for name, m in net._modules.items()}
+        return replica
+
+    doubled = copy.deepcopy(plain)
+    with torch.no_grad():
+        for parameter in doubled.parameters():
+            parameter.mul_(2)
+    torch.testing.assert_close(replicate(fused)(x), doubled(x), atol=1e-9, rtol=1e-8)
+    torch.testing.assert_close(fused(x), plain(x), atol=1e-9, rtol=1e-8)
+
+
+def test_functional_call(pair: tuple[nn.Module, nn.Module, Tensor]) -> None:
+    fused, plain, x = pair
+    state = {name: p.detach() * 0.9 for name, p in plain.named_parameters()}
+    for training in (True, False):
+        found, wanted = (torch.func.functional_call(net.train(training), state, (x,)) for net in (fused, plain))
+        torch.testing.assert_close(found, wanted, atol=1e-9, rtol=1e-8)
+
+
+def test_cached_filters_of_a_fused_model(pair: tuple[nn.Module, nn.Module, Tensor]) -> None:
+    fused, plain, x = pair
+    fused.eval()
+    plain.eval()
+    with torch.no_grad(), cached_filters(fused):
+        for _ in range(2):
+            torch.testing.assert_close(fused(x), plain(x), atol=1e-9, rtol=1e-8)
+            for net in (fused, plain):
+                for parameter in net.parameters():
+                    parameter.data.mul_(0.9)
+
+
+@needs_kernels
+def test_the_report_says_what_is_fused_and_why_not() -> None:
+    net, x = make("chain-gc")
+    text = str(fusion_report(net))
+    assert "0 fused kernels" in text
+    assert "3: not in a network of sepgroupy.models or an nn.Sequential" not in text  # it could be fused
+    report = fusion_report(fuse(net))
+    assert report.fused[1:] == (("1", "2", "3"), ("4", "5", "6"), ("7", "8", "9", "9.module"))
+    handle = net[2].register_forward_hook(lambda m, args, y: None)
+    report = fusion_report(net)
+    assert report.left["2"] == "hooks"
+    assert ("3",) in report.fused
+    assert "2: hooks" in str(report)
+    handle.remove()
+    assert fusion_report(net).left.keys() <= {"", "10"}
+
+
+def test_what_is_no_module_is_refused() -> None:
+    with pytest.raises(ArgumentError, match=r"model \(=<function .*must be a torch\.nn\.Module"):
+        fuse(lambda x: x)  # type: ignore[type-var]
