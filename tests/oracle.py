@@ -1,4 +1,4 @@
-"""The definition of the group convolutions, stated slowly in numpy and float64, for the layers to be held against.
+"""The definition of the group convolutions, stated slowly in numpy and float64, for the layers to be compared with.
 
 Nothing here comes from sepgroupy but a group's list of matrices: elements are multiplied as matrices and found again
 by comparison, and every pixel is carried to its new place by its own coordinates.
@@ -89,6 +89,39 @@ def layer(
     return np.array(outputs).transpose(2, 1, 0, *range(3, dimension + 3))
 
 
+def transposed_layer(
+    x: Array,  # (B, I, |H|, …)
+    parameters: Mapping[str, Array],  # weight, or full filter, (I, O/groups, |H|, …)
+    group: Group,
+    stride: Sizes = 1,
+    padding: Sizes = 0,
+    dilation: Sizes = 1,
+    groups: int = 1,
+    output_padding: Sizes = 0,
+) -> Array:
+    """``y[o, h] = Σ_i Σ_g (g·w[i,o])[h] ⋆ᵀ x[i, g] + b[o]``: each input value adds its filter at its own place."""
+    w = full_filter(parameters)
+    dimension = group.arrays.shape[-1]
+    axes = range(dimension)
+    spatial, sizes = w.shape[3:], x.shape[3:]
+    steps, gaps = by_axis(stride, dimension), by_axis(dilation, dimension)
+    cut, added = by_axis(padding, dimension), by_axis(output_padding, dimension)
+    whole = [(sizes[a] - 1) * steps[a] + gaps[a] * (spatial[a] - 1) + 1 + added[a] for a in axes]
+    y = np.zeros((len(x), groups, w.shape[1], len(group.arrays), *whole))
+    block = x.shape[1] // groups
+    for g, i in np.ndindex(len(group.arrays), x.shape[1]):
+        filters = move_fiber(w[i], group, g)  # (O/groups, |H|, …)
+        for q in np.ndindex(spatial):
+            place = [slice(gaps[a] * q[a], gaps[a] * q[a] + steps[a] * (sizes[a] - 1) + 1, steps[a]) for a in axes]
+            values = x[:, i, g].reshape(len(x), 1, 1, *sizes)
+            y[(slice(None), i // block, ..., *place)] += (
+                filters[(..., *q)].reshape(*filters.shape[:2], *[1] * dimension) * values
+            )
+    y = y.reshape(len(x), -1, *y.shape[3:])
+    y = y[(..., *(slice(c, n - c) for c, n in zip(cut, whole, strict=True)))]
+    return y + parameters["bias"].reshape(-1, *[1] * (dimension + 1)) if "bias" in parameters else y
+
+
 def correlate(
     x: Array,  # (B, I, h, …)
     kernel: Array,  # (I, h, …)
@@ -97,7 +130,7 @@ def correlate(
     dilation: Sizes = 1,
     padding_mode: str = "zeros",
 ) -> Array:  # (B, …)
-    """``y[p] = Σ_i Σ_h Σ_t kernel[i, h, t] x[i, h, stride·p + dilation·t]``, x padded."""
+    """``y[p] = Σ_i Σ_h Σ_q kernel[i, h, q] x[i, h, stride·p + dilation·q]``, x padded."""
     spatial = kernel.shape[2:]
     axes = range(len(spatial))
     steps, gaps = by_axis(stride, len(spatial)), by_axis(dilation, len(spatial))
@@ -105,11 +138,9 @@ def correlate(
     x = np.pad(x, around, mode=PAD_MODES[padding_mode])
     sizes = [(x.shape[3 + a] - gaps[a] * (spatial[a] - 1) - 1) // steps[a] + 1 for a in axes]
     y = np.zeros((len(x), *sizes))
-    for tap in np.ndindex(spatial):
-        window: Any = [
-            slice(gaps[a] * tap[a], gaps[a] * tap[a] + steps[a] * (sizes[a] - 1) + 1, steps[a]) for a in axes
-        ]
-        y += np.tensordot(x[(..., *window)], kernel[(..., *tap)], axes=([1, 2], [0, 1]))
+    for q in np.ndindex(spatial):
+        window: Any = [slice(gaps[a] * q[a], gaps[a] * q[a] + steps[a] * (sizes[a] - 1) + 1, steps[a]) for a in axes]
+        y += np.tensordot(x[(..., *window)], kernel[(..., *q)], axes=([1, 2], [0, 1]))
     return y
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from sepgroupy import GroupConv2d, GroupConvTranspose2d, LiftingConv2d, build_model
 from sepgroupy.analysis import LayerRedundancy, draw_redundancy, plot_redundancy, redundancy, untrained
 from sepgroupy.errors import ArgumentError
-from sepgroupy.functional._filters import full_filter
+from sepgroupy.functional import full_filter
 
 
 def one(layer: nn.Module) -> LayerRedundancy:

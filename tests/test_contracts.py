@@ -1,7 +1,7 @@
 """What a PyTorch user expects of any module, held for every kind of layer and a small network of each family.
 
-More on single layers: their state in ``test_nn_state``, what they keep between calls in ``test_nn_kept``, their
-derivatives in ``test_nn_gradients``.
+More on single layers: their state in ``test_nn_state``, their derivatives in ``test_nn_gradients``; on filters reused in
+``test_cached_filters`` and on fused networks in ``test_fusion``.
 """
 
 from __future__ import annotations
@@ -12,18 +12,25 @@ import pickle
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.autograd.forward_ad as fwd
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from conftest import build_layer, ways_of
-from sepgroupy.functional import _plan
+from sepgroupy import cached_filters, fuse
+from sepgroupy.backends import constants
+from sepgroupy.fusion import restore
 from sepgroupy.groups import D4
 from sepgroupy.models import ResNet, RotMNISTNet, UNet
-from sepgroupy.nn import Folded, GroupConvTranspose2d, GroupPool
+from sepgroupy.nn import GroupBatchNorm2d, GroupConvolution, GroupConvTranspose2d, GroupPool
 
 pytestmark = [
     pytest.mark.usefixtures("as_if_large"),
@@ -45,24 +52,45 @@ def resnet(kind: str, **options: Any) -> tuple[nn.Module, tuple[int, ...]]:
     return ResNet(kind, depth=8, widths=(2, 3, 4), **options), (3, 8, 8)
 
 
+def fused(module: nn.Module, shape: tuple[int, ...]) -> tuple[nn.Module, tuple[int, ...]]:
+    return fuse(module), shape
+
+
 SPATIAL, POINTWISE = ways_of(kernel_size=3), ways_of(kernel_size=1)
 SUBJECTS = {"-".join(way): lambda way=way: layer(way, 3) for way in SPATIAL}
 SUBJECTS |= {f"{'-'.join(way)}-1x1": lambda way=way: layer(way, 1) for way in POINTWISE if way not in SPATIAL}
-SUBJECTS["transposed"] = lambda: (GroupConvTranspose2d(2, 3, 4, 2, 1, group=D4, kind="gc"), (2, 8, 5, 6))
-SUBJECTS["norm-pool"] = lambda: (nn.Sequential(Folded(nn.BatchNorm2d(2)), GroupPool("max")), (2, 8, 5, 6))
+for name in ("auto", "expanded", "two_step", "reference"):
+    SUBJECTS[f"transposed-{name}"] = lambda name=name: (
+        GroupConvTranspose2d(2, 3, 4, 2, 1, group=D4, kind="gc", backend=name),
+        (2, 8, 5, 6),
+    )
+SUBJECTS["norm-pool"] = lambda: (nn.Sequential(GroupBatchNorm2d(2), GroupPool("max")), (2, 8, 5, 6))
 MODELS = {
     "rotmnist-gc": lambda: rotmnist("gc"),
     "resnet-g": lambda: resnet("g"),
     "resnet-gc": lambda: resnet("gc"),
     "unet-gc": lambda: (UNet("gc", 2, depth=1), (3, 4, 6)),
+    "fused-rotmnist-gc": lambda: fused(*rotmnist("gc")),
+    "fused-resnet-gc": lambda: fused(*resnet("gc")),
 }
 SUBJECTS |= MODELS
 
 
-@pytest.fixture(params=SUBJECTS)
-def subject(request: pytest.FixtureRequest) -> tuple[Any, Tensor]:
-    """Make a layer or network and a batch of three."""
-    return make(request.param)
+CACHED = [name for name in SUBJECTS if name.startswith(("gc-", "lifting-", "dense-fourier", "fused-resnet"))]
+
+
+@pytest.fixture(autouse=True)
+def _constants_as_in_a_new_process() -> None:
+    constants.clear()
+
+
+@pytest.fixture(params=[*SUBJECTS, *(f"cached:{name}" for name in CACHED)])
+def subject(request: pytest.FixtureRequest) -> Iterator[tuple[Any, Tensor]]:
+    """Make a layer or network and a batch of three; some under ``cached_filters``."""
+    name = request.param.removeprefix("cached:")
+    module, x = make(name)
+    with cached_filters(module) if name != request.param else nullcontext():
+        yield module, x
 
 
 @pytest.fixture(params=MODELS)
@@ -96,14 +124,8 @@ def assert_close(found: Any, wanted: Any, tolerance: float = 1e-5) -> None:
 @pytest.mark.parametrize(
     ("name", "backend"),
     [
-        *[(f"{kind}-auto", "aot_eager") for kind in ("dense", "g", "gc")],
-        ("lifting-auto", "aot_eager"),
-        ("dense-fourier-1x1", "aot_eager"),
-        ("transposed", "aot_eager"),
-        ("norm-pool", "aot_eager"),
-        ("rotmnist-gc", "eager"),
-        ("resnet-gc", "eager"),
-        ("unet-gc", "eager"),
+        *[(name, "aot_eager") for name in ("lifting-auto", "dense-auto", "g-auto", "gc-auto", "norm-pool")],
+        *[(name, "eager") for name in SUBJECTS],
     ],
 )
 def test_compiles_whole(name: str, backend: str) -> None:
@@ -154,7 +176,7 @@ def test_copies(subject: tuple[Any, Tensor], duplicate: Any) -> None:
     fresh = len(pickle.dumps(module))
     with torch.no_grad():
         y = module(x)
-    assert len(pickle.dumps(module)) == fresh  # kept filters are not packed
+    assert len(pickle.dumps(module)) == fresh  # what a call has computed is not packed
     other = duplicate(module)
     with torch.no_grad():
         assert torch.equal(other(x), y)
@@ -163,7 +185,7 @@ def test_copies(subject: tuple[Any, Tensor], duplicate: Any) -> None:
         assert torch.equal(module(x), y)
 
 
-def test_one_state_for_training_and_evaluation(subject: tuple[Any, Tensor]) -> None:
+def test_one_state_for_training_and_inference(subject: tuple[Any, Tensor]) -> None:
     module, x = subject
     keys = list(module.state_dict())
     for mode in (False, True, False):
@@ -173,11 +195,11 @@ def test_one_state_for_training_and_evaluation(subject: tuple[Any, Tensor]) -> N
 
 
 @pytest.mark.parametrize("kind", ["dense", "g", "gc"])
-def test_a_state_moves_between_algorithms(kind: str) -> None:
+def test_a_state_moves_between_backends(kind: str) -> None:
     for build, name in ((rotmnist, "rotmnist-gc"), (resnet, "resnet-gc")):
         module, x = build(kind)[0].eval(), make(name)[1]
-        for algorithm in (algorithm for way, algorithm in SPATIAL if way == kind):
-            other = build(kind, algorithm=algorithm)[0].eval()
+        for backend in (backend for way, backend in SPATIAL if way == kind):
+            other = build(kind, backend=backend)[0].eval()
             other.load_state_dict(module.state_dict(), strict=True)
             assert_close([other(x)], [module(x)])
 
@@ -215,12 +237,11 @@ def test_other_precisions(subject: tuple[Any, Tensor], dtype: torch.dtype) -> No
     assert (y.double() - reference).abs().max() < 30 * torch.finfo(dtype).eps * reference.abs().max()
 
 
-def test_an_empty_batch(subject: tuple[Any, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_batch(subject: tuple[Any, Tensor]) -> None:
     module, x = subject
     module.eval()
     with torch.no_grad():
         assert module(x[:0]).shape == (0, *module(x).shape[1:])
-    monkeypatch.setattr(_plan, "FUSED", 1)  # every map but one of no values
     _, dx, *grads = gradients(module, x[:0])
     assert dx.shape == (0, *x.shape[1:])
     assert all(not g.any() for g in grads)
@@ -262,17 +283,22 @@ def test_gradients_of_each_sample(subject: tuple[Any, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_hooks_on_every_module_fire_once(network: tuple[Any, Tensor], training: bool) -> None:
+def test_hooks_on_every_module_fire_whenever_it_is_called(network: tuple[Any, Tensor], training: bool) -> None:
     module, x = network
     module.train(training)
     watched, seen = copy.deepcopy(module), []
-    used = {name for name, m in watched.named_modules() if not isinstance(m, (nn.Sequential, nn.ModuleList))}
+    used = {name for name, m in watched.named_modules() if not isinstance(m, nn.ModuleList)}
     for name, part in watched.named_modules():
         part.register_forward_hook(lambda m, args, y, name=name: seen.append(name))
     assert_close(gradients(watched, x), gradients(module, x), 1e-4)
-    assert used <= set(seen)
-    assert len(seen) == len(set(seen))
+    assert set(seen) == used
+    shared = [name for name in seen if name.endswith(("relu", "max_pool", "max_pool.module"))]  # called several times
+    assert len(seen) == len(set(seen) - set(shared)) + len(shared)
     assert_close(watched.buffers(), module.buffers())
+    again = list(seen)
+    seen.clear()
+    restore(watched)(x)
+    assert seen == again
 
 
 def test_a_hook_that_changes_what_a_norm_gives(network: tuple[Any, Tensor]) -> None:
@@ -302,7 +328,7 @@ def test_exported_for_any_batch(subject: tuple[Any, Tensor]) -> None:
         assert_close([program.module()(batch)], [module(batch)])
 
 
-def test_evaluation_follows_training(network: tuple[Any, Tensor]) -> None:
+def test_inference_follows_training(network: tuple[Any, Tensor]) -> None:
     module, x = network
     fresh = copy.deepcopy(module)
     optimisers = [torch.optim.SGD(net.parameters(), 0.1, momentum=0.9) for net in (module, fresh)]
@@ -313,7 +339,7 @@ def test_evaluation_follows_training(network: tuple[Any, Tensor]) -> None:
         with torch.no_grad():
             y = module.eval()(x)
             assert torch.equal(module(x), y)
-            assert_close([copy.deepcopy(fresh).eval()(x)], [y])  # has kept nothing
+            assert_close([copy.deepcopy(fresh).eval()(x)], [y])  # which has computed nothing before
         with torch.inference_mode():
             assert torch.equal(module(x), y)
         assert_close(gradients(module.train(), x), gradients(copy.deepcopy(fresh).train(), x))
@@ -365,3 +391,96 @@ def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
         for x in inputs if training else [torch.cat(inputs)]:  # in training each process norms its own half
             module(x).square().sum().backward()
         assert_close(found, [p.grad / 2 for p in module.parameters()])  # DistributedDataParallel takes the mean
+
+
+def test_forward_mode_derivatives(subject: tuple[Any, Tensor]) -> None:
+    module, x = subject
+    module.double().eval()
+    x = x.double().requires_grad_()
+    y, direction = module(x), torch.randn_like(x)
+    cotangent = torch.randn_like(y)
+    (back,) = torch.autograd.grad(y, x, cotangent)
+    for gradients_enabled in (True, False):
+        with torch.set_grad_enabled(gradients_enabled), fwd.dual_level():
+            tangent = fwd.unpack_dual(module(fwd.make_dual(x.detach(), direction))).tangent
+        torch.testing.assert_close((tangent * cotangent).sum(), (back * direction).sum())
+    _, tangent = torch.func.jvp(module, (x.detach(),), (direction,))
+    torch.testing.assert_close((tangent * cotangent).sum(), (back * direction).sum())
+
+
+def test_checkpointing_recomputes_the_same(subject: tuple[Any, Tensor]) -> None:
+    module, x = subject
+    module.eval()
+    assert_close(gradients(module, x, lambda x: checkpoint(module, x, use_reentrant=False)), gradients(module, x))
+
+
+class Watched(TorchDispatchMode):
+    """A mode that sees every operation and changes none."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+def test_under_a_dispatch_mode(subject: tuple[Any, Tensor]) -> None:
+    module, x = subject
+    module.eval()
+    wanted = gradients(module, x)
+    constants.clear()
+    with Watched():
+        assert_close(gradients(module, x), wanted)
+
+
+def test_another_default_device_leaves_what_lies_on_the_cpu(subject: tuple[Any, Tensor]) -> None:
+    module, x = subject
+    module.eval()
+    with torch.device("meta"):
+        found = gradients(module, x, lambda x: module(x).cpu())
+    assert_close(found, gradients(module, x))
+
+
+def test_training_mode_without_gradients(subject: tuple[Any, Tensor]) -> None:
+    module, x = subject
+    other = copy.deepcopy(module)
+    with torch.no_grad():
+        wanted = module.train()(x)
+    with torch.inference_mode():
+        assert_close([other.train()(x)], [wanted])
+    assert_close(other.buffers(), module.buffers())
+
+
+def test_a_whole_model_in_channels_last(subject: tuple[Any, Tensor]) -> None:
+    module, x = subject
+    wanted = gradients(module, x)
+    module.to(memory_format=torch.channels_last)
+    assert_close(gradients(module, x), wanted)
+
+
+@pytest.mark.parametrize("name", [*(f"{kind}-auto" for kind in ("lifting", "dense", "g", "gc")), *MODELS])
+def test_torch_fx_takes_layers_as_they_are(name: str) -> None:
+    module, x = make(name)
+    module.eval()
+    traced = torch.fx.symbolic_trace(nn.Sequential(module))
+    used = {type(m) for m in module.modules() if isinstance(m, GroupConvolution | GroupBatchNorm2d)}
+    assert used <= {type(traced.get_submodule(str(n.target))) for n in traced.graph.nodes if n.op == "call_module"}
+    assert_close(gradients(traced, x), gradients(module, x))
+
+
+class Widened(nn.Module):
+    """A parametrization."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return 1.5 * weight
+
+
+def test_parametrized_layers(network: tuple[Any, Tensor]) -> None:
+    module, x = network
+    plain = copy.deepcopy(module)
+    for layer in [m for m in module.modules() if isinstance(m, GroupConvolution)]:
+        for name in layer.filter_names:
+            nn.utils.parametrize.register_parametrization(layer, name, Widened())
+    with torch.no_grad():
+        for layer in [m for m in plain.modules() if isinstance(m, GroupConvolution)]:
+            for name in layer.filter_names:
+                getattr(layer, name).mul_(1.5)
+    y, dx, *_ = gradients(module, x)
+    assert_close([y, dx], gradients(plain, x)[:2])

@@ -151,7 +151,7 @@ def test_a_resnet18_is_exact_at_a_size_that_is_proposed() -> None:
     layers = [m for m in net.modules() if isinstance(m, GroupConv2d)]
     assert sum(isinstance(m, LiftingConv2d) for m in net.modules()) == 1
     assert len(layers) == 16 + 3
-    assert {(m.plan.kind, m.plan.geometry.kernel_size) for m in layers} == {("gc", (3, 3)), ("dense", (1, 1))}
+    assert {(m.kind, m.kernel_size) for m in layers} == {("gc", (3, 3)), ("dense", (1, 1))}
     net.double().eval()
     assert_equivariant(net, "p4", pictures(size))
     assert equivariance_error(net, "p4", pictures(size + 1)).max() > 1e-6
@@ -329,7 +329,7 @@ def test_where_the_group_is_pooled() -> None:
     assert repr(residual.fc[0]) == "FoldedPool(4, mean)"  # type: ignore[index]
     mlp = convert(small_vgg(), "p4", in_size=12)
     first, *_, hidden, _, last = mlp.classifier.children()  # type: ignore[union-attr]
-    assert first.convolution.plan.geometry.kernel_size == (7, 7)  # type: ignore[union-attr]
+    assert first.convolution.kernel_size == (7, 7)  # type: ignore[union-attr]
     assert isinstance(hidden[0], FoldedPool)  # type: ignore[index]
     assert isinstance(last, nn.Linear)
 

@@ -177,9 +177,9 @@ def test_the_attributes_and_kinds() -> None:
     assert isinstance(net.fc, nn.Linear)
 
 
-@pytest.mark.parametrize("algorithm", ["dense", "full"])
+@pytest.mark.parametrize("backend", ["dense", "full"])
 def test_algorithms_agree(algorithm: str) -> None:
-    auto, forced = (lively(build_model("gc-p4cnn", algorithm=a, width=4)) for a in ("auto", algorithm))
+    auto, forced = (lively(build_model("gc-p4cnn", backend=a, width=4)) for a in ("auto", algorithm))
     forced.load_state_dict(auto.state_dict())
     x = torch.randn(2, 1, 28, 28, dtype=torch.float64)
     torch.testing.assert_close(forced(x), auto(x), atol=1e-10, rtol=0)
@@ -200,8 +200,8 @@ def test_algorithms_agree(algorithm: str) -> None:
         (r"in_channels \(=-1\)", "p4cnn", {"in_channels": -1}),
         ("group 'p5'", "p4cnn", {"group": "p5"}),
         ("2 axes", "p4cnn", {"group": [[[1]]]}),
-        (r"algorithm \(='fast'\)", "gc-p4cnn", {"algorithm": "fast"}),
-        (r"algorithm \(='dense'\)", "z2cnn", {"algorithm": "dense"}),
+        (r"backend \(='fast'\)", "gc-p4cnn", {"backend": "fast"}),
+        (r"backend \(='dense'\)", "z2cnn", {"backend": "dense"}),
     ],
     ids=str,
 )

@@ -75,7 +75,7 @@ def test_layers_are_of_the_kind_and_group() -> None:
     net = build_model("p4m-unet", width=2, kind="g", group="p4")
     layers = [m for m in net.modules() if isinstance(m, GroupConv2d | GroupConvTranspose2d)]
     assert len(layers) == 2 * 7 - 1 + 3  # all but the first, which lifts, and the three that grow
-    assert {(m.plan.kind, m.plan.group.name) for m in layers} == {("g", "p4")}
+    assert {(m.kind, m.group.name) for m in layers} == {("g", "p4")}
 
 
 def bars(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

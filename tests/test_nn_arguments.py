@@ -13,7 +13,7 @@ from conftest import DIAGONAL, Build, build_layer
 from sepgroupy.errors import ArgumentError, SepgroupyError
 from sepgroupy.functional import group_conv2d, lifting_conv2d, separable_group_conv2d
 from sepgroupy.groups import C4, D1, D2, PointGroup
-from sepgroupy.nn import Folded, GroupConv2d, GroupPool
+from sepgroupy.nn import PerElement, GroupConv2d, GroupPool
 
 one_way_each = pytest.mark.parametrize(
     "way", [("lifting", "dense"), ("dense", "auto"), ("g", "auto"), ("gc", "auto")], ids="-".join
@@ -80,11 +80,11 @@ def test_a_bad_argument_is_refused(build: Build, message: str, bad: dict[str, An
         ("kind (='gcc') must be one of dense, g, gc", {"kind": "gcc"}),
         ("kind (='lifting') must be one of dense, g, gc", {"kind": "lifting"}),
         ("kind (=None)", {"kind": None}),
-        ("algorithm (='fast')", {"algorithm": "fast"}),
-        ("algorithm (=None)", {"algorithm": None}),
-        ("algorithm (='full') must be one of auto, torch, dense", {"algorithm": "full"}),
-        ("algorithm (='fourier')", {"algorithm": "fourier"}),
-        ("algorithm (='fourier')", {"algorithm": "fourier", "kind": "gc", "groups": 2}),
+        ("backend (='fast')", {"backend": "fast"}),
+        ("backend (=None)", {"backend": None}),
+        ("backend (='full') must be one of auto, torch, dense", {"backend": "full"}),
+        ("backend (='fourier')", {"backend": "fourier"}),
+        ("backend (='fourier')", {"backend": "fourier", "kind": "gc", "groups": 2}),
     ],
     ids=str,
 )
@@ -116,9 +116,9 @@ def test_a_group_without_turns_takes_uneven_pairs(build: Build) -> None:
 )
 def test_an_input_of_another_shape_is_refused_by_a_group_layer(build: Build, shape: tuple[int, ...]) -> None:
     layer = build(4, 6, 3, group="p4m")
-    if shape == (2, 4, 5, 5) and layer.plan.kind == "lifting":
+    if shape == (2, 4, 5, 5) and layer.kind == "lifting":
         return
-    wanted = "(B, 4, Y, X)" if layer.plan.kind == "lifting" else "(B, 4, 8, Y, X)"
+    wanted = "(B, 4, Y, X)" if layer.kind == "lifting" else "(B, 4, 8, Y, X)"
     with pytest.raises(ArgumentError, match=re.escape(f"x has shape {shape}; this layer reads {wanted}")):
         layer(torch.zeros(shape))
 
@@ -127,7 +127,7 @@ def test_an_input_of_another_shape_is_refused_by_a_group_layer(build: Build, sha
 @pytest.mark.parametrize("size", [(2, 5), (5, 2), (1, 1), (0, 5), (0, 0)])
 def test_a_picture_smaller_than_the_kernel_is_refused(build: Build, size: tuple[int, int]) -> None:
     layer = build(1, 1, 2, dilation=2, group=C4)
-    fiber = () if layer.plan.kind == "lifting" else (4,)
+    fiber = () if layer.kind == "lifting" else (4,)
     with pytest.raises(ArgumentError, match=f"x is {size[0]}×{size[1]} pixels"):
         layer(torch.zeros(1, 1, *fiber, *size))
 
@@ -140,7 +140,7 @@ def test_padding_that_the_picture_is_too_small_to_fill_is_refused(
     build: Build, padding_mode: str, padding: int, size: int
 ) -> None:
     layer = build(1, 1, 3, padding=padding, padding_mode=padding_mode, group=C4)
-    fiber = () if layer.plan.kind == "lifting" else (4,)
+    fiber = () if layer.kind == "lifting" else (4,)
     with pytest.raises(ArgumentError, match=f"padding.*{padding}.*{padding_mode}|{padding_mode}.*padding.*{padding}"):
         layer(torch.zeros(1, 1, *fiber, size, size))
 
@@ -161,9 +161,9 @@ OF_G, OF_GC = torch.zeros(3, 2, 3, 3), torch.zeros(3, 1, 1, 3, 3)
         ("(1, 1, 4, 5, 5)", lambda: group_conv2d(X4[:, :1], DENSE, group="p4")),
         ("(2, 2, 4, 1, 1)", lambda: separable_group_conv2d(X4, OF_GC, POINTWISE[:2], group="p4")),
         ("(2, 2, 4, 1, 1)", lambda: separable_group_conv2d(X4, OF_G, POINTWISE[:2], group="p4")),
-        ("(1, 1, 1, 3, 3)", lambda: separable_group_conv2d(X4, OF_GC[:1], POINTWISE, group="p4", algorithm="full")),
-        ("(3, 1, 3, 3)", lambda: separable_group_conv2d(X4, OF_G[:, :1], POINTWISE, group="p4", algorithm="full")),
-        ("(3, 2, 4, 3, 3)", lambda: separable_group_conv2d(X4, OF_GC, DENSE, group="p4", algorithm="full")),
+        ("(1, 1, 1, 3, 3)", lambda: separable_group_conv2d(X4, OF_GC[:1], POINTWISE, group="p4", backend="full")),
+        ("(3, 1, 3, 3)", lambda: separable_group_conv2d(X4, OF_G[:, :1], POINTWISE, group="p4", backend="full")),
+        ("(3, 2, 4, 3, 3)", lambda: separable_group_conv2d(X4, OF_GC, DENSE, group="p4", backend="full")),
         ("(4,)", lambda: separable_group_conv2d(torch.zeros(4), OF_GC, POINTWISE, group="p4")),
         ("(4,)", lambda: group_conv2d(torch.zeros(4), POINTWISE, group="p4")),
         ("(3, 3)", lambda: separable_group_conv2d(X4, OF_GC[0, 0, 0], POINTWISE, group="p4")),
@@ -172,7 +172,7 @@ OF_G, OF_GC = torch.zeros(3, 2, 3, 3), torch.zeros(3, 1, 1, 3, 3)
         ("bias", lambda: group_conv2d(X4, DENSE, torch.zeros(2), group="p4")),
         ("bias", lambda: group_conv2d(X4, DENSE, torch.zeros(12), group="p4")),
         ("groups (=2)", lambda: group_conv2d(X4, DENSE[:, :1], groups=2, group="p4")),
-        ("algorithm (='full')", lambda: group_conv2d(X4, DENSE, group="p4", algorithm="full")),
+        ("backend (='full')", lambda: group_conv2d(X4, DENSE, group="p4", backend="full")),
         ("stride (=0)", lambda: group_conv2d(X4, DENSE, stride=0, group="p4")),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -188,7 +188,7 @@ def test_pools_refuse_what_does_not_fit() -> None:
     with pytest.raises(ArgumentError, match=r"x has shape \(1, 2, 5, 5\)"):
         GroupPool()(torch.zeros(1, 2, 5, 5))
     with pytest.raises(ArgumentError, match=r"x has shape \(1, 2, 5, 5\)"):
-        Folded(torch.nn.Identity())(torch.zeros(1, 2, 5, 5))
+        PerElement(torch.nn.Identity())(torch.zeros(1, 2, 5, 5))
 
 
 def test_numpy_integers_are_integers() -> None:

@@ -12,7 +12,7 @@ from torch import nn
 import oracle
 from conftest import PLANE_GROUPS, Build, build_layer, pairs, random_input
 from sepgroupy.groups import D1, D2, D4, PointGroup
-from sepgroupy.nn import Folded, GroupConv2d, GroupPool, LiftingConv2d
+from sepgroupy.nn import PerElement, GroupConv2d, GroupPool, LiftingConv2d
 
 pytestmark = pytest.mark.usefixtures("as_if_large")
 
@@ -80,14 +80,14 @@ def test_a_network_of_everything(plane_group: PointGroup) -> None:
     kinds: dict[str, Any] = {"group": plane_group, "bias": False}
     net = nn.Sequential(
         LiftingConv2d(1, 4, 3, padding=1, group=plane_group),
-        Folded(nn.BatchNorm2d(4)),
+        PerElement(nn.BatchNorm2d(4)),
         nn.ReLU(),
         GroupConv2d(4, 6, 2, 2, kind="gc", **kinds),
         nn.GELU(),
-        Folded(nn.MaxPool2d(2)),
+        PerElement(nn.MaxPool2d(2)),
         GroupConv2d(6, 6, 3, padding="same", groups=3, kind="g", **kinds),
         nn.ReLU(),
-        Folded(nn.Upsample(scale_factor=2, mode="bilinear")),
+        PerElement(nn.Upsample(scale_factor=2, mode="bilinear")),
         GroupConv2d(6, 2, 3, padding=1, padding_mode="circular", **kinds),
         GroupPool("mean"),
     ).double()
@@ -109,7 +109,7 @@ def test_steerable_by_hand() -> None:
 
 def error(module: nn.Module, x: torch.Tensor) -> float:
     """Largest difference between the two sides over all elements, relative to the largest value."""
-    group = next(m.plan.group for m in module.modules() if isinstance(m, LiftingConv2d | GroupConv2d))
+    group = next(m.group for m in module.modules() if isinstance(m, LiftingConv2d | GroupConv2d))
     with torch.no_grad():
         y = module(x).numpy()
         differences = []

@@ -131,7 +131,7 @@ def test_dtype_and_device_are_passed_down(build: Build) -> None:
 @pytest.mark.parametrize("way", WAYS, ids="-".join)
 def test_skip_init(way: tuple[str, str]) -> None:
     kind, algorithm = way
-    options = {} if kind == "lifting" else {"kind": kind, "algorithm": algorithm}
+    options = {} if kind == "lifting" else {"kind": kind, "backend": algorithm}
     layer = torch.nn.utils.skip_init(
         LiftingConv2d if kind == "lifting" else GroupConv2d, 2, 3, 1, group=D4, dtype=torch.float64, **options
     )

@@ -12,7 +12,7 @@ from torch import nn
 from conftest import DIAGONAL
 from sepgroupy.errors import ArgumentError
 from sepgroupy.groups import C4, D1, D4, PointGroup
-from sepgroupy.nn import Folded, GroupConv2d, GroupConvTranspose2d, GroupPool, LiftingConv2d
+from sepgroupy.nn import PerElement, GroupConv2d, GroupConvTranspose2d, GroupPool, LiftingConv2d
 from sepgroupy.testing import assert_equivariant
 
 KINDS = ("dense", "g", "gc")
@@ -156,7 +156,7 @@ def test_concatenation_and_resizing_need_no_layer_of_their_own(plane_group: Poin
         def __init__(self) -> None:
             super().__init__()
             self.lift = LiftingConv2d(2, 3, 3, padding=1, group=plane_group)
-            self.resize = Folded(upsample)
+            self.resize = PerElement(upsample)
             self.conv = GroupConv2d(6, 2, 3, group=plane_group, kind="gc")
             self.pool = GroupPool("mean")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -153,11 +153,6 @@ class _Fused(nn.Module):
 
     _original_class: type[nn.Module]
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if not kwargs and len(args) == 1 and isinstance(args[0], Tensor) and can_bypass_dispatcher(args[0]):
-            return _fusion_of(self).program()(args[0])
-        return self._original_class.forward(self, *args, **kwargs)
-
     def restore(self) -> nn.Module:
         """Undo the fusion; return the model."""
         return restore(self)
@@ -175,5 +170,11 @@ def _new_fused(original: Any) -> nn.Module:
 
 @cache
 def _fused_class(original: Any) -> Any:
+    @wraps(original.forward)  # tools such as torch.export read its signature
+    def forward(self: _Fused, *args: Any, **kwargs: Any) -> Any:
+        if not kwargs and len(args) == 1 and isinstance(args[0], Tensor) and can_bypass_dispatcher(args[0]):
+            return _fusion_of(self).program()(args[0])
+        return original.forward(self, *args, **kwargs)
+
     names = {"__module__": original.__module__, "__doc__": original.__doc__, "__qualname__": original.__qualname__}
-    return type(original.__name__, (_Fused, original), {**names, "_original_class": original})
+    return type(original.__name__, (_Fused, original), {**names, "_original_class": original, "forward": forward})

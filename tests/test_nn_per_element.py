@@ -10,14 +10,14 @@ from torch import nn
 
 from sepgroupy.functional import transform
 from sepgroupy.groups import D4
-from sepgroupy.nn import Folded, GroupConv2d, GroupPool
+from sepgroupy.nn import PerElement, GroupConv2d, GroupPool
 
 PUBLISHED = (3, 5, 8, 4, 6)  # (B, C, |H|, Y, X)
 
 
 @pytest.mark.parametrize("options", [{}, {"momentum": 0.3}, {"affine": False}, {"track_running_stats": False}], ids=str)
 def test_batch_norm_is_batch_norm_3d_on_the_published_layout(options: dict[str, Any]) -> None:
-    folded, published = Folded(nn.BatchNorm2d(5, **options)).double(), nn.BatchNorm3d(5, **options).double()
+    folded, published = PerElement(nn.BatchNorm2d(5, **options)).double(), nn.BatchNorm3d(5, **options).double()
     for parameter in published.parameters():
         nn.init.normal_(parameter)
     folded.module.load_state_dict(published.state_dict(), strict=True)
@@ -34,7 +34,7 @@ def test_batch_norm_has_the_gradients_of_batch_norm_3d() -> None:
     weight = torch.randn_like(x)
     gradients = [
         torch.autograd.grad((norm(x) * weight).sum(), x)[0]
-        for norm in (Folded(nn.BatchNorm2d(5)).double(), nn.BatchNorm3d(5).double())
+        for norm in (PerElement(nn.BatchNorm2d(5)).double(), nn.BatchNorm3d(5).double())
     ]
     torch.testing.assert_close(*gradients, atol=1e-12, rtol=0)
 
@@ -45,16 +45,16 @@ def test_batch_norm_has_the_gradients_of_batch_norm_3d() -> None:
 def test_every_elements_map_goes_through_the_module(module: nn.Module) -> None:
     x = torch.randn(PUBLISHED)
     expected = torch.stack([module(x[:, :, g]) for g in range(8)], 2)
-    torch.testing.assert_close(Folded(module)(x), expected)
+    torch.testing.assert_close(PerElement(module)(x), expected)
 
 
 def test_the_number_of_channels_may_change() -> None:
     x, module = torch.randn(PUBLISHED), nn.Conv2d(5, 7, 1)
-    torch.testing.assert_close(Folded(module)(x), torch.stack([module(x[:, :, g]) for g in range(8)], 2))
+    torch.testing.assert_close(PerElement(module)(x), torch.stack([module(x[:, :, g]) for g in range(8)], 2))
 
 
 def test_an_empty_batch() -> None:
-    assert Folded(nn.MaxPool2d(2))(torch.zeros(0, 5, 8, 4, 6)).shape == (0, 5, 8, 2, 3)
+    assert PerElement(nn.MaxPool2d(2))(torch.zeros(0, 5, 8, 4, 6)).shape == (0, 5, 8, 2, 3)
     assert GroupPool()(torch.zeros(0, 5, 8, 4, 6)).shape == (0, 5, 4, 6)
 
 
@@ -82,4 +82,4 @@ def test_group_pool_and_its_gradient_are_equivariant(mode: str) -> None:
 
 def test_repr() -> None:
     assert repr(GroupPool("mean")) == "GroupPool(mean)"
-    assert "MaxPool2d" in repr(Folded(nn.MaxPool2d(2)))
+    assert "MaxPool2d" in repr(PerElement(nn.MaxPool2d(2)))
