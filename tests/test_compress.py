@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sepgroupy.functional._filters import full_filter
 from torch import nn
 
 from sepgroupy import Folded, GroupConv2d, GroupConvTranspose2d, GroupPool, LiftingConv2d, assert_equivariant
 from sepgroupy.compression import compress
 from sepgroupy.errors import ArgumentError
-from sepgroupy.functional._filters import full_filter
 from sepgroupy.models import build_model
 
 GEOMETRIES: dict[str, dict[str, Any]] = {

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from sepgroupy.functional._filters import gather_bank, index_table
 
 import oracle
 from sepgroupy.functional import full_filter
-from sepgroupy.functional._filters import gather_bank, index_table
 from sepgroupy.groups import D2, D4, PointGroup
 
 

@@ -198,7 +198,9 @@ def test_second_derivatives_of_whole_networks(name: str) -> None:
 @pytest.mark.parametrize("size", [(6, 8), (7, 5), (2, 2), (30, 141)])  # 141: more windows than are pooled at a time
 @pytest.mark.parametrize("on_group", [True, False])
 def test_pooling_of_any_size(size: tuple[int, int], on_group: bool) -> None:
-    norm, pool = (GroupBatchNorm2d(4), PerElement(nn.MaxPool2d(2))) if on_group else (nn.BatchNorm2d(4), nn.MaxPool2d(2))
+    norm, pool = (
+        (GroupBatchNorm2d(4), PerElement(nn.MaxPool2d(2))) if on_group else (nn.BatchNorm2d(4), nn.MaxPool2d(2))
+    )
     plain = nn.Sequential(norm, nn.ReLU(), pool).double()
     shape = (5, 4, 4, *size) if on_group else (5, 4, *size)
     assert_same(fused_copy(plain), plain, torch.randn(shape, dtype=torch.float64) * 3 + 1)

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from sepgroupy.functional._native import _memory, kernels
 from torch import Tensor, nn
 
 from sepgroupy.analysis import peak_memory
-from sepgroupy.functional._native import _memory, kernels
 from sepgroupy.groups import D4
 from sepgroupy.nn import GroupConv2d
 

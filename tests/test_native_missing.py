@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from sepgroupy.functional._native import _library, kernels
 
 import sepgroupy
 from sepgroupy.errors import ArgumentError
 from sepgroupy.functional import _native, _plan
-from sepgroupy.functional._native import _library, kernels
 
 ROOT = Path(__file__).parents[1]
 

@@ -16,7 +16,7 @@ import oracle
 from conftest import PLANE_GROUPS, WAYS, as_defined, build_layer
 from sepgroupy.errors import ArgumentError
 from sepgroupy.groups import C4
-from sepgroupy.nn import PerElement, GroupConvTranspose2d, GroupPool
+from sepgroupy.nn import GroupConvTranspose2d, GroupPool, PerElement
 
 quickly = settings(max_examples=500, suppress_health_check=list(HealthCheck))
 

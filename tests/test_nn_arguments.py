@@ -13,7 +13,7 @@ from conftest import DIAGONAL, Build, build_layer
 from sepgroupy.errors import ArgumentError, SepgroupyError
 from sepgroupy.functional import group_conv2d, lifting_conv2d, separable_group_conv2d
 from sepgroupy.groups import C4, D1, D2, PointGroup
-from sepgroupy.nn import PerElement, GroupConv2d, GroupPool
+from sepgroupy.nn import GroupConv2d, GroupPool, PerElement
 
 one_way_each = pytest.mark.parametrize(
     "way", [("lifting", "dense"), ("dense", "auto"), ("g", "auto"), ("gc", "auto")], ids="-".join

@@ -12,7 +12,7 @@ from torch import nn
 import oracle
 from conftest import PLANE_GROUPS, Build, build_layer, pairs, random_input
 from sepgroupy.groups import D1, D2, D4, PointGroup
-from sepgroupy.nn import PerElement, GroupConv2d, GroupPool, LiftingConv2d
+from sepgroupy.nn import GroupConv2d, GroupPool, LiftingConv2d, PerElement
 
 pytestmark = pytest.mark.usefixtures("as_if_large")
 

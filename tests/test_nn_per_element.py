@@ -10,7 +10,7 @@ from torch import nn
 
 from sepgroupy.functional import transform
 from sepgroupy.groups import D4
-from sepgroupy.nn import PerElement, GroupConv2d, GroupPool
+from sepgroupy.nn import GroupConv2d, GroupPool, PerElement
 
 PUBLISHED = (3, 5, 8, 4, 6)  # (B, C, |H|, Y, X)
 

@@ -12,7 +12,7 @@ from torch import nn
 from conftest import DIAGONAL
 from sepgroupy.errors import ArgumentError
 from sepgroupy.groups import C4, D1, D4, PointGroup
-from sepgroupy.nn import PerElement, GroupConv2d, GroupConvTranspose2d, GroupPool, LiftingConv2d
+from sepgroupy.nn import GroupConv2d, GroupConvTranspose2d, GroupPool, LiftingConv2d, PerElement
 from sepgroupy.testing import assert_equivariant
 
 KINDS = ("dense", "g", "gc")

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ...errors import ArgumentError
 from ...groups import PointGroup, action_table, fourier_basis, moved_size
-from ..base import constant_to_dynamo
 from ..batch_norm import BatchNormReLU
 from ..conv_spec import ConvSpec
 from . import library
@@ -91,7 +90,7 @@ def _transformed_offsets(group: PointGroup, kernel: tuple[int, int], dilation: t
     return moved
 
 
-@constant_to_dynamo
+@lru_cache(maxsize=1024)
 def unsupported_reason(spec: ConvSpec) -> str | None:
     """Return what the kernels would need to compute such convolutions, or None."""
     elements = spec.kernel_size[0] * spec.kernel_size[1]
