@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from .._nested import map_leaves
+from .._plain_weights import agree
 from ..errors import ArgumentError
 
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
@@ -179,10 +180,7 @@ def _computes_as(base: type[nn.Module], layer: Any, shape: tuple[int, ...]) -> b
         expected = nn.Conv2d._conv_forward(layer, x, layer.weight, layer.bias)
     else:
         expected = F.linear(x, layer.weight, layer.bias)
-    if not isinstance(found, Tensor) or found.shape != expected.shape or found.dtype != expected.dtype:
-        return False
-    scale = expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny)
-    return bool((found - expected).abs().max() <= 1e-3 * scale)
+    return agree(found, expected)
 
 
 def _find_use(name: str, module: nn.Module, x: Tensor, lifts: bool, last_map: tuple[int, ...]) -> LayerUse:

@@ -1,4 +1,4 @@
-"""Ordinary modules that compute what a layer of ours, or a norm over the group, computes on merged channels."""
+"""Standard modules that compute the same as a layer on a group, or a batch norm over the group, on merged channels."""
 
 from __future__ import annotations
 
@@ -7,69 +7,119 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from .._plain_weights import agree, call_on_probe
+from ..errors import ArgumentError
 from ..functional._geometry import Geometry
-from ..nn import GroupConvTranspose2d
+from ..nn import GroupConvTranspose2d, GroupPool
 from ..nn._base import GroupConvolution
 
 
-def plain_convolutions(layer: GroupConvolution) -> dict[str, nn.Module]:
-    """Return the ordinary convolutions that a layer is, one after the other, by names that say which.
+def expand_convolution(name: str, layer: GroupConvolution) -> dict[str, nn.Module]:
+    """Return the standard convolutions that a layer equals, in order, by suffixes of its name.
 
-    A gc layer is two, 1×1 and depthwise, if I·|H|·stride² + k² multiplications for each value of a large map are fewer
-    than the I·|H|·k² of its multiplied-out filter. One of kind g, whose two steps would keep I·O·|H| maps between
-    them, is always one.
+    A gc layer is two, 1×1 and depthwise, if I·|H|·stride² + k² multiplications for each value of a large feature map
+    are fewer than the I·|H|·k² of its expanded filter. One of kind g, whose two steps would need I·O·|H| feature maps
+    between them, is always one.
+
+    Args:
+        name: of the layer, for errors.
+        layer: one of a copy in inference mode. It is called once on a small input, so that hooks that recompute its
+            weights have run, and the answer is compared with that of the convolutions.
+
+    Raises:
+        ArgumentError: the layer has a hook or a forward of its own that computes something else.
     """
-    plan, geometry = layer.plan, layer.plan.geometry
-    added = layer.output_padding if isinstance(layer, GroupConvTranspose2d) else None
-    if added is None:  # a transposed one has an algorithm already
-        taps, terms = math.prod(geometry.kernel_size), layer.in_channels // geometry.groups * plan.group.order
-        apart = plan.kind == "gc" and terms * math.prod(geometry.stride) + taps < terms * taps
-        plan = replace(plan, algorithm="full" if plan.kind in ("g", "gc") and not apart else "dense")
-    parameters = {name: getattr(layer, name) for name in layer._filter_names}
-    tables = {name: table.to(next(layer.parameters()).device) for name, table in plan.tables().items()}
-    banks = plan.filters(parameters, tables).banks
-    bias: Tensor | None = layer.bias
-    if bias is not None:
-        bias = bias.reshape(geometry.groups, 1, -1).expand(-1, plan.group.order, -1).flatten()
-    if len(banks) == 1:
-        return {"": _convolution(banks[0], bias, geometry, added)}
-    pointwise, depthwise = banks
-    point, deep = Geometry((1, 1), groups=geometry.groups), replace(geometry, groups=len(depthwise))
-    if added is None:
-        return {".pointwise": _convolution(pointwise, None, point), ".depthwise": _convolution(depthwise, bias, deep)}
-    return {
-        ".depthwise": _convolution(depthwise, None, deep, added),
-        ".pointwise": _convolution(pointwise, bias, point, (0, 0)),
-    }
+    x, expected = call_on_probe(name, layer)
+    modules = _expand(layer)
+    if not agree(expected, _apply(layer, modules, x)):
+        raise ArgumentError(
+            f"{name} ({type(layer).__name__}) computes something else than its weights say, by a hook or its own "
+            "forward, which an exported network would not run: remove it before the export"
+        )
+    return modules
+
+
+def check_pool(name: str, pool: GroupPool) -> None:
+    """Refuse a pool with a hook or a forward of its own that computes something else."""
+    x = torch.randn(2, 3, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    expected = x.amax(2) if pool.mode == "max" else x.mean(2)
+    if not agree(pool(x), expected):
+        raise ArgumentError(
+            f"{name} ({type(pool).__name__}) computes something else than its mode says, by a hook or its own forward, "
+            "which an exported network would not run: remove it before the export"
+        )
 
 
 def repeat_norm(norm: nn.BatchNorm2d, order: int) -> nn.BatchNorm2d:
-    """Return the norm of (B, |H|·C, Y, X) that treats every element of the group as the given one does."""
+    """Return the batch norm of (B, |H|·C, Y, X) that treats every element of the group as the given one does."""
     repeated = copy.deepcopy(norm)
     repeated.num_features *= order
     for name, value in [*norm.named_parameters(), *norm.named_buffers()]:
         if value.ndim:
-            many = value.repeat(order)
-            setattr(repeated, name, nn.Parameter(many, False) if isinstance(value, nn.Parameter) else many)
+            values = value.repeat(order)
+            setattr(repeated, name, nn.Parameter(values, False) if isinstance(value, nn.Parameter) else values)
     return repeated
 
 
+def _expand(layer: GroupConvolution) -> dict[str, nn.Module]:
+    plan, geometry = layer.plan, layer.plan.geometry
+    output_padding = layer.output_padding if isinstance(layer, GroupConvTranspose2d) else None
+    if output_padding is None:  # a transposed one has an algorithm already
+        size, terms = math.prod(geometry.kernel_size), layer.in_channels // geometry.groups * plan.group.order
+        two_steps = plan.kind == "gc" and terms * math.prod(geometry.stride) + size < terms * size
+        plan = replace(plan, algorithm="full" if plan.kind in ("g", "gc") and not two_steps else "dense")
+    parameters = {name: getattr(layer, name) for name in layer._filter_names}
+    tables = {name: table.to(next(layer.parameters()).device) for name, table in plan.tables().items()}
+    filters = plan.filters(parameters, tables).banks
+    bias: Tensor | None = layer.bias
+    if bias is not None:
+        bias = bias.reshape(geometry.groups, 1, -1).expand(-1, plan.group.order, -1).flatten()
+    if len(filters) == 1:
+        return {"": _convolution(filters[0], bias, geometry, output_padding)}
+    pointwise, depthwise = filters
+    point, deep = Geometry((1, 1), groups=geometry.groups), replace(geometry, groups=len(depthwise))
+    if output_padding is None:
+        return {".pointwise": _convolution(pointwise, None, point), ".depthwise": _convolution(depthwise, bias, deep)}
+    return {
+        ".depthwise": _convolution(depthwise, None, deep, output_padding),
+        ".pointwise": _convolution(pointwise, bias, point, (0, 0)),
+    }
+
+
+@torch.no_grad()
+def _apply(layer: GroupConvolution, modules: dict[str, nn.Module], x: Tensor) -> Tensor:
+    """Return what the convolutions compute for an input of the layer, as the exported graph does."""
+    order, groups = layer.plan.group.order, layer.plan.geometry.groups
+    if layer.plan.kind != "lifting":
+        x = x.transpose(1, 2).flatten(1, 2)
+        x = _exchange(x, (order, groups, layer.in_channels // groups))
+    for module in modules.values():
+        x = module(x)
+    x = _exchange(x, (groups, order, layer.out_channels // groups))
+    return x.unflatten(1, (order, layer.out_channels)).transpose(1, 2)
+
+
+def _exchange(x: Tensor, sizes: tuple[int, int, int]) -> Tensor:
+    return x.unflatten(1, sizes).transpose(1, 2).flatten(1, 3)
+
+
 def _convolution(
-    bank: Tensor, bias: Tensor | None, geometry: Geometry, output_padding: tuple[int, int] | None = None
+    weight: Tensor, bias: Tensor | None, geometry: Geometry, output_padding: tuple[int, int] | None = None
 ) -> nn.Conv2d | nn.ConvTranspose2d:
-    """Put a bank into a module; with an output_padding into the transposed one."""
+    """Put expanded filters into a module; with an output_padding into the transposed one."""
     top, bottom, left, right = geometry.padding
-    channels = (bank.shape[1] * geometry.groups, bank.shape[0])
+    channels = (weight.shape[1] * geometry.groups, weight.shape[0])
     options: dict[str, Any] = {
         "stride": geometry.stride,
         "dilation": geometry.dilation,
         "groups": geometry.groups,
         "bias": bias is not None,
-        "padding": (top, left) if (top, left) == (bottom, right) else "same",  # the only one that is uneven
+        "padding": (top, left) if (top, left) == (bottom, right) else "same",  # the only unequal one
         "padding_mode": geometry.padding_mode,
-        "device": "meta",  # nothing is drawn
+        "device": "meta",  # nothing is initialized
     }
     convolution: nn.Conv2d | nn.ConvTranspose2d
     if output_padding is None:
@@ -78,6 +128,6 @@ def _convolution(
         convolution = nn.ConvTranspose2d(
             *channels[::-1], geometry.kernel_size, output_padding=output_padding, **options
         )
-    convolution.weight = nn.Parameter(bank, requires_grad=False)
+    convolution.weight = nn.Parameter(weight, requires_grad=False)
     convolution.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
     return convolution.eval()

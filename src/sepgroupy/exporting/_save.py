@@ -25,28 +25,29 @@ def save(
     shape: Sequence[int],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a network to a file, whole or not at all; a file that is already there is never replaced.
+    """Write a network to a file, atomically; an existing file is never replaced.
 
     ==============  =====================================================================================
     format          what is written
     ==============  =====================================================================================
-    "onnx"          the folded network, input "image", output "output", for onnxruntime and others
-    "torch"         the folded network, for ``torch.export.load(path).module()``
+    "onnx"          the exported network, input "image", output "output", for onnxruntime and others
+    "torch"         the exported network, for ``torch.export.load(path).module()``
     "safetensors"   the state dict of the network itself, for ``safetensors.torch.load_file``
     ==============  =====================================================================================
 
-    A folded network, see :func:`export`, needs no sepgroupy. It takes batches of any size, in its parameters' dtype.
+    An exported network, see :func:`export`, does not need sepgroupy. It takes batches of any size, in its parameters'
+    dtype.
 
     Args:
         model: the network, of one input.
-        path: the file; its folder is made if it is missing.
+        path: the file; its folder is created if it is missing.
         file_format: one of ``FORMATS``.
         shape: of an input without the batch, such as (3, 32, 32).
-        metadata: texts to be kept with "safetensors".
+        metadata: texts to be saved with "safetensors".
 
     Raises:
         ArgumentError: the format is unknown, the path ends in another suffix or is there already, or the network
-            cannot be folded, takes no such input, or has a step that the format does not know.
+            cannot be exported, takes no such input, or has a step that the format does not know.
     """
     if file_format not in FORMATS:
         raise ArgumentError(f"file_format (={file_format!r}) must be one of {', '.join(FORMATS)}")
@@ -92,7 +93,7 @@ _WRITERS = {"onnx": _write_onnx, "torch": _write_program, "safetensors": _write_
 
 
 def _trace(model: nn.Module, shape: Sequence[int]) -> torch.export.ExportedProgram:
-    """Fold the network and follow it with a batch of any size."""
+    """Export the network and trace it with a batch of any size."""
     plain = export(model)
     like = next(plain.parameters(), torch.empty(0))
     example = torch.zeros(2, *shape, dtype=like.dtype, device=like.device)
