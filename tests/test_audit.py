@@ -1,4 +1,4 @@
-"""The audit: exact nets pass, each cause is named with its layer, and what it proposes works when it is done."""
+"""The audit: exact networks pass, each cause is named with its layer, and the fixes that it suggests work."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from sepgroupy.training import RunConfig
 
 
 class Merge(nn.Module):
-    """Merge the fiber with the channels."""
+    """Merge the group axis with the channels."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(1, 2)
 
 
 class GroupOf(nn.Module):
-    """Give merged maps their fiber back."""
+    """Split the group axis off again."""
 
     def __init__(self, order: int) -> None:
         super().__init__()
@@ -230,7 +230,7 @@ def test_kernel_padding_and_size_proposals_are_exact(layer: dict[str, int], size
         return
     assert report.first is not None
     change = report.first.suggested_arguments
-    if layer.get("dilation", 1) == 2:  # an even extent is never to be had: n + 2·padding - 1 is what it is
+    if layer.get("dilation", 1) == 2:  # no kernel has an even extent: n + 2·padding - 1 stays odd or even
         assert not change
         return
     better = audit(lift(**(layer | change)), "p4", size)
@@ -305,16 +305,16 @@ def test_other_proposals_are_exact() -> None:
         assert audit(net, "p4", size).exact, case
 
 
-# Controls: what must not be accused, and what must not be overlooked.
+# Controls: no false alarms, and nothing overlooked.
 
 
 def test_an_ordinary_convolution_is_judged_by_its_filter() -> None:
     blur = nn.Conv2d(2, 2, 3, stride=2, padding=1, groups=2, bias=False).requires_grad_(False)
     nn.init.constant_(blur.weight, 1 / 9)
     assert audit(blur, "p4m", 9).exact
-    uneven = audit(blur, "p4m", 8)
-    assert "grid" in uneven.cause
-    assert "ordinary" not in uneven.cause
+    asymmetric = audit(blur, "p4m", 8)
+    assert "grid" in asymmetric.cause
+    assert "ordinary" not in asymmetric.cause
     torch.manual_seed(0)
     both = audit(nn.Conv2d(2, 2, 3, stride=2, padding=1), "p4m", 8)
     assert "grid" in both.cause
@@ -478,6 +478,22 @@ def test_which_resizes_are_symmetric(mode: str) -> None:
             assert Resize(mode, None, (n, n), (m, m)).is_symmetric == torch.allclose(flipped, y.flip(-1)), (n, m)
 
 
+def test_unpooling_by_indices_of_equal_values_is_named() -> None:
+    class Unpool(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pool, self.unpool = nn.MaxPool2d(2, return_indices=True), nn.MaxUnpool2d(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y, indices = self.pool(F.relu(x))
+            return self.unpool(y + 1, indices)
+
+    report = audit(Unpool(), "p4", (4, 8, 8))
+    assert [row.name for row in report.breaking] == ["unpool"]
+    assert "the first of equal values" in report.cause
+    assert report.sizes == ()
+
+
 @pytest.mark.parametrize("size", [8, 9])
 def test_where_no_size_is_exact_all_layers_to_change_are_named(size: int) -> None:
     torch.manual_seed(0)
@@ -575,11 +591,11 @@ def test_no_size_is_proposed_where_none_is_exact() -> None:
     assert exact_sizes(RotMNISTNet("gc", 2), "p4", 28) == (28,)
 
 
-# The command and the picture.
+# The command and the plot.
 
 
 def save_run(folder: Path, task: str, model: str, first: int, **options: Any) -> str:
-    """Write what a run leaves, untrained."""
+    """Write the files of a run, untrained."""
     torch.manual_seed(0)
     config = RunConfig.for_task(task, model=model, width=first)
     folder.mkdir()
@@ -605,12 +621,12 @@ def test_command(digits: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert (code, err) == (0, "")
     assert out.count("\n") == 20
     assert "\nexact under p4 (4 elements) at 1×28×28" in out
-    picture = tmp_path / "pictures" / "audit.png"
-    code, out, err = command(capsys, digits, "--group", "p4m", "--figure", str(picture))
+    plot = tmp_path / "plots" / "audit.png"
+    code, out, err = command(capsys, digits, "--group", "p4m", "--figure", str(plot))
     assert (code, err) == (0, "")
     assert "\nnot exact under p4m (8 elements) at 1×28×28" in out
     assert "\nfirst:  conv1 (LiftingConv2d)\ncause:  it is equivariant under p4 alone" in out
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert plot.read_bytes().startswith(b"\x89PNG")
 
 
 def test_command_on_a_resnet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Conversion of plain networks: exact from picture to logits, lifted filters, matched costs, refusals by name."""
+"""Conversion of plain networks: exact from image to output, lifted filters, matched costs, refusals by name."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from sepgroupy.testing import assert_equivariant, equivariance_error
 
 
 class Block(nn.Module):
-    """A residual block as people write it: sums, functional activations, an empty or projecting shortcut."""
+    """A residual block as people write it: sums, functional activations, an identity or a projection beside."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, groups: int = 1) -> None:
         super().__init__()
@@ -36,13 +36,15 @@ class Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, groups=groups, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
-        self.shortcut = nn.Sequential()
+        self.projection = nn.Sequential()
         if stride > 1:
-            self.shortcut = nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels))
+            self.projection = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        y += self.shortcut(x)
+        y += self.projection(x)
         return F.relu(y)
 
 
@@ -105,7 +107,7 @@ def squeezing_net() -> nn.Module:
 
 
 def masking_net() -> nn.Module:
-    """Build a network from picture to picture, down and up."""
+    """Build a network from image to image, down and up."""
     return nn.Sequential(
         nn.Conv2d(3, 6, 4, 2, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3, padding=1, padding_mode="reflect"),
         nn.SiLU(), nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(8, 2, 3, padding="same"),
@@ -137,7 +139,7 @@ def build(name: str) -> tuple[nn.Module, int]:
     return net, size
 
 
-def pictures(size: int, batch: int = 2) -> Tensor:
+def images(size: int, batch: int = 2) -> Tensor:
     return torch.randn(batch, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
 
 
@@ -157,8 +159,8 @@ def test_a_resnet18_is_exact_at_a_size_that_is_proposed() -> None:
     assert len(layers) == 16 + 3
     assert {(m.plan.kind, m.plan.geometry.kernel_size) for m in layers} == {("gc", (3, 3)), ("dense", (1, 1))}
     net.double().eval()
-    assert_equivariant(net, "p4", pictures(size))
-    assert equivariance_error(net, "p4", pictures(size + 1)).max() > 1e-6
+    assert_equivariant(net, "p4", images(size))
+    assert equivariance_error(net, "p4", images(size + 1)).max() > 1e-6
 
 
 @every_net
@@ -167,7 +169,7 @@ def test_the_converted_network_is_equivariant(name: str, kind: str) -> None:
     plain, size = build(name)
     for group in ("p4", "p4m"):
         net = convert(plain, group, kind, in_size=size).double()
-        x = pictures(size)
+        x = images(size)
         assert net(x).shape == plain.double()(x).shape
         assert_equivariant(net, group, x)
         assert_equivariant(_without_chance(net).train(), group, x)  # with the statistics of the batch
@@ -187,7 +189,7 @@ def test_matching_parameters(name: str, pool: str) -> None:
     plain, size = build(name)
     net = convert(plain, "p4", "gc", in_size=size, match="params", pool=pool)
     assert parameters(net) == pytest.approx(parameters(plain), rel=0.1)  # these networks are narrow
-    assert_equivariant(net.double(), "p4", pictures(size))
+    assert_equivariant(net.double(), "p4", images(size))
 
 
 class RegNet(nn.Module):
@@ -245,7 +247,7 @@ def test_widths_suit_the_groups_of_their_own_layers(kind: str, match: str) -> No
         assert multiplications(net, 5) == pytest.approx(multiplications(plain, 5), rel=0.1)
     groups = [m.plan.geometry.groups for m in net.modules() if isinstance(m, GroupConv2d)]
     assert [n for n in groups if n > 1] == [6, 13, 26, 55]
-    assert_equivariant(net.double().eval(), "p4", pictures(5))
+    assert_equivariant(net.double().eval(), "p4", images(5))
 
 
 def test_widths_that_are_concatenated_suit_the_groups_of_the_layer_that_reads_them() -> None:
@@ -254,7 +256,7 @@ def test_widths_that_are_concatenated_suit_the_groups_of_the_layer_that_reads_th
     net: Any = convert(plain, "p4", in_size=5, match="params")
     assert parameters(net) == pytest.approx(parameters(plain), rel=0.1)
     assert net.joined.convolution.in_channels % 8 == 0
-    assert_equivariant(net.double().eval(), "p4", pictures(5))
+    assert_equivariant(net.double().eval(), "p4", images(5))
 
 
 @pytest.mark.parametrize(
@@ -322,14 +324,14 @@ def test_matching_multiplications(make: Callable[[], nn.Module], kind: str) -> N
 
 
 def multiplications(net: nn.Module, size: int) -> float:
-    """Count those of PyTorch's operations for one of so many pictures that what filters cost does not matter."""
+    """Count those of PyTorch's operations for one of 64 images, beside which the cost of filters does not matter."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        copy.deepcopy(net).to("meta")(pictures(size, 64).float().to("meta"))
+        copy.deepcopy(net).to("meta")(images(size, 64).float().to("meta"))
     return counter.get_total_flops() / 2 / 64
 
 
 def watch(net: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return what a network and each of its modules answer."""
+    """Return the outputs of a network and of each of its modules."""
     maps: dict[str, Tensor] = {}
     hooks = [
         module.register_forward_hook(lambda module, args, y, name=name: maps.update({name: y.clone()}))
@@ -347,7 +349,7 @@ def watch(net: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
 def test_with_lifted_filters_the_identity_component_is_the_plain_network(name: str, kind: str) -> None:
     plain, size = build(name)
     net = convert(plain, "p4m", kind, in_size=size, weights="lift").double()
-    x = pictures(size)
+    x = images(size)
     _, expected = watch(plain.double(), x)
     _, found = watch(net if type(net) is type(plain) and not isinstance(net, nn.Sequential) else net[0], x)
     compared = {key for key, y in found.items() if key in expected and len(y) == 8 * len(x)}
@@ -363,7 +365,7 @@ def test_with_lifted_filters_and_the_mean_it_averages_over_all_orientations(name
     group = as_group("p4m")
     net = convert(plain, group, "g", in_size=size, weights="lift", pool="mean").double()
     plain.double()
-    x, answers = pictures(size), []
+    x, answers = images(size), []
     for g in range(group.order):
         y = plain(transform(x, group, int(group.inverses[g]), group_axis=False))
         answers.append(transform(y, group, g, group_axis=False) if y.ndim == 4 else y)
@@ -376,8 +378,8 @@ def test_kind_gc_holds_plain_filters_of_depthwise_and_1x1_convolutions_alone() -
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5),
     ).double()  # fmt: skip
     net = convert(plain, "p4", "gc", in_size=8, weights="lift", pool="mean")
-    x = pictures(8)
-    mean = torch.stack([plain(torch.rot90(x, turns, (-2, -1))) for turns in range(4)]).mean(0)
+    x = images(8)
+    mean = torch.stack([plain(torch.rot90(x, r, (-2, -1))) for r in range(4)]).mean(0)
     torch.testing.assert_close(net(x), mean)
     with pytest.raises(ArgumentError, match=r"layer1\.conv1 .* kind 'gc' has one kernel .* use kind 'g' or 'dense'"):
         convert(ResidualNet(), "p4", "gc", in_size=17, weights="lift")
@@ -399,7 +401,7 @@ def test_gradients_reach_every_parameter(name: str) -> None:
     plain, size = build(name)
     net = convert(plain.train(), "p4", in_size=size)
     assert net.training
-    net(pictures(size, 4).float()).logsumexp(1).sum().backward()
+    net(images(size, 4).float()).logsumexp(1).sum().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in _without_chance(net).parameters())
 
 
@@ -407,7 +409,7 @@ def test_gradients_reach_every_parameter(name: str) -> None:
 def test_what_is_returned_stands_alone(name: str) -> None:
     plain, size = build(name)
     before = copy.deepcopy(plain.state_dict())
-    net, x = convert(plain, "p4", in_size=size), pictures(size).float()
+    net, x = convert(plain, "p4", in_size=size), images(size).float()
     assert not any("Pending" in type(module).__name__ for module in net.modules())
     assert all(torch.equal(value, before[key]) for key, value in plain.state_dict().items())
     assert not net.training
@@ -466,7 +468,7 @@ class UNet(nn.Module):
         self.layer1, self.layer2 = Block(8, 8, 1), Block(8, 16, 2)
         if even:
             self.layer2.conv1 = nn.Conv2d(8, 16, 4, 2, 1, bias=False)
-            self.layer2.shortcut[0] = nn.Conv2d(8, 16, 2, 2)
+            self.layer2.projection[0] = nn.Conv2d(8, 16, 2, 2)
         self.up2, self.up1, self.up0 = (
             nn.Conv2d(16 + 8, 8, 3, 1, 1),
             nn.Conv2d(8 + 8, 6, 3, 1, 1),
@@ -499,7 +501,7 @@ def test_a_decoder_with_skip_connections_converts_where_a_size_is_exact(kind: st
         (UNet(to_skip=True, mode="bilinear"), 17),
     ):
         net = convert(plain, "p4m", kind, in_size=size).double().eval()
-        x = pictures(size)
+        x = images(size)
         assert net(x).shape == (2, 2, size, size)
         assert_equivariant(net, "p4m", x)
 
@@ -508,7 +510,7 @@ def test_a_decoder_whose_weights_are_lifted_averages_the_plain_one() -> None:
     torch.manual_seed(1)
     plain = UNet(even=True).eval()
     net = convert(plain, "p4", "dense", in_size=16, weights="lift", pool="mean").double()
-    x = pictures(16)
+    x = images(16)
     answers = [torch.rot90(plain.double()(torch.rot90(x, -r, (-2, -1))), r, (-2, -1)) for r in range(4)]
     torch.testing.assert_close(net(x), torch.stack(answers).mean(0), rtol=1e-9, atol=1e-9)
 
@@ -537,11 +539,11 @@ def test_a_decoder_that_no_size_suits_is_told_so_and_which_layers_to_change(to_s
     assert "conv1" in message
     assert "maxpool" in message
     assert "layer2.conv1" in message
-    assert "layer2.shortcut.0" in message
+    assert "layer2.projection.0" in message
     assert ".convolution" not in message
     change_layers(plain, message)
     net = convert(plain, "p4", in_size=16).double().eval()
-    assert_equivariant(net, "p4", pictures(16))
+    assert_equivariant(net, "p4", images(16))
 
 
 def test_a_nearest_resize_to_the_size_of_a_skip_connection_is_named() -> None:
@@ -597,7 +599,7 @@ def test_every_output_is_pooled_and_has_its_channels(nest: Callable[[Tensor, Ten
     torch.manual_seed(1)
     plain = Segmenter(nest)
     net = convert(plain, "p4", in_size=17, match=match).double().eval()
-    x = pictures(17)
+    x = images(17)
     assert_equivariant(net, "p4", x)
     found, expected = [], []
     map_leaves(lambda _, leaf: found.append(leaf.shape if isinstance(leaf, Tensor) else leaf), net(x), "")
@@ -623,7 +625,7 @@ class TwoTasks(nn.Module):
 @pytest.mark.parametrize("match", ["width", "params"])
 def test_outputs_of_several_kinds(match: str) -> None:
     net = convert(TwoTasks(), "p4m", "dense", in_size=8, match=match).double().eval()
-    x = pictures(8)
+    x = images(8)
     assert {key: tuple(y.shape) for key, y in net(x).items()} == {
         "mask": (2, 2, 6, 6),
         "first": (2, 3),
@@ -693,12 +695,12 @@ def test_subclasses_that_compute_what_their_class_does_are_converted(match: str)
     torch.manual_seed(1)
     plain = of_subclasses().eval()
     net = convert(plain, "p4m", in_size=9, match=match).double()
-    assert_equivariant(net, "p4m", pictures(9))
+    assert_equivariant(net, "p4m", images(9))
     assert sum(isinstance(m, GroupConv2d | LiftingConv2d) for m in net.modules()) == 2
     if match == "width":
         lifted: Any = convert(plain, "p4", "dense", in_size=9, weights="lift").double()
-        _, maps = watch(lifted, pictures(9))
-        _, expected = watch(plain.double(), pictures(9))
+        _, maps = watch(lifted, images(9))
+        _, expected = watch(plain.double(), images(9))
         torch.testing.assert_close(unfold(maps["4"], 4)[:, :, 0], expected["4"])
 
 
@@ -794,12 +796,12 @@ REPARAMETRIZATIONS: dict[str, Callable[[nn.Module], Any]] = {
 def test_lifted_filters_are_those_that_a_reparametrization_computes_now(name: str) -> None:
     def build() -> nn.Module:
         net = ResidualNet()
-        for module in (net.conv, net.layer1.conv1, net.layer2.shortcut[0], net.excite.fc1, net.fc):
+        for module in (net.conv, net.layer1.conv1, net.layer2.projection[0], net.excite.fc1, net.fc):
             REPARAMETRIZATIONS[name](module)
         return net.eval()
 
     plain, other = build(), build()
-    x = pictures(17).float()
+    x = images(17).float()
     plain(x)
     plain.load_state_dict(other.state_dict())  # the attributes are those of before
     net = convert(plain, "p4", "dense", in_size=17, weights="lift", pool="mean")

@@ -1,4 +1,4 @@
-"""Folded networks are the networks themselves, in standard modules, and so are the files made of them."""
+"""Exported networks compute what the networks themselves do, with standard modules, and so do their files."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def lived(model: nn.Module, *inputs: Tensor) -> nn.Module:
 
 
 def assert_exports(model: nn.Module, x: Tensor, tolerance: float = 1e-10) -> nn.Module:
-    """Fold, hold the result against the network itself, and return it."""
+    """Export, compare the result with the network itself, and return it."""
     expected = model(x)
     state, random = copy.deepcopy(model.state_dict()), torch.random.get_rng_state()
     plain = export(model)
@@ -154,7 +154,7 @@ COMPOSITIONS = {
         Folded(nn.Sequential(nn.InstanceNorm2d(4), nn.GroupNorm(2, 4), nn.BatchNorm2d(4))),
     ],
     "activations": [GroupConv2d(4, 4, 3, group=C4), Folded(nn.PReLU(4)), nn.GELU(), nn.Dropout(0.5), nn.Softplus()],
-    "folded twice": [GroupConv2d(4, 4, 3, group=C4), Folded(nn.Sequential(nn.ReLU(), nn.MaxPool2d(2)))],
+    "merged twice": [GroupConv2d(4, 4, 3, group=C4), Folded(nn.Sequential(nn.ReLU(), nn.MaxPool2d(2)))],
     "pooling": [GroupConv2d(4, 4, 3, group=C4), GroupMaxPool2d(2), Folded(nn.Upsample(scale_factor=2)), GroupPool()],
     "a softmax over the channels": [GroupConv2d(4, 4, 3, group=C4), Folded(nn.Softmax2d()), nn.Softmax(2)],
     "a plain network behind": [
@@ -202,7 +202,7 @@ def test_a_separable_layer_is_two_convolutions_where_that_is_cheaper() -> None:
 
 
 class Odd(nn.Module):
-    """Do with maps on the group what a user's own network may do."""
+    """Do with group feature maps what a user's own network may do."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -314,8 +314,8 @@ def test_converted_networks() -> None:
     for plain, kind, size in ((resnet, "gc", 33), (convnext, "dense", 32)):
         x = torch.randn(2, 3, size, size)
         model = lived(convert(plain, "p4", kind, in_size=size, match="params"), x)
-        folded = assert_exports(model, x, 1e-5)
-        assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+        exported = assert_exports(model, x, 1e-5)
+        assert not any(isinstance(module, nn.BatchNorm2d) for module in exported.modules())
 
 
 def test_parametrized_layers() -> None:
@@ -475,11 +475,11 @@ def test_an_exported_network_takes_any_height_and_width(size: tuple[int, ...]) -
     torch.testing.assert_close(program(x), net(x), rtol=1e-4, atol=1e-4)
 
 
-def test_what_is_folded_is_folded() -> None:
+def test_an_exported_network_can_be_exported_again() -> None:
     net = nn.Sequential(LiftingConv2d(3, 4, 3, group=C4), GroupConv2d(4, 4, 3, group=C4, kind="gc"), GroupPool())
     once, x = export(net), torch.randn(2, 3, 7, 7)
-    twice_folded = assert_exports(once, x, 1e-7)
-    assert once.state_dict().keys() == twice_folded.state_dict().keys()
+    again = assert_exports(once, x, 1e-7)
+    assert once.state_dict().keys() == again.state_dict().keys()
 
 
 def test_the_network_itself_is_named_model() -> None:
@@ -507,7 +507,7 @@ print("fine")
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning")
-def test_files_of_a_folded_network_need_torch_alone(tmp_path: Path) -> None:
+def test_files_of_an_exported_network_need_torch_alone(tmp_path: Path) -> None:
     model = lived(build_model("gc-p4m-resnet44", depth=8, widths=(2, 3, 4)), torch.randn(4, 3, 32, 32))
     x = torch.randn(3, 3, 32, 32)
     plain = export(model)
@@ -527,8 +527,8 @@ def test_onnx(name: str, tmp_path: Path) -> None:
     save(model, tmp_path / "net.onnx", "onnx", x.shape[1:])
     assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
     for batch in (1, 3):
-        pictures = torch.randn(batch, *x.shape[1:])
-        np.testing.assert_allclose(run_onnx(tmp_path / "net.onnx", pictures), model(pictures).detach(), 1e-3, 1e-4)
+        images = torch.randn(batch, *x.shape[1:])
+        np.testing.assert_allclose(run_onnx(tmp_path / "net.onnx", images), model(images).detach(), 1e-3, 1e-4)
 
 
 def test_onnx_of_the_network_itself(tmp_path: Path) -> None:
@@ -537,12 +537,12 @@ def test_onnx_of_the_network_itself(tmp_path: Path) -> None:
     batch = ({0: torch.export.Dim("batch")},)
     options: dict[str, Any] = {"dynamo": True, "verbose": False, "input_names": ["image"], "dynamic_shapes": batch}
     torch.onnx.export(model, (x,), tmp_path / "net.onnx", **options)
-    for pictures in (x, x[:1]):
-        np.testing.assert_allclose(run_onnx(tmp_path / "net.onnx", pictures), model(pictures).detach(), 1e-3, 1e-4)
+    for images in (x, x[:1]):
+        np.testing.assert_allclose(run_onnx(tmp_path / "net.onnx", images), model(images).detach(), 1e-3, 1e-4)
 
 
 def test_a_step_that_onnx_does_not_know_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match=r"ONNX does not know: .*linalg_svd"):
+    with pytest.raises(ArgumentError, match=r"ONNX does not support: .*linalg_svd"):
         save(Calling(lambda x: torch.linalg.svdvals(x)), tmp_path / "net.onnx", "onnx", (3, 3))
     assert not [*tmp_path.iterdir()]
 
@@ -565,9 +565,9 @@ def test_safetensors(tmp_path: Path) -> None:
         assert torch.equal(other.state_dict()[name], value)
     with safe_open(tmp_path / "net.safetensors", "pt") as file:
         assert file.metadata()["model"] == "gc-p4cnn-small"
-    save(export(model), tmp_path / "folded.safetensors", "safetensors", ())
+    save(export(model), tmp_path / "exported.safetensors", "safetensors", ())
     plain, x = export(build_model("gc-p4cnn-small")), torch.randn(2, 1, 28, 28)
-    plain.load_state_dict(load_file(tmp_path / "folded.safetensors"))
+    plain.load_state_dict(load_file(tmp_path / "exported.safetensors"))
     torch.testing.assert_close(plain(x), model.eval()(x), atol=1e-5, rtol=1e-5)
 
 
@@ -581,7 +581,7 @@ def test_a_file_is_never_replaced_nor_left_in_pieces(file_format: str, suffix: s
             save(model, path, file_format, (1, 3, 3))
     assert not [*tmp_path.iterdir()]
     path.write_text("mine")
-    with pytest.raises(ArgumentError, match="already there"):
+    with pytest.raises(ArgumentError, match="exists already"):
         save(model, path, file_format, (1, 28, 28))
     assert path.read_text() == "mine"
 
@@ -594,7 +594,7 @@ def test_nor_a_file_that_came_up_meanwhile(tmp_path: Path, monkeypatch: pytest.M
         path.write_text("mine")
 
     monkeypatch.setitem(_save._WRITERS, "safetensors", write)
-    with pytest.raises(ArgumentError, match="already there"):
+    with pytest.raises(ArgumentError, match="exists already"):
         save(nn.ReLU(), path, "safetensors", ())
     assert [file.read_text() for file in tmp_path.iterdir()] == ["mine"]
 
@@ -628,7 +628,7 @@ def test_the_command(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     program = torch.export.load(run_folder / "gc-p4cnn-small.pt2").module()
     torch.testing.assert_close(program(x), model(x), atol=1e-5, rtol=1e-5)
     assert command(str(run_folder), "--format", "torch") == 2
-    assert "already there" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     assert command(str(run_folder), "--format", "safetensors", "--output", str(run_folder / "w.safetensors")) == 0
     assert command(str(run_folder), "--format", "tflite") == 2
     assert command(str(run_folder / "none")) == 1

@@ -1,4 +1,4 @@
-"""Files that other programs read: ONNX, programs of torch.export, and safetensors."""
+"""Files for other programs: ONNX, programs of torch.export, and safetensors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def save(
     """Write a network to a file, atomically; an existing file is never replaced.
 
     ==============  =====================================================================================
-    format          what is written
+    format          content
     ==============  =====================================================================================
     "onnx"          the exported network, input "image", output "output", for onnxruntime and others
     "torch"         the exported network, for ``torch.export.load(path).module()``
@@ -46,8 +46,8 @@ def save(
         metadata: texts to be saved with "safetensors".
 
     Raises:
-        ArgumentError: the format is unknown, the path ends in another suffix or is there already, or the network
-            cannot be exported, takes no such input, or has a step that the format does not know.
+        ArgumentError: the format is unknown, the path ends in another suffix or exists already, or the network
+            cannot be exported, takes no such input, or has a step that the format does not support.
     """
     if file_format not in FORMATS:
         raise ArgumentError(f"file_format (={file_format!r}) must be one of {', '.join(FORMATS)}")
@@ -67,7 +67,7 @@ def save(
 
 def _refuse_present(file: Path) -> None:
     if os.path.lexists(file):
-        raise ArgumentError(f"path (={str(file)!r}) is already there: delete it, or choose another")
+        raise ArgumentError(f"path (={str(file)!r}) exists already: delete it, or choose another")
 
 
 def _write_safetensors(model: nn.Module, path: Path, shape: Sequence[int], metadata: Mapping[str, str]) -> None:
@@ -86,7 +86,9 @@ def _write_onnx(model: nn.Module, path: Path, shape: Sequence[int], metadata: Ma
     try:
         torch.onnx.export(program, (), path, input_names=["image"], output_names=["output"], **options)
     except torch.onnx.OnnxExporterError as error:
-        raise ArgumentError(f"model has a step that ONNX does not know: {error.__cause__ or error!s:.200}") from error
+        raise ArgumentError(
+            f"model has a step that ONNX does not support: {error.__cause__ or error!s:.200}"
+        ) from error
 
 
 _WRITERS = {"onnx": _write_onnx, "torch": _write_program, "safetensors": _write_safetensors}
