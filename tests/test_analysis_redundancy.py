@@ -150,3 +150,58 @@ def test_the_picture_shows_both_questions_layer_by_layer(tmp_path: Path) -> None
     assert len(draw_redundancy(plain, plain).axes) == 1
     with pytest.raises(ArgumentError, match="dense filters"):
         draw_redundancy([], [])
+
+
+class Negated:
+    """Recompute a weight in a pre-hook, as users do: not by a factor, which would leave the redundancy unchanged."""
+
+    def __call__(self, module: nn.Module, args: object) -> None:
+        module.weight = module.free**3  # type: ignore[operator]
+
+
+def with_prehook(layer: nn.Module) -> nn.Module:
+    layer.free = nn.Parameter(layer._parameters.pop("weight").detach())  # type: ignore[union-attr]
+    layer.weight = layer.free.detach()
+    layer.register_forward_pre_hook(Negated())
+    return layer
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`:FutureWarning")
+@pytest.mark.parametrize(
+    "how",
+    [
+        torch.nn.utils.weight_norm,
+        torch.nn.utils.spectral_norm,
+        lambda m: torch.nn.utils.prune.l1_unstructured(m, "weight", 0.5),
+        torch.nn.utils.parametrizations.weight_norm,
+        with_prehook,
+    ],
+)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: GroupConv2d(2, 3, 3, group="p4"),
+        lambda: GroupConvTranspose2d(2, 3, 3, group="p4"),
+        lambda: nn.Conv2d(3, 3, 3),
+        lambda: nn.ConvTranspose2d(3, 3, 3, padding=1),
+    ],
+)
+def test_filters_that_are_recomputed_are_those_of_the_next_call(make, how) -> None:  # type: ignore[no-untyped-def]
+    layer, other = how(make()), how(make())
+    shape = (1, 2, 4, 5, 5) if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) else (1, 3, 5, 5)
+    layer(torch.randn(shape))
+    layer.load_state_dict(other.state_dict())
+    other.eval()(torch.randn(shape))
+    plain = make()
+    with torch.no_grad():
+        plain.weight.copy_(other.weight)
+    found, expected = one(layer), one(plain)
+    torch.testing.assert_close(found.gc, expected.gc, rtol=1e-4, atol=1e-6)
+    assert layer.training
+
+
+def test_an_untrained_copy_of_a_reparametrized_layer_is_untrained() -> None:
+    layer = torch.nn.utils.parametrizations.weight_norm(GroupConv2d(2, 3, 3, group="p4"))
+    fresh = untrained(layer, seed=3)
+    assert (fresh.weight - layer.weight).abs().min() > 0
+    assert torch.equal(fresh.weight, untrained(GroupConv2d(2, 3, 3, group="p4"), seed=3).weight)

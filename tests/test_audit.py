@@ -1,4 +1,4 @@
-"""The audit: exact nets pass, each cause is named with its layer, and what it proposes works when it is done."""
+"""The audit: exact networks pass, each cause is named with its layer, and the fixes that it suggests work."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from sepgroupy.errors import ArgumentError
 from sepgroupy.functional import fold, unfold
 from sepgroupy.groups import C4, PointGroup
 from sepgroupy.models import ResNet, RotMNISTNet, build_model
-from sepgroupy.nn import Folded, GroupConv2d, GroupPool, LiftingConv2d
+from sepgroupy.nn import GroupConv2d, GroupPool, LiftingConv2d, PerElement
 from sepgroupy.testing import equivariance_error
 from sepgroupy.training import RunConfig
 
 
 class Merge(nn.Module):
-    """Merge the fiber with the channels."""
+    """Merge the group axis with the channels."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(1, 2)
 
 
 class GroupOf(nn.Module):
-    """Give merged maps their fiber back."""
+    """Split the group axis off again."""
 
     def __init__(self, order: int) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ def test_the_published_resnet_breaks_at_its_first_stride() -> None:
         for parent, name, key in ((first, "conv1", "conv1"), (first.downsample, "0", "downsample.0")):
             old = getattr(parent, name)
             change = named(report, f"layer{2 if stage is net.layer2 else 3}.0.{key}").suggested_arguments
-            kind = {"group": "p4m", "kind": old.plan.kind, "bias": False}
+            kind = {"group": "p4m", "kind": old.kind, "bias": False}
             setattr(parent, name, GroupConv2d(old.in_channels, old.out_channels, stride=2, **change, **kind))
     assert [row.name for row in audit(net, "p4m", 32).breaking] == ["fc"]
 
@@ -154,9 +154,9 @@ def test_errors_are_those_of_the_definition() -> None:
 
 CAUSES = {
     "grid": (lambda: nn.Sequential(lift(), nn.ReLU(), lift2(stride=2, padding=1), *head(4)), 8, "2", "stride 2"),
-    "pool": (lambda: nn.Sequential(lift(), Folded(nn.MaxPool2d(2)), *head(4)), 9, "1.module", "stride 2"),
+    "pool": (lambda: nn.Sequential(lift(), PerElement(nn.MaxPool2d(2)), *head(4)), 9, "1.module", "stride 2"),
     "ceil": (
-        lambda: nn.Sequential(lift(), Folded(nn.MaxPool2d(2, ceil_mode=True)), *head(4)), 9, "1.module", "stride 2"
+        lambda: nn.Sequential(lift(), PerElement(nn.MaxPool2d(2, ceil_mode=True)), *head(4)), 9, "1.module", "stride 2"
     ),
     "same": (lambda: nn.Sequential(lift(), GroupPool(), nn.Conv2d(4, 4, 4, padding="same")), 8, "2", "padding='same'"),
     "pad": (lambda: nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), lift()), 8, "0", "not the same on all sides"),
@@ -230,7 +230,7 @@ def test_kernel_padding_and_size_proposals_are_exact(layer: dict[str, int], size
         return
     assert report.first is not None
     change = report.first.suggested_arguments
-    if layer.get("dilation", 1) == 2:  # an even extent is never to be had: n + 2·padding - 1 is what it is
+    if layer.get("dilation", 1) == 2:  # no kernel has an even extent: n + 2·padding - 1 stays odd or even
         assert not change
         return
     better = audit(lift(**(layer | change)), "p4", size)
@@ -250,7 +250,7 @@ def audits(net: nn.Module, size: int) -> bool:
 def test_pooling_proposals_are_exact(kernel: int, size: int, ceil: bool) -> None:
     def net(kernel_size: int = kernel, padding: int = 0) -> nn.Module:
         torch.manual_seed(0)
-        return nn.Sequential(lift(), Folded(nn.MaxPool2d(kernel_size, 2, padding, ceil_mode=ceil)))
+        return nn.Sequential(lift(), PerElement(nn.MaxPool2d(kernel_size, 2, padding, ceil_mode=ceil)))
 
     report = audit(net(), "p4", size)
     assert report.first is not None
@@ -285,7 +285,7 @@ def test_other_proposals_are_exact() -> None:
         "group": nn.Sequential(lift(group="p4"), *head(4)),
         "positions": nn.Sequential(lift(), *head(4)),
         "elements": nn.Sequential(lift(), *head(4)),
-        "affine": nn.Sequential(lift(), Folded(nn.BatchNorm2d(4))),
+        "affine": nn.Sequential(lift(), PerElement(nn.BatchNorm2d(4))),
         "spatial affine": nn.Sequential(lift(), GroupPool(), nn.BatchNorm2d(4)),
         "output": nn.Sequential(lift(), GroupPool(), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
     }
@@ -295,7 +295,7 @@ def test_other_proposals_are_exact() -> None:
         "group": "group='p4'",
         "positions": "an average over the positions",
         "elements": "GroupPool",
-        "affine": "Folded(BatchNorm2d(4))",
+        "affine": "PerElement(BatchNorm2d(4))",
         "spatial affine": "BatchNorm2d",
         "output": "GroupPool",
     }
@@ -305,16 +305,16 @@ def test_other_proposals_are_exact() -> None:
         assert audit(net, "p4", size).exact, case
 
 
-# Controls: what must not be accused, and what must not be overlooked.
+# Controls: no false alarms, and nothing overlooked.
 
 
 def test_an_ordinary_convolution_is_judged_by_its_filter() -> None:
     blur = nn.Conv2d(2, 2, 3, stride=2, padding=1, groups=2, bias=False).requires_grad_(False)
     nn.init.constant_(blur.weight, 1 / 9)
     assert audit(blur, "p4m", 9).exact
-    uneven = audit(blur, "p4m", 8)
-    assert "grid" in uneven.cause
-    assert "ordinary" not in uneven.cause
+    asymmetric = audit(blur, "p4m", 8)
+    assert "grid" in asymmetric.cause
+    assert "ordinary" not in asymmetric.cause
     torch.manual_seed(0)
     both = audit(nn.Conv2d(2, 2, 3, stride=2, padding=1), "p4m", 8)
     assert "grid" in both.cause
@@ -478,6 +478,22 @@ def test_which_resizes_are_symmetric(mode: str) -> None:
             assert Resize(mode, None, (n, n), (m, m)).is_symmetric == torch.allclose(flipped, y.flip(-1)), (n, m)
 
 
+def test_unpooling_by_indices_of_equal_values_is_named() -> None:
+    class Unpool(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pool, self.unpool = nn.MaxPool2d(2, return_indices=True), nn.MaxUnpool2d(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y, indices = self.pool(F.relu(x))
+            return self.unpool(y + 1, indices)
+
+    report = audit(Unpool(), "p4", (4, 8, 8))
+    assert [row.name for row in report.breaking] == ["unpool"]
+    assert "the first of equal values" in report.cause
+    assert report.sizes == ()
+
+
 @pytest.mark.parametrize("size", [8, 9])
 def test_where_no_size_is_exact_all_layers_to_change_are_named(size: int) -> None:
     torch.manual_seed(0)
@@ -515,7 +531,7 @@ def test_a_module_that_computes_in_float32_is_measured_as_such() -> None:
 
 def test_the_network_is_left_as_it_is() -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(lift(), Folded(nn.BatchNorm2d(4)), nn.ReLU(inplace=True))
+    net = nn.Sequential(lift(), PerElement(nn.BatchNorm2d(4)), nn.ReLU(inplace=True))
     state = {key: value.clone() for key, value in net.state_dict().items()}
     generator = torch.get_rng_state()
     audit(net, "p4", 8)
@@ -575,11 +591,11 @@ def test_no_size_is_proposed_where_none_is_exact() -> None:
     assert exact_sizes(RotMNISTNet("gc", 2), "p4", 28) == (28,)
 
 
-# The command and the picture.
+# The command and the plot.
 
 
 def save_run(folder: Path, task: str, model: str, first: int, **options: Any) -> str:
-    """Write what a run leaves, untrained."""
+    """Write the files of a run, untrained."""
     torch.manual_seed(0)
     config = RunConfig.for_task(task, model=model, width=first)
     folder.mkdir()
@@ -605,12 +621,12 @@ def test_command(digits: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert (code, err) == (0, "")
     assert out.count("\n") == 20
     assert "\nexact under p4 (4 elements) at 1×28×28" in out
-    picture = tmp_path / "pictures" / "audit.png"
-    code, out, err = command(capsys, digits, "--group", "p4m", "--figure", str(picture))
+    plot = tmp_path / "plots" / "audit.png"
+    code, out, err = command(capsys, digits, "--group", "p4m", "--figure", str(plot))
     assert (code, err) == (0, "")
     assert "\nnot exact under p4m (8 elements) at 1×28×28" in out
     assert "\nfirst:  conv1 (LiftingConv2d)\ncause:  it is equivariant under p4 alone" in out
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert plot.read_bytes().startswith(b"\x89PNG")
 
 
 def test_command_on_a_resnet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sepgroupy.functional._filters import full_filter
 from torch import nn
+from torch.nn.utils import prune
 
-from sepgroupy import Folded, GroupConv2d, GroupConvTranspose2d, GroupPool, LiftingConv2d, assert_equivariant
+from sepgroupy import GroupConv2d, GroupConvTranspose2d, GroupPool, LiftingConv2d, PerElement, assert_equivariant
 from sepgroupy.compression import compress
 from sepgroupy.errors import ArgumentError
+from sepgroupy.functional import full_filter
 from sepgroupy.models import build_model
 
 GEOMETRIES: dict[str, dict[str, Any]] = {
@@ -39,10 +40,10 @@ def test_is_lossless_on_filters_of_its_kind(kind: str, group: str, case: str) ->
     )
     net, (row,) = compress(dense, kind)
     assert isinstance(net, GroupConv2d)
-    assert net.plan.kind == kind
-    assert net.plan.geometry == dense.plan.geometry
+    assert net.kind == kind
+    assert replace(net.spec, kind="dense") == dense.spec
     assert row.error < 1e-14
-    x = torch.randn(2, 4, dense.plan.group.order, 9, 9, dtype=torch.float64)
+    x = torch.randn(2, 4, dense.group.order, 9, 9, dtype=torch.float64)
     torch.testing.assert_close(net(x), dense(x))
     assert (row.before, row.after) == (parameters(dense), parameters(thin))
 
@@ -68,7 +69,7 @@ def test_exchanges_what_is_dense_wherever_it_stands_and_nothing_else() -> None:
     model = nn.Sequential(
         LiftingConv2d(1, 4, 3, padding=1, group="p4"),
         shared,
-        Folded(nn.BatchNorm2d(4)),
+        PerElement(nn.BatchNorm2d(4)),
         nn.Sequential(GroupConv2d(4, 4, 1, group="p4"), shared),
         GroupConv2d(4, 4, 3, padding=1, group="p4", kind="g"),
         GroupConvTranspose2d(4, 2, 2, stride=2, group="p4"),
@@ -78,10 +79,10 @@ def test_exchanges_what_is_dense_wherever_it_stands_and_nothing_else() -> None:
     net, rows = compress(model, "gc")
     assert [row.name for row in rows] == ["1", "5"]
     assert net[1] is net[3][1]
-    assert [net[i].plan.kind for i in (0, 1, 4, 5)] == ["lifting", "gc", "g", "gc"]
-    assert net[3][0].plan.kind == "dense"
+    assert [net[i].kind for i in (0, 1, 4, 5)] == ["lifting", "gc", "g", "gc"]
+    assert net[3][0].kind == "dense"
     assert not net.training
-    assert model[1].plan.kind == "dense"
+    assert model[1].kind == "dense"
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert net[1].bias is not model[1].bias
     assert_equivariant(net, "p4", torch.randn(1, 1, 8, 8))
@@ -114,6 +115,76 @@ def test_the_paper_s_network_becomes_the_paper_s_other_network(kind: str) -> Non
 def test_frozen_filters_stay_frozen() -> None:
     net, _ = compress(GroupConv2d(2, 2, 3, group="p4").requires_grad_(False))
     assert not any(p.requires_grad for p in net.parameters())
+
+
+REPARAMETRIZATIONS: dict[str, Any] = {
+    "weight_norm": torch.nn.utils.weight_norm,
+    "spectral_norm": torch.nn.utils.spectral_norm,
+    "prune": lambda m, name: prune.l1_unstructured(m, name, 0.4),
+    "new weight_norm": torch.nn.utils.parametrizations.weight_norm,
+    "new spectral_norm": torch.nn.utils.parametrizations.spectral_norm,
+}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`:FutureWarning")
+@pytest.mark.parametrize("how", REPARAMETRIZATIONS.values(), ids=REPARAMETRIZATIONS)
+@pytest.mark.parametrize("kind", ["g", "gc"])
+def test_filters_that_are_recomputed_are_those_of_the_next_call(kind: str, how: Any) -> None:
+    def build() -> nn.Module:
+        layers = [GroupConv2d(3, 4, 3, group="p4"), GroupConvTranspose2d(4, 2, 2, stride=2, group="p4")]
+        for layer in layers:
+            how(layer, "weight")
+        how(layers[1], "bias") if how is REPARAMETRIZATIONS["prune"] else None
+        return nn.Sequential(*layers).double()
+
+    model, other = build(), build()
+    x = torch.randn(2, 3, 4, 5, 5, dtype=torch.float64)
+    model(x)
+    model.load_state_dict(other.state_dict())
+    other.eval()(x)  # computes its weights
+    expected = [compress(_with_plain_filters(layer), kind) for layer in other.children()]
+    net, rows = compress(model, kind)
+    assert net.training
+    assert [row.error for row in rows] == pytest.approx([row.error for (_, (row,)) in expected])
+    y = x
+    for layer, _ in expected:
+        y = layer(y)
+    torch.testing.assert_close(net(x), y)
+    assert all("_orig" not in key and "original" not in key for key in net.state_dict())
+    model.eval()
+    torch.testing.assert_close(model(x), other(x))
+
+
+def _with_plain_filters(layer: Any) -> nn.Module:
+    options = {"group": "p4", "stride": layer.spec.stride, "dtype": torch.float64}
+    kind = GroupConv2d if isinstance(layer, GroupConv2d) else GroupConvTranspose2d
+    plain_layer = kind(layer.in_channels, layer.out_channels, layer.spec.kernel_size, **options)
+    with torch.no_grad():
+        plain_layer.weight.copy_(layer.weight)
+        plain_layer.bias.copy_(layer.bias)
+    return plain_layer
+
+
+class Scaled(GroupConv2d):
+    def forward(self, *args: Any, **options: Any) -> torch.Tensor:
+        return 2 * super().forward(*args, **options)
+
+
+class Renamed(GroupConv2d):
+    """A layer with a signature of its own."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, group="p4")
+
+
+def test_what_a_layer_computes_beside_its_filters_is_refused() -> None:
+    hooked = GroupConv2d(2, 2, 3, group="p4")
+    hooked.register_forward_hook(lambda module, args, y: y + 1)
+    for layer in (Scaled(2, 2, 3, group="p4"), hooked):
+        with pytest.raises(ArgumentError, match=r"^1 \(\w+\) computes something else than its weights say"):
+            compress(nn.Sequential(nn.ReLU(), layer))
+    net, _ = compress(Renamed(2))
+    assert type(net) is GroupConv2d
 
 
 @pytest.mark.parametrize(

@@ -108,21 +108,21 @@ def test_tables_are_integers(group: PointGroup) -> None:
 
 
 def test_the_order_of_p4_and_p4m() -> None:
-    turn, flip = np.array([[0, -1], [1, 0]]), np.diag([-1, 1])
+    rotation, flip = np.array([[0, -1], [1, 0]]), np.diag([-1, 1])
     for r in range(4):
-        np.testing.assert_array_equal(C4.arrays[r], np.linalg.matrix_power(turn, r))
-        for m in range(2):  # F^m R^r: first turn, then flip
-            expected = np.linalg.matrix_power(flip, m) @ np.linalg.matrix_power(turn, r)
+        np.testing.assert_array_equal(C4.arrays[r], np.linalg.matrix_power(rotation, r))
+        for m in range(2):  # F^m R^r: first rotate, then flip
+            expected = np.linalg.matrix_power(flip, m) @ np.linalg.matrix_power(rotation, r)
             np.testing.assert_array_equal(D4.arrays[4 * m + r], expected)
 
 
 def test_elements_come_coset_by_coset() -> None:
-    turn, cycle, inversion = (
+    rotation, cycle, inversion = (
         [[1, 0, 0], [0, 0, -1], [0, 1, 0]],
         [[0, 0, 1], [1, 0, 0], [0, 1, 0]],
         [[-1, 0, 0], [0, -1, 0], [0, 0, -1]],
     )
-    chain = [PointGroup.generate([turn, cycle, inversion][:n]) for n in (1, 2, 3)]
+    chain = [PointGroup.generate([rotation, cycle, inversion][:n]) for n in (1, 2, 3)]
     assert [g.order for g in chain] == [4, 24, 48]
     for smaller, larger in itertools.pairwise(chain):
         assert larger.elements[: smaller.order] == smaller.elements

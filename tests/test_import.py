@@ -35,3 +35,15 @@ def test_importing_alone_leaves_everything_as_it_was() -> None:
     version, *surprises = run(code)
     assert version[0].isdigit()
     assert not surprises  # neither names that are promised and missing nor extras
+
+
+def test_no_name_shadows_a_module() -> None:
+    code = (
+        "import importlib, pkgutil, sepgroupy;"
+        "names = [m.name for m in pkgutil.iter_modules(sepgroupy.__path__) if not m.name.startswith('_')];"
+        "modules = {n: importlib.import_module(f'sepgroupy.{n}') for n in ('auditing', 'compression', 'conversion',"
+        "'exporting', 'functional', 'groups', 'models', 'nn', 'testing')};"
+        "print(*(n for n in names if hasattr(sepgroupy, n) and type(getattr(sepgroupy, n)) is not type(pkgutil)));"
+        "print(*(n for n, m in modules.items() if getattr(sepgroupy, n) is not m))"
+    )
+    assert run(code) == []

@@ -1,4 +1,4 @@
-"""The public equivariance checker: it measures what it says, and catches what it must."""
+"""The public equivariance checker: its numbers are those of the definition, for every kind of output."""
 
 from __future__ import annotations
 

@@ -84,17 +84,46 @@ def _remove_parametrizations(module: nn.Module) -> None:
             module.register_buffer(name, value)
 
 
-def probe_input(layer: nn.Module, batch: int = 2) -> Tensor:
-    """Draw a small input for a 2-D convolution, plain or on a group, from a generator of its own."""
+def call_on_probe(name: str, layer: nn.Module) -> tuple[Tensor, Any]:
+    """Call a 2-D convolution, plain or on a group, on a small random input; return input and output.
+
+    Pre-hooks of the user's own that recompute its weights have run afterwards, so that its attributes are current.
+
+    Args:
+        name: of the layer, for errors.
+        layer: one of a copy in inference mode, since its hooks may change it.
+
+    Raises:
+        ArgumentError: the call fails.
+    """
+    x = _draw_input(layer)
+    try:
+        with torch.no_grad():
+            return x, layer(x.clone())
+    except Exception as error:  # of the user's hooks, which can raise anything
+        raise ArgumentError(f"{name} ({type(layer).__name__}) fails on an input {tuple(x.shape)}: {error}") from error
+
+
+def agree(found: Any, expected: Tensor) -> bool:
+    """Whether two results of one computation are equal to rounding; on the meta device, whether their shapes are."""
+    if not isinstance(found, Tensor) or found.shape != expected.shape or found.dtype != expected.dtype:
+        return False
+    if found.is_meta:
+        return True
+    finite = found.isfinite() & expected.isfinite()  # of infinite weights, algorithms compute infinity or NaN
+    found, expected = found[finite], expected[finite]
+    tolerance = max(1e-3, 8 * torch.finfo(expected.dtype).eps)
+    return not len(found) or bool((found - expected).abs().max() <= tolerance * expected.abs().max())
+
+
+def _draw_input(layer: Any) -> Tensor:
     if isinstance(layer, GroupConvolution):
         spec = layer.spec
         shape = [layer.in_channels] if spec.kind == "lifting" else [layer.in_channels, spec.group.order]
         kernel, dilation, padding = spec.kernel_size, spec.dilation, spec.padding[::2]
     else:
-        plain: Any = layer
-        shape, kernel, dilation = [plain.in_channels], plain.kernel_size, plain.dilation
-        padding = (0, 0) if isinstance(plain.padding, str) else plain.padding
+        shape, kernel, dilation = [layer.in_channels], layer.kernel_size, layer.dilation
+        padding = (0, 0) if isinstance(layer.padding, str) else layer.padding
     sizes = [d * (k - 1) + 2 * p + 2 for k, d, p in zip(kernel, dilation, padding, strict=True)]
-    weight = next(layer.parameters())
-    x = torch.randn(batch, *shape, *sizes, generator=torch.Generator().manual_seed(0))
-    return x.to(weight.device, weight.dtype)
+    x = torch.randn(2, *shape, *sizes, generator=torch.Generator().manual_seed(0))
+    return x.to(next(layer.parameters()))

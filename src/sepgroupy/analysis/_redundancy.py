@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -15,6 +14,7 @@ from matplotlib.patches import Patch
 from torch import Tensor, nn
 
 from .._files import atomic
+from .._plain_weights import call_on_probe, copy_with_plain_weights
 from ..errors import ArgumentError
 from ..nn import GroupConvolution
 
@@ -59,6 +59,8 @@ def redundancy(model: nn.Module) -> list[LayerRedundancy]:
     Raises:
         ArgumentError: a filter is not finite.
 
+    The filters are those of the next call, also where weight norm, spectral norm, pruning or a pre-hook computes them.
+
     Source: Lengyel & van Gemert (2021).
 
     >>> from sepgroupy import GroupConv2d
@@ -67,8 +69,8 @@ def redundancy(model: nn.Module) -> list[LayerRedundancy]:
     [torch.Size([3, 2])]
     """
     rows = []
-    for name, layer in model.named_modules():
-        if (weight := _dense_weight(layer)) is None:
+    for name, layer in copy_with_plain_weights(model).eval().named_modules():
+        if (weight := _dense_weight(name, layer)) is None:
             continue
         if not weight.isfinite().all():
             raise ArgumentError(f"model has filters in {name} that are not finite")
@@ -85,7 +87,7 @@ def untrained(model: nn.Module, seed: int = 0) -> nn.Module:
         model: the network; layers without ``reset_parameters`` keep what they have.
         seed: of the random numbers; those of the caller are left alone.
     """
-    fresh = copy.deepcopy(model)
+    fresh = copy_with_plain_weights(model)  # of reparametrized ones a reset would change only a result
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for layer in fresh.modules():
@@ -154,11 +156,13 @@ def plot_redundancy(
         figure.savefig(temporary)
 
 
-def _dense_weight(layer: nn.Module) -> Tensor | None:
+def _dense_weight(name: str, layer: nn.Module) -> Tensor | None:
     """Return the filters of a layer in float64, (O, I, |H| or 1, k, k), or None if it has no dense ones."""
     planar = isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))
     if not planar and not (isinstance(layer, GroupConvolution) and layer.kind in ("lifting", "dense")):
         return None
+    if layer._forward_pre_hooks:  # which may recompute the weight
+        call_on_probe(name or "model", layer)
     weight: Any = layer.weight
     weight = weight.detach().double().cpu()
     return weight.unsqueeze(2) if planar else weight

@@ -4,5 +4,6 @@ from ._audit import audit as audit
 from ._audit import exact_sizes as exact_sizes
 from ._report import AuditReport as AuditReport
 from ._report import AuditRow as AuditRow
+from ._tracing import INPUT as INPUT
 
-__all__ = ["AuditReport", "AuditRow", "audit", "exact_sizes"]
+__all__ = ["INPUT", "AuditReport", "AuditRow", "audit", "exact_sizes"]

@@ -66,6 +66,9 @@ def diagnose(step: Step, group: PointGroup, orbit: Orbit, tolerance: float) -> l
         found.append(_flattened(layout))
     elif isinstance(module, _NORMS) and layout is not None and set(layout.labels) & set("HYX"):
         found.append(_unshared(module, layout))
+    elif isinstance(module, nn.MaxUnpool2d):
+        cause = "its indices are those of a max-pooling, which takes the first of equal values, such as zeros of a ReLU"
+        found.append(Diagnosis(cause, "nn.Upsample in its place"))
     elif resize := _asymmetric(step):
         found.append(_resize(resize, "it"))
     if not found and layout is not None and layout.pixels != step.layout.pixels and step.layout.pixels:

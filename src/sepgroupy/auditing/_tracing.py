@@ -22,6 +22,7 @@ from ..testing import TOLERANCES
 from ._axis_layout import AxisLayout, Orbit, find_layout, stack_orbit
 
 INPUT = " (input)"
+"""Follows a module's name where its input is meant, as it is computed between modules."""
 
 
 @dataclass(frozen=True)

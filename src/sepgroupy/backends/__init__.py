@@ -8,6 +8,7 @@ from .base import Backend as Backend
 from .base import Filters as Filters
 from .base import can_bypass_dispatcher as can_bypass_dispatcher
 from .base import is_plain_eager_tensor as is_plain_eager_tensor
+from .base import repeat_bias as repeat_bias
 from .batch_norm import BatchNormReLU as BatchNormReLU
 from .constants import fourier_matrices as fourier_matrices
 from .constants import group_index as group_index

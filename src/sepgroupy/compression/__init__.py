@@ -1,4 +1,4 @@
-"""Turn a trained dense network into a separable one."""
+"""Compress a trained dense network to a separable one."""
 
 from ._compress import CompressedLayer as CompressedLayer
 from ._compress import Compression as Compression

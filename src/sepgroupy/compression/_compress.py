@@ -1,8 +1,7 @@
-"""From the finding to its use: a trained dense network becomes a separable one."""
+"""Compress a trained dense network to a separable one."""
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .._plain_weights import agree, call_on_probe, copy_with_plain_weights
 from ..errors import ArgumentError
 from ..nn import GroupConv2d, GroupConvTranspose2d
 
@@ -18,12 +18,12 @@ _Layer = GroupConv2d | GroupConvTranspose2d
 
 @dataclass(frozen=True)
 class CompressedLayer:
-    """What compression does to one layer.
+    """The effect of compression on one layer.
 
     Args:
         name: of the layer, as in ``named_modules``.
         error: ``‖w - w̃‖ / ‖w‖`` over all its filters, w̃ the separable ones; 0 loses nothing.
-        before: free parameters of the dense layer, bias among them.
+        before: free parameters of the dense layer, including its bias.
         after: free parameters of the separable layer.
     """
 
@@ -34,7 +34,7 @@ class CompressedLayer:
 
 
 class Compression(NamedTuple):
-    """A separable network, and what each of its layers has lost."""
+    """A separable network, and the error of each of its layers."""
 
     model: nn.Module
     layers: list[CompressedLayer]
@@ -42,27 +42,30 @@ class Compression(NamedTuple):
 
 @torch.no_grad()
 def compress(model: nn.Module, kind: str = "gc") -> Compression:
-    """Turn a network with dense group convolutions into a separable one whose filters are the nearest there are.
+    """Compress a network with dense group convolutions to a separable one with the nearest filters.
 
     Each filter is replaced by its best approximation of rank 1 in the least-squares sense, from the singular value
     decomposition ``w = Σ_r s_r·u_r·v_rᵀ``: ``pw = √s₁·u₁`` and ``dw = √s₁·v₁``. For g the matrix is ``w[o,i]``,
     |H| × k², one for each pair of channels (``w[o,i,h] ≈ pw[o,i,h]·dw[o,i]``); for gc it is ``w[o]``, I·|H| × k², one
-    for each output channel (``w[o,i,h] ≈ pw[o,i,h]·dw[o]``). Filters that are separable already are kept to rounding.
+    for each output channel (``w[o,i,h] ≈ pw[o,i,h]·dw[o]``). Filters that are separable already are unchanged to
+    rounding.
 
-    The copy can be trained like any network; a short training makes good for most of what was lost.
+    The copy can be trained like any network; a short training recovers most of the loss. Weight norm, spectral norm,
+    pruning and other reparametrizations are replaced by the weights that they compute now.
 
     Args:
-        model: the network; it stays as it is. 1×1 layers, in which there is nothing to separate, stay dense, and so do
-            layers that are separable already.
+        model: the network; it is left as it is. 1×1 layers, which are not separable, stay dense, and layers that are
+            separable already stay as they are.
         kind: "g" or "gc".
 
     Returns:
-        The separable network, of the model's class and in its mode, and a row for each layer that was exchanged.
+        The separable network, of the model's class and in its mode, and a row for each layer that was replaced.
 
     Raises:
-        ArgumentError: the kind is unknown, the network has no layer to compress, or a filter is not finite.
+        ArgumentError: the kind is unknown, the network has no layer to compress, a filter is not finite, or a layer has
+            a hook or a forward of its own that computes something else.
 
-    Source: the redundancy that this uses was found by Lengyel & van Gemert (2021).
+    Source: the redundancy that this exploits was found by Lengyel & van Gemert (2021).
 
     >>> dense = GroupConv2d(4, 4, 3, group="p4")
     >>> net, layers = compress(dense, "g")
@@ -71,21 +74,18 @@ def compress(model: nn.Module, kind: str = "gc") -> Compression:
     """
     if kind not in ("g", "gc"):
         raise ArgumentError(f"kind (={kind!r}) must be g or gc")
-    model = copy.deepcopy(model)
+    model = copy_with_plain_weights(model)
     rows: list[CompressedLayer] = []
     new: dict[nn.Module, nn.Module] = {}
     for name, layer in model.named_modules():
         if isinstance(layer, _Layer) and layer.kind == "dense" and not layer.spec.pointwise:
-            dense: Any = layer.weight
-            weight = dense.double()
-            if not weight.isfinite().all():
-                raise ArgumentError(f"model has filters in {name} that are not finite")
+            weight = _read_filters(name, layer)
             pointwise, depthwise = _nearest(weight, kind)
             error = float((pointwise * depthwise - weight).norm() / weight.norm().clamp(min=1e-300))
-            new[layer] = thin = _separable(layer, kind)
-            thin.pointwise_weight.copy_(pointwise)
-            thin.depthwise_weight.copy_(depthwise.reshape(thin.depthwise_weight.shape))
-            rows.append(CompressedLayer(name, error, _count(layer), _count(thin)))
+            new[layer] = separable = _with_kind(layer, kind)
+            separable.pointwise_weight.copy_(pointwise)
+            separable.depthwise_weight.copy_(depthwise.reshape(separable.depthwise_weight.shape))
+            rows.append(CompressedLayer(name, error, _count(layer), _count(separable)))
     if not rows:
         raise ArgumentError("model has no dense group convolution larger than 1×1 to compress")
     for module in list(model.modules()):
@@ -93,6 +93,23 @@ def compress(model: nn.Module, kind: str = "gc") -> Compression:
             if child in new:
                 setattr(module, key, new[child])
     return Compression(new.get(model, model), rows)
+
+
+def _read_filters(name: str, layer: Any) -> Tensor:
+    """Return the filters of a layer's next call in float64, and refuse a layer that they do not describe."""
+    training = layer.training
+    x, expected = call_on_probe(name or "model", layer.eval())
+    layer.train(training)
+    if not layer.weight.isfinite().all():
+        raise ArgumentError(f"model has filters in {name} that are not finite")
+    dense = _with_kind(layer, "dense")
+    dense.weight.copy_(layer.weight)
+    if not agree(expected, dense.eval()(x)):
+        raise ArgumentError(
+            f"{name or 'model'} ({type(layer).__name__}) computes something else than its weights say, by a hook or "
+            "its own forward, which the separable layer would not run: remove it before compression"
+        )
+    return layer.weight.double()
 
 
 def _nearest(
@@ -108,11 +125,11 @@ def _nearest(
     return pointwise.reshape(rows, columns, order, 1, 1), depthwise.reshape(rows, -1, 1, *kernel)
 
 
-def _separable(layer: Any, kind: str) -> Any:
-    """Make the separable layer that takes a dense one's place."""
+def _with_kind(layer: Any, kind: str) -> Any:
+    """Build a layer of another kind with the arguments and the bias of a dense one."""
     weight, transposed = layer.weight, layer.spec.transposed
-    own = {"output_padding": layer.output_padding} if transposed else {"padding_mode": layer.padding_mode}
-    thin = type(layer)(
+    key, value = ("output_padding", layer.output_padding) if transposed else ("padding_mode", layer.padding_mode)
+    new: Any = (GroupConvTranspose2d if transposed else GroupConv2d)(
         layer.in_channels,
         layer.out_channels,
         layer.kernel_size,
@@ -125,10 +142,12 @@ def _separable(layer: Any, kind: str) -> Any:
         kind=kind,
         device=weight.device,
         dtype=weight.dtype,
-        **own,
-    ).requires_grad_(weight.requires_grad)
-    thin.bias = layer.bias
-    return thin.train(layer.training)
+        **{key: value},
+    ).requires_grad_(any(p.requires_grad for p in layer.parameters()))
+    if layer.bias is not None:
+        new.bias.copy_(layer.bias)
+        new.bias.requires_grad_(layer.bias.requires_grad)
+    return new.train(layer.training)
 
 
 def _count(layer: nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""Compress the network of a run, so that the ordinary training command can go on from it."""
+"""Compress the network of a run, so that the ordinary training command can continue from it."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from ._compress import CompressedLayer, compress
 
 @dataclass(frozen=True)
 class CompressedRun:
-    """What :func:`compress_run` has done.
+    """The result of :func:`compress_run`.
 
     Args:
-        layers: a row for each layer that was exchanged.
+        layers: a row for each layer that was replaced.
         parameters: free parameters of the network, before and after.
         scores: loss and error on the test set, before and after.
         path: the file with the state dict of the separable network.
-        command: what trains it further.
+        command: the command that trains it further.
     """
 
     layers: list[CompressedLayer]
@@ -39,7 +39,7 @@ class CompressedRun:
 
 
 def compress_run(folder: Path, kind: str, path: Path | None) -> CompressedRun:
-    """Compress the network that a run has left, test both, and write the parameters of the new one.
+    """Compress the network of a run, test both, and write the parameters of the new one.
 
     Args:
         folder: the folder of the run.
@@ -47,13 +47,13 @@ def compress_run(folder: Path, kind: str, path: Path | None) -> CompressedRun:
         path: the file to write, None for ``<kind>.pt`` in the folder.
 
     Raises:
-        ArgumentError: the kind is unknown, there is nothing to compress, the file is there already, or no model of
+        ArgumentError: the kind is unknown, there is nothing to compress, the file exists already, or no model of
             this kind has the network's widths.
         DataError: the folder holds no run, or its files or data cannot be read.
     """
     path = folder / f"{kind}.pt" if path is None else path
     if path.exists():
-        raise ArgumentError(f"path (={str(path)!r}) is already there: delete it, or choose another")
+        raise ArgumentError(f"path (={str(path)!r}) exists already: delete it, or choose another")
     config, model = read_config(folder), load_model(folder)
     net, layers = compress(model, kind)
     goal = _matching(config, net)
@@ -76,7 +76,7 @@ def _matching(config: RunConfig, net: nn.Module) -> RunConfig:
                 if _shapes(_build(candidate)) == shapes:
                     return candidate
     raise ArgumentError(
-        f"model (={config.model!r}) has widths that no separable model can be given: train it with a width of its own, "
+        f"model (={config.model!r}) has widths that no separable model accepts: train it with another width, "
         "such as --width 11 for p4m-resnet44"
     )
 

@@ -1,7 +1,7 @@
-"""Make an equivariant network from a plain one."""
+"""Convert a plain network to an equivariant one."""
 
 from ._convert import convert as convert
-from ._modules import FoldedConvolution as FoldedConvolution
-from ._modules import FoldedPool as FoldedPool
+from ._modules import MergedGroupConv as MergedGroupConv
+from ._modules import MergedGroupPool as MergedGroupPool
 
-__all__ = ["FoldedConvolution", "FoldedPool", "convert"]
+__all__ = ["MergedGroupConv", "MergedGroupPool", "convert"]

@@ -1,133 +1,197 @@
-"""What a plain network does with its convolutions and linear layers, seen in one pass without numbers."""
+"""How a plain network uses its convolutions and linear layers, from one pass on the meta device."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from .._nested import map_leaves
+from .._plain_weights import agree
 from ..errors import ArgumentError
 
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
-"""Layers with one or two numbers for each channel, which serve rows as they are."""
+"""Layers with one or two numbers for each channel, which need no change but in their width."""
 
-_COMPUTE = {nn.Conv2d: ("forward", "_conv_forward"), nn.Linear: ("forward",)}
+BATCH = 2
+"""Images in the passes that inspect and build a network."""
+
+_REPLACED = (nn.Conv2d, nn.Linear)
 
 
 @dataclass(frozen=True)
-class Use:
+class LayerUse:
     """How the plain network uses a layer that becomes a convolution on the group."""
 
     layout: str
-    """As :class:`FoldedConvolution` has it."""
+    """As :class:`MergedGroupConv` has it."""
     kernel_size: tuple[int, int] = (1, 1)
     """Of a linear layer, which is a convolution of that size."""
     lifts: bool = False
-    """Whether it reads the picture."""
+    """Whether it reads the image."""
 
 
 @dataclass(frozen=True)
-class Anatomy:
-    """All uses by name, in the order of the calls, the linear layers that end the network, and what it reads."""
+class Inspection:
+    """All uses by name, in the order of the calls, the linear layers that end the network, and its input."""
 
-    uses: Mapping[str, Use]
+    uses: Mapping[str, LayerUse]
     head: tuple[str, ...]
+    outputs: frozenset[str]
+    """The layers whose channels are channels of the network's outputs."""
     in_channels: int
     in_size: int
 
-    @property
-    def last(self) -> str:
-        """The layer whose channels are the network's output."""
-        return self.head[-1] if self.head else list(self.uses)[-1]
-
-    def pictures(self, net: nn.Module, batch: int = 2) -> Tensor:
-        """Draw pictures as the network reads them."""
+    def images(self, net: nn.Module, batch: int = BATCH) -> Tensor:
+        """Draw images of the size that was inspected."""
         shape = (batch, self.in_channels, self.in_size, self.in_size)
         return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(next(net.parameters()))
 
 
-def read_anatomy(model: nn.Module, in_size: int) -> Anatomy:
-    """Send pictures through a copy on the meta device and note the calls.
+def inspect_model(model: nn.Module, in_size: int) -> Inspection:
+    """Send images through a copy on the meta device and note the calls.
+
+    Args:
+        model: the plain network, in inference mode, its weights not reparametrized.
+        in_size: rows and columns of the images.
 
     Raises:
-        ArgumentError: a layer cannot be treated, or the network does not take pictures of this size.
+        ArgumentError: a layer cannot be converted, or the network does not take images of this size.
     """
     channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 0)
     if not channels:
         raise ArgumentError(f"model (={type(model).__name__}) has no Conv2d")
-    plain = copy.deepcopy(model).to("meta").eval()
+    plain = copy.deepcopy(model).to("meta")
     names = {module: name for name, module in plain.named_modules()}
     calls: list[tuple[nn.Module, Tensor, tuple[int, ...]]] = []
+    results: dict[Any, str] = {}  # nodes of the autograd graph, by the layer that they are the result of
     last_map: tuple[int, ...] = ()
 
     def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         nonlocal last_map
-        if isinstance(module, tuple(_COMPUTE)):
+        if isinstance(module, _REPLACED):
             calls.append((module, args[0], last_map))
+            results[output.grad_fn] = names[module]
         if isinstance(output, Tensor) and output.ndim == 4:
             last_map = tuple(output.shape[1:])
 
     for module, name in names.items():
         _check_type(name, module)
         module.register_forward_hook(note)
-    run(plain, torch.empty(2, channels, in_size, in_size, device="meta", dtype=next(plain.parameters()).dtype))
+    dtype = next(plain.parameters()).dtype
+    x = torch.empty(BATCH, channels, in_size, in_size, device="meta", dtype=dtype, requires_grad=True).clone()
+    with torch.enable_grad():
+        output = run(plain, x)
     called = {module for module, *_ in calls}
-    if idle := [names[m] for m in names if isinstance(m, tuple(_COMPUTE)) and m not in called]:
-        raise ArgumentError(f"model never calls {', '.join(idle)} in evaluation mode: remove what it does not use")
+    if idle := [names[m] for m in names if isinstance(m, _REPLACED) and m not in called]:
+        raise ArgumentError(f"model never calls {', '.join(idle)} in inference mode: remove what it does not use")
     if not isinstance(calls[0][0], nn.Conv2d):
-        raise ArgumentError(f"model begins with {names[calls[0][0]]}; a Conv2d must be the first to read the picture")
-    uses = {names[module]: _read_use(names[module], module, x, x is calls[0][1], seen) for module, x, seen in calls}
+        raise ArgumentError(f"model begins with {names[calls[0][0]]}; a Conv2d must be the first to read the image")
+    uses = {names[module]: _find_use(names[module], module, x, x is calls[0][1], seen) for module, x, seen in calls}
+    for module, x, _ in calls:
+        _check_computation(names[module], model.get_submodule(names[module]), tuple(x.shape))
     head: list[str] = []
     for name in (names[module] for module, *_ in reversed(calls)):
-        if uses.get(name) != Use("values"):
+        if uses.get(name) != LayerUse("values"):
             break
         head.insert(0, name)
         del uses[name]
-    return Anatomy(uses, tuple(head), channels, in_size)
+    outputs = frozenset(_find_outputs(output, results)) or {names[calls[-1][0]]}
+    return Inspection(uses, tuple(head), frozenset(outputs), channels, in_size)
 
 
-def run(net: nn.Module, x: Tensor) -> None:
-    """Send pictures through a network whose own code can fail in any way."""
+def run(net: nn.Module, x: Tensor) -> Any:
+    """Call a network whose own code can fail in any way."""
     try:
-        with torch.no_grad():
-            net(x)
+        return net(x)
     except ArgumentError:
         raise
     except Exception as error:
         name, shape = type(net).__name__, tuple(x.shape)
-        raise ArgumentError(f"model (={name}) fails on pictures of shape {shape}: {error}") from error
+        raise ArgumentError(f"model (={name}) fails on images of shape {shape}: {error}") from error
+
+
+def _find_outputs(output: Any, results: Mapping[Any, str]) -> Iterable[str]:
+    """Yield the layers from which an output is reached with no other layer between."""
+    nodes: list[Any] = []
+    map_leaves(lambda _, leaf: nodes.append(getattr(leaf, "grad_fn", None)), output, "output")
+    seen = set()
+    for node in nodes:  # grows while it is read
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node in results:
+            yield results[node]
+        else:
+            nodes += [following for following, _ in node.next_functions]
 
 
 def _check_type(name: str, module: nn.Module) -> None:
-    """Refuse a layer with parameters that uses the plane or the channels in a way of its own."""
-    known = (*_COMPUTE, *NORMS)
-    foreign = type(module).__module__.startswith("torch.nn.") and not isinstance(module, known)
-    changed = any(
-        isinstance(module, base) and any(getattr(type(module), key) is not getattr(base, key) for key in keys)
-        for base, keys in _COMPUTE.items()
-    )
-    if changed or (foreign and next(module.parameters(recurse=False), None) is not None):
+    """Refuse a layer of torch with parameters that treats pixels or channels in an unknown way."""
+    known = isinstance(module, (*_REPLACED, *NORMS))
+    has_parameters = next(module.parameters(recurse=False), None) is not None
+    if type(module).__module__.startswith("torch.nn.") and not known and has_parameters:
         raise ArgumentError(
-            f"{name or 'model'} ({type(module).__name__}) cannot be put on a group: in its place use Conv2d, Linear on "
+            f"{name or 'model'} ({type(module).__name__}) cannot be converted: in its place use Conv2d, Linear on "
             "channels, norms, pooling, nn.Upsample and activations"
         )
 
 
-def _read_use(name: str, module: nn.Module, x: Tensor, lifts: bool, last_map: tuple[int, ...]) -> Use:
+def _check_computation(name: str, module: nn.Module, shape: tuple[int, ...]) -> None:
+    """Refuse a layer that computes something else than its class of torch does with its weight and bias.
+
+    A subclass, a hook or a patched forward may do anything; it is called, and its answer compared.
+    """
+    base = next(kind for kind in _REPLACED if isinstance(module, kind))
+    hooks = (module._forward_hooks, module._forward_pre_hooks)
+    if type(module) is base and not any(hooks) and "forward" not in vars(module):
+        return
+    what = f"{name or 'model'} ({type(module).__name__}) cannot be converted:"
+    extra = [key for key, _ in module.named_parameters() if key not in ("weight", "bias")]
+    if extra:
+        raise ArgumentError(f"{what} beside weight and bias it has the parameters {', '.join(extra)}")
+    larger = (*shape[:2], *(n + 1 for n in shape[2:])) if base is nn.Conv2d else shape
+    for training in (False, True):
+        for size in (shape, larger):
+            layer = copy.deepcopy(module).train(training)
+            if not _computes_as(base, layer, size):
+                mode = "training" if training else "inference"
+                raise ArgumentError(
+                    f"{what} in {mode} it computes something else than nn.{base.__name__} with its weight and bias: "
+                    f"use nn.{base.__name__}, or a subclass or hook that computes the same"
+                )
+
+
+@torch.no_grad()
+def _computes_as(base: type[nn.Module], layer: Any, shape: tuple[int, ...]) -> bool:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(layer.weight)
+    try:
+        found = layer(x.clone())
+    except Exception:  # the user's code can raise anything
+        return False
+    if base is nn.Conv2d:
+        expected = nn.Conv2d._conv_forward(layer, x, layer.weight, layer.bias)
+    else:
+        expected = F.linear(x, layer.weight, layer.bias)
+    return agree(found, expected)
+
+
+def _find_use(name: str, module: nn.Module, x: Tensor, lifts: bool, last_map: tuple[int, ...]) -> LayerUse:
     if isinstance(module, nn.Conv2d) and x.ndim == 4:
-        return Use("maps", lifts=lifts)
+        return LayerUse("maps", lifts=lifts)
     if isinstance(module, nn.Linear) and x.ndim == 4:
-        return Use("pixels")
+        return LayerUse("pixels")
     if isinstance(module, nn.Linear) and x.ndim == 2:
         flat = last_map and x.shape[1] == math.prod(last_map)
-        return Use("values", (last_map[1], last_map[2]) if flat else (1, 1))
+        return LayerUse("values", (last_map[1], last_map[2]) if flat else (1, 1))
     raise ArgumentError(
-        f"{name} ({module}) reads {x.ndim} axes, of which nobody knows which are rows and columns: convert networks "
-        "that keep maps as (B, C, Y, X) or (B, Y, X, C)"
+        f"{name} ({module}) reads {x.ndim} axes, which do not say where rows and columns are: convert networks whose "
+        "feature maps are (B, C, Y, X) or (B, Y, X, C)"
     )

@@ -1,20 +1,24 @@
-"""What a converted network is made of: layers between rows, maps with the group axis folded into the batch."""
+"""The layers of a converted network, whose feature maps have the group axis merged into the batch."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from torch import Tensor, nn
 
+from .._nested import map_leaves
 from ..functional import merge_group, split_group
 from ..nn import GroupConv2d, LiftingConv2d
 
 
-class FoldedConvolution(nn.Module):
-    """A lifting or group convolution between rows, (B·|H|, …): the counterpart of :class:`sepgroupy.nn.PerElement`.
+class MergedGroupConv(nn.Module):
+    """A lifting or group convolution between feature maps (B·|H|, …), the group axis merged into the batch.
 
     Args:
         convolution: the layer on the group.
-        layout: how the rows lie: "maps" (N, C, Y, X), "pixels" (N, Y, X, C), as a linear layer reads them, or
-            "values" (N, C·Y·X), maps of the kernel's size, flattened.
+        layout: of its input: "maps" (N, C, Y, X); "pixels" (N, Y, X, C), as a linear layer reads them; or "values"
+            (N, C·Y·X), feature maps of the kernel's size, flattened.
     """
 
     def __init__(self, convolution: LiftingConv2d | GroupConv2d, layout: str = "maps") -> None:
@@ -22,7 +26,7 @@ class FoldedConvolution(nn.Module):
         self.convolution, self.layout = convolution, layout
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map rows to rows, or an image to |H| rows."""
+        """Convolve; an image (B, …) becomes (B·|H|, …)."""
         if self.layout == "pixels":
             return self._convolve(x.movedim(-1, 1)).movedim(1, -1)
         if self.layout == "values":
@@ -38,22 +42,29 @@ class FoldedConvolution(nn.Module):
         return self.layout
 
 
-class FoldedPool(nn.Module):
-    """Pool rows over the group, (B·|H|, C, …) to (B, C, …): :class:`sepgroupy.nn.GroupPool` between rows.
+class MergedGroupPool(nn.Module):
+    """Pool over the group, (B·|H|, C, …) to (B, C, …): :class:`sepgroupy.nn.GroupPool` on a merged group axis.
 
     Args:
         order: the group's order |H|.
         mode: "max" or "mean".
+        outputs: if the input is nested, the names of the tensors to pool, such as ``output['out']``; by default all.
     """
 
-    def __init__(self, order: int, mode: str) -> None:
+    def __init__(self, order: int, mode: str, outputs: Sequence[str] | None = None) -> None:
         super().__init__()
         self.order, self.mode = order, mode
+        self.outputs = None if outputs is None else tuple(outputs)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Take the maximum or the mean of the |H| rows of each picture."""
-        maps = split_group(x, self.order)
-        return maps.amax(2) if self.mode == "max" else maps.mean(2)
+    def forward(self, x: Any) -> Any:
+        """Take the maximum or the mean over the |H| feature maps of each image."""
+        return map_leaves(self._pool, x, "output")
+
+    def _pool(self, name: str, x: Any) -> Any:
+        if name not in self.outputs if self.outputs is not None else x is None:
+            return x
+        values = split_group(x, self.order)
+        return values.amax(2) if self.mode == "max" else values.mean(2)
 
     def extra_repr(self) -> str:
         """Name order and mode."""

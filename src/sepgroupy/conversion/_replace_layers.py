@@ -1,82 +1,111 @@
-"""The exchange of a plain network's layers for layers on a group."""
+"""The replacement of a plain network's layers by layers on a group."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .._nested import map_leaves
 from ..errors import ArgumentError
 from ..groups import PointGroup
 from ..nn import GroupConv2d, LiftingConv2d
-from ._inspect_model import NORMS, Anatomy, Use, run
-from ._modules import FoldedConvolution, FoldedPool
+from ._inspect_model import BATCH, NORMS, Inspection, LayerUse, run
+from ._modules import MergedGroupConv, MergedGroupPool
 
 Widths = Callable[[int], int]
+"""From the channels of a plain layer to those of the layer in its place."""
+
+
+class IndivisibleError(ArgumentError):
+    """The channels that a layer reads are no multiple of the blocks that it divides them into."""
+
+    def __init__(self, name: str, channels: int, blocks: int) -> None:
+        super().__init__(f"{name} divides {channels} channels into {blocks} blocks")
+        self.name, self.blocks = name, blocks
 
 
 class _Pending(nn.Module):
-    """A layer that is made when it is first called, for as many channels as it then reads."""
+    """A layer that is built in its first call, for the number of channels that it then reads."""
 
-    def __init__(self, plain: nn.Module, make: Callable[[Tensor], nn.Module]) -> None:
+    def __init__(self, plain: nn.Module, build: Callable[[Tensor], nn.Module]) -> None:
         super().__init__()
-        self.layer, self.make, self.made = plain, make, False
+        self.layer, self.build, self.built = plain, build, False
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.made:
-            self.layer, self.made = self.make(x), True
+        if not self.built:
+            self.layer, self.built = self.build(x), True
         return self.layer(x)
 
 
 @dataclass(frozen=True)
-class Surgery:
-    """Exchanges layers: the same operation for every width of one network."""
+class LayerReplacer:
+    """Replaces the layers of one network, for any widths."""
 
     group: PointGroup
     kind: str
     lift: bool
     pool: str
-    anatomy: Anatomy
+    inspection: Inspection
 
-    def operate(self, net: nn.Module, factor: float) -> nn.Module:
-        """Return the network on the group, all widths times a factor; the plain one is used up.
+    def replace(self, net: nn.Module, width: Widths | None = None) -> nn.Module:
+        """Return the network on the group; the plain one is used up.
 
-        Widths are rounded, so that those of concatenated maps would not add up to what the next layer expects:
-        each layer is made during one pass and reads what arrives.
+        Each layer is built during one pass and reads as many channels as arrive: rounded widths of concatenated
+        feature maps would not add up to what the plain layer expects.
+
+        Args:
+            net: a copy of the plain network.
+            width: the width of each layer in the place of a plain one; by default the same.
+
+        Raises:
+            IndivisibleError: a layer divides its channels into more blocks than fit the given widths.
         """
-        unit = math.lcm(*(blocks for m in net.modules() if (blocks := _blocks(m))))
-
-        def width(channels: int) -> int:
-            return channels if factor == 1 else max(1, round(factor * channels / unit)) * unit
-
         names = {module: name for name, module in net.named_modules()}
         new: dict[nn.Module, nn.Module] = {}
         for module, name in names.items():
-            if make := self._maker(name, module, width):
-                new[module] = _Pending(module, make)
-            elif factor != 1:  # parameters of the network's own, such as the scales of residual branches
+            if build := self._builder(name, module, width or int):
+                new[module] = _Pending(module, build)
+            elif width:  # parameters of the network's own, such as the scales of residual branches
                 for key, value in module.named_parameters(recurse=False):
                     _resize(module, key, tuple(n if n == 1 else width(n) for n in value.shape))
-        pictures = self.anatomy.pictures(net)
+        images = self.inspection.images(net)
         net = _replace(net, new)
-        run(net, pictures)
+        with torch.no_grad():
+            output = run(net, images)
         net = _replace(net, {m: m.layer for m in net.modules() if isinstance(m, _Pending)})
-        return net if self.anatomy.head else nn.Sequential(net, FoldedPool(self.group.order, self.pool))
+        return self._pool_outputs(net, output)
 
-    def _maker(self, name: str, module: nn.Module, width: Widths) -> Callable[[Tensor], nn.Module] | None:
-        widths = width if name != self.anatomy.last else int
-        if name in self.anatomy.uses:
+    def _pool_outputs(self, net: nn.Module, output: Any) -> nn.Module:
+        """Pool those outputs that still have the group axis, merged into the batch."""
+        merged: dict[str, bool] = {}
+        map_leaves(
+            lambda name, leaf: merged.update({name: self._is_merged(leaf)} if isinstance(leaf, Tensor) else {}),
+            output,
+            "output",
+        )
+        if not any(merged.values()):
+            return net
+        names = None if all(merged.values()) else [name for name in merged if merged[name]]
+        return nn.Sequential(net, MergedGroupPool(self.group.order, self.pool, names))
+
+    def _is_merged(self, x: Tensor) -> bool:
+        return self.group.order > 1 and x.ndim > 1 and len(x) == BATCH * self.group.order
+
+    def _builder(self, name: str, module: nn.Module, width: Widths) -> Callable[[Tensor], nn.Module] | None:
+        widths = int if name in self.inspection.outputs else width
+        if name in self.inspection.uses:
             return lambda x: self._convolution(name, module, x, widths)
-        if name in self.anatomy.head:
-            return lambda x: self._linear(name, module, x, widths)
-        return (lambda x: self._norm(module, x)) if isinstance(module, NORMS) else None
+        if name in self.inspection.head:
+            return lambda x: self._linear(module, x, widths)
+        return (lambda x: self._norm(name, module, x)) if isinstance(module, NORMS) else None
 
     def _convolution(self, name: str, plain: Any, x: Tensor, width: Widths) -> nn.Module:
-        use = self.anatomy.uses[name]
+        use = self.inspection.uses[name]
         try:
             if isinstance(plain, nn.Linear):
                 pixels = math.prod(use.kernel_size)
@@ -87,27 +116,38 @@ class Surgery:
                 channels, out_channels, groups = x.shape[1], width(plain.out_channels), plain.groups
                 if 1 < plain.groups == plain.in_channels:  # depthwise
                     groups, out_channels = channels, channels * plain.out_channels // plain.in_channels
+                if channels % groups or out_channels % groups:
+                    raise IndivisibleError(name, channels, groups)
                 layer = self._layer(use, plain, channels, out_channels, plain.kernel_size, groups=groups, **options)
             if self.lift:
                 _lift(layer, plain)
+        except IndivisibleError:
+            raise
         except ArgumentError as error:
-            raise ArgumentError(f"{name} ({plain}) cannot be put on {self.group}: {error}") from None
-        return FoldedConvolution(layer, use.layout)
+            raise ArgumentError(f"{name} ({plain}) cannot be converted to {self.group}: {error}") from None
+        return MergedGroupConv(layer, use.layout)
 
-    def _layer(self, use: Use, plain: Any, *shape: Any, **options: Any) -> LiftingConv2d | GroupConv2d:
+    def _layer(self, use: LayerUse, plain: Any, *shape: Any, **options: Any) -> LiftingConv2d | GroupConv2d:
         options |= {"bias": plain.bias is not None, "device": plain.weight.device, "dtype": plain.weight.dtype}
         if use.lifts:
             return LiftingConv2d(*shape, group=self.group, **options)
         kind = "dense" if math.prod(shape[-1]) == 1 else self.kind
         return GroupConv2d(*shape, group=self.group, kind=kind, **options)
 
-    def _linear(self, name: str, plain: Any, x: Tensor, width: Widths) -> nn.Module:
+    def _linear(self, plain: Any, x: Tensor, width: Widths) -> nn.Module:
         if not self.lift:
             plain = nn.Linear(x.shape[1], width(plain.out_features), plain.bias is not None).to(plain.weight)
-        return nn.Sequential(FoldedPool(self.group.order, self.pool), plain) if name == self.anatomy.head[0] else plain
+        if self._is_merged(x):
+            return nn.Sequential(MergedGroupPool(self.group.order, self.pool), plain)
+        return plain
 
-    def _norm(self, module: Any, x: Tensor) -> nn.Module:
+    def _norm(self, name: str, module: Any, x: Tensor) -> nn.Module:
         channels = x.shape[_channel_axis(module)]
+        if isinstance(module, nn.GroupNorm):
+            if module.num_groups == module.num_channels:  # as an instance norm
+                module.num_groups = channels
+            if channels % module.num_groups:
+                raise IndivisibleError(name, channels, module.num_groups)
         for key in ("num_features", "num_channels", "num_parameters"):
             if getattr(module, key, 1) > 1:
                 setattr(module, key, channels)
@@ -121,15 +161,21 @@ class Surgery:
         return module
 
 
-def _blocks(module: nn.Module) -> int:
-    """Return the blocks into which a layer divides its channels; as many as arrive if it is depthwise, so none."""
-    if isinstance(module, nn.Conv2d) and module.groups < module.in_channels:
-        return module.groups
-    return module.num_groups if isinstance(module, nn.GroupNorm) and module.num_groups < module.num_channels else 0
+def channel_blocks(net: nn.Module) -> Iterator[tuple[str, int, int]]:
+    """Yield, for each layer that divides its channels into blocks, its name, how many channels and how many blocks.
+
+    A depthwise convolution has as many blocks as channels arrive, so it does not count.
+    """
+    for name, module in net.named_modules():
+        if isinstance(module, nn.Conv2d) and 1 < module.groups < module.in_channels:
+            yield name, module.in_channels, module.groups
+            yield name, module.out_channels, module.groups
+        if isinstance(module, nn.GroupNorm) and 1 < module.num_groups < module.num_channels:
+            yield name, module.num_channels, module.num_groups
 
 
 def _channel_axis(norm: nn.Module) -> int:
-    """Find out on which axis a norm's channels are: a layer norm's are last, but for those that take maps."""
+    """Find the axis of a norm's channels: the last one of a layer norm, except in subclasses for (B, C, Y, X)."""
     if not isinstance(norm, nn.LayerNorm):
         return 1
     channels = norm.normalized_shape[0]
@@ -142,7 +188,7 @@ def _channel_axis(norm: nn.Module) -> int:
 
 
 def _resize(module: nn.Module, key: str, shape: tuple[int, ...]) -> None:
-    """Give a parameter or buffer another shape, filled with the mean of what it was."""
+    """Give a parameter or buffer another shape, filled with its mean."""
     value = getattr(module, key)
     if tuple(value.shape) != shape:
         filled = value.detach().mean().expand(shape).clone()
@@ -165,8 +211,8 @@ def _lift(layer: LiftingConv2d | GroupConv2d, plain: Any) -> None:
     weight = plain.weight.reshape(layer.out_channels, -1, *layer.kernel_size)
     if kind == "gc" and weight.shape[1] > 1:
         raise ArgumentError(
-            "a layer of kind 'gc' has one kernel for all its input channels, which cannot hold the plain filters that "
-            "weights='lift' asks for: use kind 'g' or 'dense', or weights='fresh'"
+            "a layer of kind 'gc' has one kernel for all its input channels, which cannot represent the plain filters "
+            "that weights='lift' asks for: use kind 'g' or 'dense', or weights='fresh'"
         )
     for parameter in parameters.values():
         parameter.zero_()

@@ -1,4 +1,4 @@
-"""Networks for where there is no sepgroupy: plain modules, and files of three formats."""
+"""Export networks to plain modules of torch, which do not need sepgroupy, and to files of three formats."""
 
 from ._export import export as export
 from ._save import FORMATS as FORMATS

@@ -1,4 +1,4 @@
-"""Ordinary modules that compute what a layer of ours, or a norm over the group, computes on merged channels."""
+"""Standard modules that compute the same as a layer on a group, or a batch norm over the group, on merged channels."""
 
 from __future__ import annotations
 
@@ -7,74 +7,119 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from ..backends import ConvSpec
-from ..backends.base import repeat_bias
-from ..backends.expanded import Expanded
-from ..backends.two_step import TwoStep
-from ..nn import GroupConvolution
+from .._plain_weights import agree, call_on_probe
+from ..backends import ConvSpec, registered_backends, repeat_bias
+from ..errors import ArgumentError
+from ..nn import GroupConvolution, GroupPool
 
 
-def plain_convolutions(layer: GroupConvolution) -> dict[str, nn.Module]:
-    """Return the ordinary convolutions that a layer is, one after the other, by names that say which.
+def expand_convolution(name: str, layer: GroupConvolution) -> dict[str, nn.Module]:
+    """Return the standard convolutions that a layer equals, in order, by suffixes of its name.
 
-    A gc layer is two, 1×1 and depthwise, if I·|H|·stride² + k² multiplications for each value of a large map are fewer
-    than the I·|H|·k² of its multiplied-out filter. One of kind g, whose two steps would keep I·O·|H| maps between
-    them, is always one.
+    A gc layer is two, 1×1 and depthwise, if I·|H|·stride² + k² multiplications for each value of a large feature map
+    are fewer than the I·|H|·k² of its expanded filter. One of kind g, whose two steps would need I·O·|H| feature maps
+    between them, is always one.
+
+    Args:
+        name: of the layer, for errors.
+        layer: one of a copy in inference mode. It is called once on a small input, so that hooks that recompute its
+            weights have run, and the answer is compared with that of the convolutions.
+
+    Raises:
+        ArgumentError: the layer has a hook or a forward of its own that computes something else.
     """
-    spec = layer.spec
-    elements, stride_area = math.prod(spec.kernel_size), math.prod(spec.stride)
-    terms = layer.in_channels // spec.groups * spec.group.order
-    fewer = stride_area < elements if spec.transposed else terms * stride_area + elements < terms * elements
-    backend = TwoStep() if spec.kind == "gc" and fewer else Expanded()
-    banks = backend.expand_filters(spec, {name: getattr(layer, name) for name in layer.filter_names})
+    x, expected = call_on_probe(name, layer)
+    modules = _expand(layer)
+    if not agree(expected, _apply(layer, modules, x)):
+        raise ArgumentError(
+            f"{name} ({type(layer).__name__}) computes something else than its weights say, by a hook or its own "
+            "forward, which an exported network would not run: remove it before the export"
+        )
+    return modules
+
+
+def check_pool(name: str, pool: GroupPool) -> None:
+    """Refuse a pool with a hook or a forward of its own that computes something else."""
+    x = torch.randn(2, 3, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    expected = x.amax(2) if pool.mode == "max" else x.mean(2)
+    if not agree(pool(x), expected):
+        raise ArgumentError(
+            f"{name} ({type(pool).__name__}) computes something else than its mode says, by a hook or its own forward, "
+            "which an exported network would not run: remove it before the export"
+        )
+
+
+def repeat_norm(norm: nn.BatchNorm2d, order: int) -> nn.BatchNorm2d:
+    """Return the batch norm of (B, |H|·C, Y, X) that treats every element of the group as the given one does."""
+    repeated = copy.deepcopy(norm)
+    repeated.num_features *= order
+    for name, value in [*norm.named_parameters(), *norm.named_buffers()]:
+        if value.ndim:
+            values = value.repeat(order)
+            setattr(repeated, name, nn.Parameter(values, False) if isinstance(value, nn.Parameter) else values)
+    return repeated
+
+
+def _expand(layer: GroupConvolution) -> dict[str, nn.Module]:
+    spec, size = layer.spec, math.prod(layer.kernel_size)
+    stride_area, terms = math.prod(spec.stride), layer.in_channels // spec.groups * spec.group.order
+    fewer = stride_area < size if spec.transposed else terms * stride_area + size < terms * size
+    backends = {backend.name: backend for backend in registered_backends()}
+    backend = backends["two_step" if spec.kind == "gc" and fewer else "expanded"]
+    filters = backend.expand_filters(spec, {name: getattr(layer, name) for name in layer.filter_names})
     bias = repeat_bias(layer.bias, spec)
-    if len(banks) == 1:
-        return {"": _convolution(banks[0], bias, spec)}
-    pointwise, depthwise = banks
+    if len(filters) == 1:
+        return {"": _convolution(filters[0], bias, spec)}
+    pointwise, depthwise = filters
     assert depthwise is not None
-    point = replace(
-        spec, kernel_size=(1, 1), stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1), output_padding=(0, 0)
-    )
+    ones, zeros = (1, 1), (0, 0)
+    point = replace(spec, kernel_size=ones, stride=ones, padding=zeros + zeros, dilation=ones, output_padding=zeros)
     deep = replace(spec, groups=len(depthwise))
     if not spec.transposed:
         return {".pointwise": _convolution(pointwise, None, point), ".depthwise": _convolution(depthwise, bias, deep)}
     return {".depthwise": _convolution(depthwise, None, deep), ".pointwise": _convolution(pointwise, bias, point)}
 
 
-def repeat_norm(norm: nn.BatchNorm2d, order: int) -> nn.BatchNorm2d:
-    """Return the norm of (B, |H|·C, Y, X) that treats every element of the group as the given one does."""
-    repeated = copy.deepcopy(norm)
-    repeated.num_features *= order
-    for name, value in [*norm.named_parameters(), *norm.named_buffers()]:
-        if value.ndim:
-            many = value.repeat(order)
-            setattr(repeated, name, nn.Parameter(many, False) if isinstance(value, nn.Parameter) else many)
-    return repeated
+@torch.no_grad()
+def _apply(layer: GroupConvolution, modules: dict[str, nn.Module], x: Tensor) -> Tensor:
+    """Return what the convolutions compute for an input of the layer, as the exported graph does."""
+    order, groups = layer.group.order, layer.groups
+    if layer.kind != "lifting":
+        x = x.transpose(1, 2).flatten(1, 2)
+        x = _exchange(x, (order, groups, layer.in_channels // groups))
+    for module in modules.values():
+        x = module(x)
+    x = _exchange(x, (groups, order, layer.out_channels // groups))
+    return x.unflatten(1, (order, layer.out_channels)).transpose(1, 2)
 
 
-def _convolution(bank: Tensor | None, bias: Tensor | None, spec: ConvSpec) -> nn.Conv2d | nn.ConvTranspose2d:
-    """Put a filter bank into a module."""
-    assert bank is not None
+def _exchange(x: Tensor, sizes: tuple[int, int, int]) -> Tensor:
+    return x.unflatten(1, sizes).transpose(1, 2).flatten(1, 3)
+
+
+def _convolution(weight: Tensor | None, bias: Tensor | None, spec: ConvSpec) -> nn.Conv2d | nn.ConvTranspose2d:
+    """Put expanded filters into a module."""
+    assert weight is not None
     top, bottom, left, right = spec.padding
-    channels = (bank.shape[1] * spec.groups, bank.shape[0])
+    channels = (weight.shape[1] * spec.groups, weight.shape[0])
     options: dict[str, Any] = {
         "stride": spec.stride,
         "dilation": spec.dilation,
         "groups": spec.groups,
         "bias": bias is not None,
-        "padding": (top, left) if (top, left) == (bottom, right) else "same",  # the only one with unequal sides
+        "padding": (top, left) if (top, left) == (bottom, right) else "same",  # the only unequal one
         "padding_mode": spec.padding_mode,
-        "device": "meta",  # nothing is drawn
+        "device": "meta",  # nothing is initialized
     }
     convolution: nn.Conv2d | nn.ConvTranspose2d
     if spec.transposed:
-        convolution = nn.ConvTranspose2d(
-            *channels[::-1], spec.kernel_size, output_padding=spec.output_padding, **options
-        )
+        options["output_padding"] = spec.output_padding
+        convolution = nn.ConvTranspose2d(*channels[::-1], spec.kernel_size, **options)
     else:
         convolution = nn.Conv2d(*channels, spec.kernel_size, **options)
-    convolution.weight = nn.Parameter(bank, requires_grad=False)
+    convolution.weight = nn.Parameter(weight, requires_grad=False)
     convolution.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
     return convolution.eval()

@@ -1,9 +1,9 @@
-"""A network on a group as a plain one: ordinary convolutions, the group axis merged into the channels.
+"""Export a network on a group as a plain one: standard convolutions, the group axis merged into the channels.
 
-``torch.fx`` follows the network, the layers of :mod:`sepgroupy.nn` as single steps, and its graph is written anew. A
-map on the group is carried as the (B, |H|·C, Y, X) that a convolution with the bank of all transformed filters gives
-and reads. What treats values or planes each by itself is applied to it as it stands; for anything else it is first
-reshaped to what the network has there, so that nothing needs to be known of that step.
+``torch.fx`` traces the network, the layers of :mod:`sepgroupy.nn` as single steps, and a new graph is written from the
+traced one. A group feature map is carried as the (B, |H|·C, Y, X) that a convolution with the expanded filters reads
+and returns. Steps that treat every value or every channel alike are applied to it directly; for any other step it is
+first reshaped to what the network has there, so that nothing needs to be known of that step.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import operator
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, fx, nn
@@ -23,8 +23,8 @@ from .. import functional
 from ..errors import ArgumentError
 from ..models import check_images
 from ..nn import GroupConvolution, GroupPool
-from ._expand_layers import plain_convolutions, repeat_norm
-from ._tracer import follow, foreign, named
+from ._expand_layers import check_pool, expand_convolution, repeat_norm
+from ._tracer import describe_location, describe_module, is_hooked, origin_outside_torch, trace
 
 _VALUEWISE = {
     *("relu", "relu6", "leaky_relu", "elu", "selu", "celu", "silu", "mish", "gelu", "sigmoid", "tanh", "softplus"),
@@ -35,26 +35,28 @@ _SPATIAL = {
     *("max_pool2d", "avg_pool2d", "lp_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "interpolate"),
     *("maxpool2d", "avgpool2d", "lppool2d", "adaptiveavgpool2d", "adaptivemaxpool2d", "upsample", "zeropad2d"),
 }
-"""Functions, methods and modules, by their names in small letters, that act on each value or each plane apart."""
+"""Functions, methods and modules, by their names in lower case, that treat each value or each channel alone."""
 
 
 def export(model: nn.Module) -> fx.GraphModule:
-    """Make a plain network of a network on a group: standard modules and operations of torch, equal to rounding.
+    """Return a plain network that computes the same: standard modules and operations of torch, equal to rounding.
 
-    A convolution on the group becomes ``nn.Conv2d`` (or ``nn.ConvTranspose2d``) with the bank of all transformed
-    filters, its channels (g, o); a gc layer a 1×1 and a depthwise one where that takes fewer multiplications. A batch
-    norm is multiplied into the filters if it directly follows a convolution, and else repeated for every element. Norm,
-    activation and pooling between them act on the merged channels; the rest of the network stays what it is.
+    A convolution on the group becomes ``nn.Conv2d`` (or ``nn.ConvTranspose2d``) with the expanded filters, its channels
+    (g, o); a gc layer a 1×1 and a depthwise one where that takes fewer multiplications. A batch norm is multiplied into
+    the filters if it directly follows a convolution, and else repeated for every element. Batch norm, activation and
+    pooling between them act on the merged channels; all other steps stay as they are.
 
-    What comes back needs no sepgroupy: not to run, to pickle, to trace nor to export. It is for evaluation: in
-    evaluation mode, no parameter wanting a gradient.
+    The result does not need sepgroupy to run, to be pickled, traced or exported. It is for inference: in inference
+    mode, and no parameter requires a gradient. Weight norm, spectral norm, pruning and other reparametrizations are
+    replaced by the weights that they compute now.
 
     Args:
-        model: compositions of the layers of :mod:`sepgroupy.nn`, standard modules and whatever ``torch.fx`` can follow;
-            the networks of :mod:`sepgroupy.models` among them. Left as it is.
+        model: compositions of the layers of :mod:`sepgroupy.nn`, standard modules and everything that ``torch.fx`` can
+            trace; the networks of :mod:`sepgroupy.models` among them. It is left as it is.
 
     Raises:
-        ArgumentError: a module cannot be followed, or calls what is not part of torch; it is named.
+        ArgumentError: a module, which is named, cannot be traced, calls functions that are not part of torch, or is a
+            layer on the group with a hook that changes its output.
 
     >>> from sepgroupy import GroupBatchNorm2d, GroupConv2d
     >>> net = nn.Sequential(GroupConv2d(4, 8, 3, padding=1, group="p4"), GroupBatchNorm2d(8), nn.ReLU()).eval()
@@ -65,30 +67,30 @@ def export(model: nn.Module) -> fx.GraphModule:
     """
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model is a {type(model).__name__}; it must be a torch.nn.Module")
-    root, graph = follow(model)
+    root, graph = trace(model)
     with torch.no_grad():
-        return _Writer(root, graph).module(type(model).__name__)
+        return _GraphWriter(root, graph).module(type(model).__name__)
 
 
 @dataclass(frozen=True)
-class _Map:
-    """A map on the group as (B, |H|·C, Y, X), which the network has in another shape."""
+class _MergedMap:
+    """A group feature map as (B, |H|·C, Y, X), which the network has in another shape."""
 
     node: fx.Node
     order: int
     channels: int
-    rows: bool
-    """Whether the network has it folded, (B·|H|, C, Y, X), and not as (B, C, |H|, Y, X)."""
+    in_batch: bool
+    """Whether the network has it as (B·|H|, C, Y, X), and not as (B, C, |H|, Y, X)."""
 
 
-class _Writer:
-    """Writes the graph of a network anew, its maps on the group merged."""
+class _GraphWriter:
+    """Writes the graph of a network again, the group axis of its feature maps merged into the channels."""
 
     def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
         self.root, self.old, self.graph = root, graph, fx.Graph()
-        self.values: dict[fx.Node, Any] = {}  # what a step of the old graph gives: a node of the new one, or a map
+        self.values: dict[fx.Node, Any] = {}  # the result of each step of the old graph: a node or a merged map
         self.parts: dict[str, Any] = {}  # modules and tensors, by the names that the new graph has for them
-        self.made: dict[tuple[nn.Module, int], dict[str, nn.Module]] = {}
+        self.built: dict[tuple[nn.Module, int], dict[str, nn.Module]] = {}
 
     def module(self, name: str) -> fx.GraphModule:
         """Write every step and return the new network."""
@@ -98,96 +100,101 @@ class _Writer:
         return fx.GraphModule(self.parts, self.graph, name).eval()
 
     def write(self, node: fx.Node) -> Any:
-        """Write one step and return what it gives."""
+        """Write one step and return its result."""
         if node.op == "call_module":
             module = self.root.get_submodule(str(node.target))
             if isinstance(module, GroupConvolution):
                 return self.convolve(node, module)
-            return self.pool(node, module) if isinstance(module, GroupPool) else self.keep(node, module)
+            return self.pool(node, module) if isinstance(module, GroupPool) else self.copy_step(node, module)
         if node.op == "get_attr":
-            return self.keep(node, operator.attrgetter(str(node.target))(self.root))
+            return self.copy_step(node, operator.attrgetter(str(node.target))(self.root))
         if node.target is check_images:
             return self.values[node.all_input_nodes[0]]
-        if node.target is functional.merge_group or node.target is functional.split_group:
-            return self.fold(node) if node.target is functional.merge_group else self.unfold(node)
-        if node.op == "call_function" and (origin := foreign(node.target)):
+        if node.target is functional.merge_group:
+            return self.merge_into_batch(node)
+        if node.target is functional.split_group:
+            return self.split_from_batch(node)
+        if node.op == "call_function" and (origin := origin_outside_torch(node.target)):
             raise ArgumentError(
-                f"{named(node)} calls {node.name} of {origin}, which is not part of torch: a folded network "
-                "may need nothing else"
+                f"{describe_location(node)} calls {node.name} of {origin}, which is not part of torch: an exported "
+                "network may need nothing else"
             )
-        return self.keep(node)
+        return self.copy_step(node)
 
-    def keep(self, node: fx.Node, part: nn.Module | Tensor | None = None) -> fx.Node | _Map:
-        """Write a step as it is: on merged channels if it treats them alike, else on what the network has there."""
+    def copy_step(self, node: fx.Node, part: nn.Module | Tensor | None = None) -> fx.Node | _MergedMap:
+        """Copy a step: on merged channels if it treats them alike, else on what the network has there."""
         inputs = [self.values[n] for n in node.all_input_nodes]
-        maps = [value for value in inputs if isinstance(value, _Map)]
-        alike = len(maps) == len(inputs) and len({(m.order, m.channels, m.rows) for m in maps}) == 1
+        maps = [value for value in inputs if isinstance(value, _MergedMap)]
+        alike = len(maps) == len(inputs) and len({(m.order, m.channels, m.in_batch) for m in maps}) == 1
+        alike = alike and not (isinstance(part, nn.Module) and is_hooked(part))  # a hook expects the network's shapes
         name = (
             type(part).__name__ if isinstance(part, nn.Module) else getattr(node.target, "__name__", str(node.target))
         )
-        if alike and isinstance(part, nn.BatchNorm2d) and part.running_mean is not None and maps[0].rows:
-            norm = self.make(part, maps[0].order, lambda: {"": repeat_norm(part, maps[0].order)})
+        if alike and _has_fixed_affine(part) and maps[0].in_batch:
+            norm = self.build(part, maps[0].order, lambda: {"": repeat_norm(part, maps[0].order)})
             return replace(maps[0], node=self.call(node, norm, maps[0].node))
-        merged = alike and _treats_channels_alike(name.lower(), part, node, maps[0].rows)
+        merged = alike and _treats_channels_alike(name.lower(), part, node, maps[0].in_batch)
         if maps and not merged and node.op == "call_method" and name.endswith("_") and not name.endswith("__"):
             raise ArgumentError(
-                f"{named(node)} calls {name} on a map on the group, in place and with what is no such map: "
-                f"use {name[:-1]}"
+                f"{describe_location(node)} calls {name} in place on a group feature map and another tensor: use "
+                f"{name[:-1]}"
             )
-        new = self.graph.node_copy(node, lambda n: self.values[n].node if merged else self.plain(self.values[n]))
-        new.type = None  # of an annotation, which a pickle need not find
+        new = self.graph.node_copy(node, lambda n: self.values[n].node if merged else self.as_traced(self.values[n]))
+        new.type = None  # of an annotation, which a pickle may not find
         if part is not None:
             new.target = self.name(str(node.target), part)
         return replace(maps[0], node=new) if merged else new
 
-    def convolve(self, node: fx.Node, layer: GroupConvolution) -> _Map:
-        """Write ordinary convolutions for one of ours."""
+    def convolve(self, node: fx.Node, layer: GroupConvolution) -> _MergedMap:
+        """Write standard convolutions in the place of one on the group."""
         spec, value = layer.spec, self.values[node.all_input_nodes[0]]
         order, groups = spec.group.order, spec.groups
-        x = self.plain(value) if spec.kind == "lifting" else self.merge(value)
+        x = self.as_traced(value) if spec.kind == "lifting" else self.merge_into_channels(value)
         if groups > 1 and spec.kind != "lifting":
             x = self.exchange(x, (order, groups, layer.in_channels // groups))
-        x = self.call(node, self.make(layer, order, lambda: plain_convolutions(layer)), x)
+        name = describe_module(str(node.target))
+        x = self.call(node, self.build(layer, order, lambda: expand_convolution(name, layer)), x)
         if groups > 1:
             x = self.exchange(x, (groups, order, layer.out_channels // groups))
-        return _Map(x, order, layer.out_channels, rows=False)
+        return _MergedMap(x, order, layer.out_channels, in_batch=False)
 
     def pool(self, node: fx.Node, layer: GroupPool) -> fx.Node:
         """Write a pooling over the group."""
+        check_pool(describe_module(str(node.target)), layer)
         value, function = self.values[node.all_input_nodes[0]], "amax" if layer.mode == "max" else "mean"
-        if isinstance(value, _Map) and not value.rows:
+        if isinstance(value, _MergedMap) and not value.in_batch:
             return self.method(function, self.method("unflatten", value.node, 1, (value.order, value.channels)), 1)
-        return self.method(function, self.plain(value), 2)
+        return self.method(function, self.as_traced(value), 2)
 
-    def fold(self, node: fx.Node) -> fx.Node | _Map:
-        """Write a folding of the group axis into the batch."""
+    def merge_into_batch(self, node: fx.Node) -> fx.Node | _MergedMap:
+        """Write the merging of the group axis into the batch."""
         value = self.values[node.all_input_nodes[0]]
-        if isinstance(value, _Map) and not value.rows:
-            return replace(value, rows=True)
-        return self.method("flatten", self.method("transpose", self.plain(value), 1, 2), 0, 1)
+        if isinstance(value, _MergedMap) and not value.in_batch:
+            return replace(value, in_batch=True)
+        return self.method("flatten", self.method("transpose", self.as_traced(value), 1, 2), 0, 1)
 
-    def unfold(self, node: fx.Node) -> fx.Node | _Map:
-        """Write what undoes it; the order is a number, or a map on the group that has it."""
+    def split_from_batch(self, node: fx.Node) -> fx.Node | _MergedMap:
+        """Write its inverse; the order is a number, or a group feature map that has it."""
         value, order = self.values[node.all_input_nodes[0]], [*node.args, *node.kwargs.values()][1]
         if isinstance(order, fx.Node):
             like = self.values[order]
-            order = like.order if isinstance(like, _Map) else self.method("size", like, 2)
-        if isinstance(value, _Map) and value.rows and value.order == order:
-            return replace(value, rows=False)
-        return self.method("transpose", self.method("unflatten", self.plain(value), 0, (-1, order)), 1, 2)
+            order = like.order if isinstance(like, _MergedMap) else self.method("size", like, 2)
+        if isinstance(value, _MergedMap) and value.in_batch and value.order == order:
+            return replace(value, in_batch=False)
+        return self.method("transpose", self.method("unflatten", self.as_traced(value), 0, (-1, order)), 1, 2)
 
-    def plain(self, value: fx.Node | _Map) -> fx.Node:
-        """Write a map as the network has it."""
-        if not isinstance(value, _Map):
+    def as_traced(self, value: fx.Node | _MergedMap) -> fx.Node:
+        """Write a value in the shape that the network has."""
+        if not isinstance(value, _MergedMap):
             return value
-        apart = self.method("unflatten", value.node, 1, (value.order, value.channels))
-        return self.method("flatten", apart, 0, 1) if value.rows else self.method("transpose", apart, 1, 2)
+        split = self.method("unflatten", value.node, 1, (value.order, value.channels))
+        return self.method("flatten", split, 0, 1) if value.in_batch else self.method("transpose", split, 1, 2)
 
-    def merge(self, value: fx.Node | _Map) -> fx.Node:
-        """Write a map on the group, (B, C, |H|, Y, X), with its group axis merged into the channels."""
-        if isinstance(value, _Map) and not value.rows:
+    def merge_into_channels(self, value: fx.Node | _MergedMap) -> fx.Node:
+        """Write a group feature map, (B, C, |H|, Y, X), with its group axis merged into the channels."""
+        if isinstance(value, _MergedMap) and not value.in_batch:
             return value.node
-        return self.method("flatten", self.method("transpose", self.plain(value), 1, 2), 1, 2)
+        return self.method("flatten", self.method("transpose", self.as_traced(value), 1, 2), 1, 2)
 
     def exchange(self, x: fx.Node, sizes: tuple[int, int, int]) -> fx.Node:
         """Write an exchange of the outer two of three axes that are merged into the channels."""
@@ -197,20 +204,20 @@ class _Writer:
         """Write a call of a tensor's method."""
         return self.graph.call_method(name, (x, *args))
 
-    def make(self, old: nn.Module, order: int, new: Callable[[], dict[str, nn.Module]]) -> dict[str, nn.Module]:
-        """Return the modules that stand for an old one, the same whenever it is called."""
-        if (old, order) not in self.made:
-            self.made[old, order] = new()
-        return self.made[old, order]
+    def build(self, old: nn.Module, order: int, new: Callable[[], dict[str, nn.Module]]) -> dict[str, nn.Module]:
+        """Return the modules in the place of an old one, the same in every call."""
+        if (old, order) not in self.built:
+            self.built[old, order] = new()
+        return self.built[old, order]
 
     def call(self, node: fx.Node, modules: dict[str, nn.Module], x: fx.Node) -> fx.Node:
-        """Write calls of new modules, one after the other, under the old one's name."""
+        """Write calls of new modules, in order, under the old one's name."""
         for suffix, module in modules.items():
             x = self.graph.call_module(self.name(str(node.target) + suffix, module), (x,))
         return x
 
     def name(self, name: str, part: nn.Module | Tensor) -> str:
-        """Keep a module or tensor under a name that nothing else has."""
+        """Register a module or tensor and return its name, which nothing else has."""
         name = name if isinstance(part, nn.Module) else name.replace(".", "_")
         while self.parts.setdefault(name, part) is not part:
             name += "_"
@@ -221,13 +228,14 @@ class _Writer:
         calls = Counter(node.target for node in self.graph.nodes if node.op == "call_module")
         for node in list(self.graph.nodes):
             norm = self.parts.get(str(node.target))
-            if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None:
+            if not _has_fixed_affine(norm) or is_hooked(norm):
                 continue
             (before,) = node.all_input_nodes
-            convolution = self.parts.get(str(before.target))
-            if type(convolution) is not nn.Conv2d and not (
-                type(convolution) is nn.ConvTranspose2d and convolution.groups == 1
-            ):
+            convolution: Any = self.parts.get(str(before.target))
+            kinds = nn.Conv2d, nn.ConvTranspose2d
+            if type(convolution) not in kinds or is_hooked(convolution):
+                continue
+            if type(convolution) is nn.ConvTranspose2d and convolution.groups > 1:
                 continue
             if len(before.users) == calls[before.target] == 1:
                 exact, affine = copy.deepcopy(convolution).double(), copy.deepcopy(norm).double()
@@ -237,8 +245,13 @@ class _Writer:
                 self.graph.erase_node(node)
 
 
-def _treats_channels_alike(name: str, part: nn.Module | Tensor | None, node: fx.Node, rows: bool) -> bool:
-    """Whether a step treats values, or planes, each by itself, so that the group axis may lie in the channels."""
+def _has_fixed_affine(module: object) -> TypeGuard[nn.BatchNorm2d]:
+    """Whether a module is a batch norm that multiplies and adds constants in inference, and nothing else."""
+    return type(module) is nn.BatchNorm2d and module.running_mean is not None
+
+
+def _treats_channels_alike(name: str, part: nn.Module | Tensor | None, node: fx.Node, in_batch: bool) -> bool:
+    """Whether a step treats each value, or each channel, alone, so that the group axis may be in the channels."""
     if name in _SPATIAL:
-        return rows and not getattr(part, "return_indices", node.kwargs.get("return_indices", False))
+        return in_batch and not getattr(part, "return_indices", node.kwargs.get("return_indices", False))
     return name.rstrip("_") in _VALUEWISE

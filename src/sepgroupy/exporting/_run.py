@@ -1,4 +1,4 @@
-"""The network of a run as a file."""
+"""Export the network of a run to a file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ._save import FORMATS, save
 
 
 def export_run(folder: Path, file_format: str, path: Path | None = None) -> Path:
-    """Write the network that a run has left, see :func:`sepgroupy.exporting.save`, and return where.
+    """Write the network of a run as :func:`sepgroupy.exporting.save` does, and return the path.
 
     Args:
         folder: the folder of the run.
@@ -20,7 +20,7 @@ def export_run(folder: Path, file_format: str, path: Path | None = None) -> Path
         path: the file; by default one named after the model in the folder.
 
     Raises:
-        ArgumentError: the format is unknown, or the file is there already or has another suffix.
+        ArgumentError: the format is unknown, or the file exists already or has another suffix.
         DataError: the folder holds no run or no checkpoint, or they are broken.
     """
     if file_format not in FORMATS:

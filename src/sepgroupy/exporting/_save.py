@@ -1,4 +1,4 @@
-"""Files that other programs read: ONNX, programs of torch.export, and safetensors."""
+"""Files for other programs: ONNX, programs of torch.export, and safetensors."""
 
 from __future__ import annotations
 
@@ -25,28 +25,29 @@ def save(
     shape: Sequence[int],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a network to a file, whole or not at all; a file that is already there is never replaced.
+    """Write a network to a file, atomically; an existing file is never replaced.
 
     ==============  =====================================================================================
-    format          what is written
+    format          content
     ==============  =====================================================================================
-    "onnx"          the folded network, input "image", output "output", for onnxruntime and others
-    "torch"         the folded network, for ``torch.export.load(path).module()``
+    "onnx"          the exported network, input "image", output "output", for onnxruntime and others
+    "torch"         the exported network, for ``torch.export.load(path).module()``
     "safetensors"   the state dict of the network itself, for ``safetensors.torch.load_file``
     ==============  =====================================================================================
 
-    A folded network, see :func:`export`, needs no sepgroupy. It takes batches of any size, in its parameters' dtype.
+    An exported network, see :func:`export`, does not need sepgroupy. It takes batches of any size, in its parameters'
+    dtype.
 
     Args:
         model: the network, of one input.
-        path: the file; its folder is made if it is missing.
+        path: the file; its folder is created if it is missing.
         file_format: one of ``FORMATS``.
         shape: of an input without the batch, such as (3, 32, 32).
-        metadata: texts to be kept with "safetensors".
+        metadata: texts to be saved with "safetensors".
 
     Raises:
-        ArgumentError: the format is unknown, the path ends in another suffix or is there already, or the network
-            cannot be folded, takes no such input, or has a step that the format does not know.
+        ArgumentError: the format is unknown, the path ends in another suffix or exists already, or the network
+            cannot be exported, takes no such input, or has a step that the format does not support.
     """
     if file_format not in FORMATS:
         raise ArgumentError(f"file_format (={file_format!r}) must be one of {', '.join(FORMATS)}")
@@ -66,7 +67,7 @@ def save(
 
 def _refuse_present(file: Path) -> None:
     if os.path.lexists(file):
-        raise ArgumentError(f"path (={str(file)!r}) is already there: delete it, or choose another")
+        raise ArgumentError(f"path (={str(file)!r}) exists already: delete it, or choose another")
 
 
 def _write_safetensors(model: nn.Module, path: Path, shape: Sequence[int], metadata: Mapping[str, str]) -> None:
@@ -85,14 +86,16 @@ def _write_onnx(model: nn.Module, path: Path, shape: Sequence[int], metadata: Ma
     try:
         torch.onnx.export(program, (), path, input_names=["image"], output_names=["output"], **options)
     except torch.onnx.OnnxExporterError as error:
-        raise ArgumentError(f"model has a step that ONNX does not know: {error.__cause__ or error!s:.200}") from error
+        raise ArgumentError(
+            f"model has a step that ONNX does not support: {error.__cause__ or error!s:.200}"
+        ) from error
 
 
 _WRITERS = {"onnx": _write_onnx, "torch": _write_program, "safetensors": _write_safetensors}
 
 
 def _trace(model: nn.Module, shape: Sequence[int]) -> torch.export.ExportedProgram:
-    """Fold the network and follow it with a batch of any size."""
+    """Export the network and trace it with a batch of any size."""
     plain = export(model)
     like = next(plain.parameters(), torch.empty(0))
     example = torch.zeros(2, *shape, dtype=like.dtype, device=like.device)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
 from ..groups import GroupLike, as_group, steps_of
+
+_cached_steps = lru_cache(maxsize=1024)(steps_of)  # which Dynamo would trace with a warning
 
 
 def transform(x: Tensor, group: GroupLike, element: int, group_axis: bool) -> Tensor:
@@ -39,7 +43,7 @@ def transform(x: Tensor, group: GroupLike, element: int, group_axis: bool) -> Te
         wanted = f"({group.order}, {names})" if group_axis else f"({names})"
         raise ArgumentError(f"x has shape {tuple(x.shape)}; its last axes must be {wanted} for {group}")
     first = x.ndim - group.dimension
-    steps = steps_of(group, element)
+    steps = (steps_of if torch.compiler.is_compiling() else _cached_steps)(group, element)
     y = x.permute(*range(first), *(first + axis for axis in steps.axes))
     if group_axis and element:
         y = y.index_select(batch, torch.tensor(steps.sources, device=x.device))

@@ -1,4 +1,4 @@
-"""The Fourier transform of a finite point group: a real orthogonal basis in which its convolutions fall into blocks."""
+"""The Fourier basis of a finite point group: real and orthogonal, it makes its convolutions block-diagonal."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class FourierBasis:
 
     The convolution ``u[g] = Σ_h p[g⁻¹h] x[h]`` is the matrix ``M(p) = Σ_k p[k] ρ(k)`` with ``(ρ(k) x)[g] = x[gk]``.
     On the diagonal of ``Q M(p) Qᵀ`` stands, for each block and equally for each of its copies,
-    ``Σ_k p[k] D(k) = irrep @ p``; all else is zero.
+    ``Σ_k p[k] D(k) = irrep @ p``; all other entries are zero.
     """
 
     matrix: Array
@@ -52,9 +52,9 @@ class FourierBasis:
 
 @lru_cache(maxsize=256)
 def fourier_basis(group: PointGroup) -> FourierBasis:
-    """Return the real Fourier basis of a point group, made from its Cayley table.
+    """Return the real Fourier basis of a point group, computed from its Cayley table.
 
-    What commutes with every M(p) are the shifts ``(L(a) x)[g] = x[a⁻¹g]`` and their sums, so eigenspaces of
+    The shifts ``(L(a) x)[g] = x[a⁻¹g]`` and their sums are all that commutes with every M(p), so eigenspaces of
     symmetric sums are invariant under every M(p). The smallest such spaces carry the irreps, and the entries
     ``D(g)[i, j]`` of an irrep, as functions of g, are its rows of the basis: j counts within copy i.
 
@@ -70,8 +70,8 @@ def fourier_basis(group: PointGroup) -> FourierBasis:
     rows = np.zeros((0, group.order))
     parts: list[tuple[Array, Array]] = []
     while len(rows) < group.order:
-        rest = np.linalg.qr(rows.T, mode="complete")[0].T[len(rows) :]
-        space = _irreducible_subspace(rest, group)
+        remainder = np.linalg.qr(rows.T, mode="complete")[0].T[len(rows) :]
+        space = _irreducible_subspace(remainder, group)
         projections = space.T @ space  # of the standard basis vectors: a basis of these has many zeros
         basis = _orthonormal(projections[:, None])[:, 0]
         # An error in the space enters these matrices squared, so they are exact to rounding.
@@ -101,7 +101,7 @@ def _irreducible_subspace(space: Array, group: PointGroup) -> Array:
 
 def _orthonormal(candidates: Array) -> Array:
     # Gram-Schmidt on candidates of shape (r, |H|), each a copy of one irrep of dimension r (or r = 1, any row).
-    # Products of two copies commute with the irrep; so what is left of a copy is a multiple of an orthonormal one.
+    # Products of two copies commute with the irrep; so the remainder of a copy is a multiple of an orthonormal one.
     found: list[Array] = []
     while (norms := np.linalg.norm(candidates, axis=(1, 2))).max() > _TOLERANCE:
         first = np.argmax(norms > norms.max() / 2)  # the first that is well clear of rounding
