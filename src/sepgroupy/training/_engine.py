@@ -11,13 +11,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
-from importlib import metadata
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
@@ -36,6 +34,9 @@ from ._loop import Loop, require_full_parts
 from ._parallel import device_of, first_does, launch, loss_named, share_batch_norm
 from ._score import Score, score
 from ._trust import checked_record
+
+if TYPE_CHECKING:
+    from ._fabric import Fabric
 
 _log = logging.getLogger(__name__)
 
@@ -201,6 +202,8 @@ def _restore(folder: Path) -> tuple[RunConfig, nn.Module, dict[str, Any]]:
 
 
 def _result(loop: Loop) -> Result:
+    from ._fabric import VERSION
+
     last = loop.history[-1]
     return Result(
         test_error=last["test_error"],
@@ -214,7 +217,7 @@ def _result(loop: Loop) -> Result:
         versions={
             "sepgroupy": __version__,
             "torch": torch.__version__,
-            "lightning": metadata.version("lightning"),
+            "lightning": VERSION,
             "python": platform.python_version(),
         },
         command=shlex.join(sys.argv),
@@ -236,14 +239,13 @@ def _revision(folder: Path) -> str:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep Lightning from telling what the user did not ask for; real warnings pass."""
-    chatter = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in chatter]
+    from ._fabric import LOGGER
+
+    level = LOGGER.level
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "GPU available but not used")  # the user's choice
-        for logger in chatter:
-            logger.setLevel(logging.WARNING)
+        LOGGER.setLevel(logging.WARNING)
         try:
             yield
         finally:
-            for logger, level in zip(chatter, levels, strict=True):
-                logger.setLevel(level)
+            LOGGER.setLevel(level)

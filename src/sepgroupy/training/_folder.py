@@ -38,7 +38,7 @@ class Result:
         parameters: the number of free parameters.
         data: name of the data set.
         fingerprint: digest of its pictures and labels.
-        versions: of sepgroupy, torch, lightning and python.
+        versions: of sepgroupy, torch, Lightning Fabric (as "lightning") and python.
         command: the command line that finished the run.
         revision: the git commit of the package that finished it, with ``-dirty`` if files differed from it; empty
             without git.

@@ -8,12 +8,10 @@ import time
 from bisect import bisect_right
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.loggers import TensorBoardLogger
 from rich.progress import Progress
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -26,6 +24,9 @@ from ._interrupt import Interruption
 from ._parallel import end_together, first_does, part, summed
 from ._score import mean, tally
 from ._trust import checked_moments, checked_record
+
+if TYPE_CHECKING:
+    from ._fabric import Fabric
 
 _log = logging.getLogger(__name__)
 
@@ -131,6 +132,8 @@ class Loop:
             KeyboardInterrupt: the run was asked to stop; it is saved up to here.
             OSError: the folder cannot be written to.
         """
+        from ._fabric import TensorBoardLogger
+
         first_does(self.fabric, self._require_room)
         first, config = self.fabric.is_global_zero, self.config
         logger = TensorBoardLogger(self.folder, name="tensorboard", version="", purge_step=len(self.history) + 1)
