@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -79,7 +80,7 @@ OPTIONS = {  # of every field of RunConfig that is not the task: the option's wo
     "test_batch_size": "--test-batch-size 4", "optimizer": "--optimizer sgd", "lr": "--lr 0.5",
     "momentum": "--momentum 0.6", "weight_decay": "--weight-decay 0.7", "milestones": "--milestone 8 --milestone 9",
     "log_every": "--log-every 10", "width": "--width 11", "data_path": "--data-path here", "samples": "--samples 12",
-    "crop": "--crop", "hflip": "--hflip", "precision": "--precision 16-mixed", "device": "--device cpu",
+    "crop": "--crop 3", "hflip": "--hflip", "precision": "--precision 16-mixed", "device": "--device cpu",
     "seed": "--seed 13", "warmup": "--warmup 14", "clip": "--clip 1.5", "devices": "--devices 16",
     "nodes": "--nodes 17", "strategy": "--strategy ddp", "sync_batchnorm": "--sync-batchnorm",
     "weights": "--weights there", "folder": "--folder place", "init": "--init variance",
@@ -104,7 +105,9 @@ def test_every_field_of_a_configuration_is_an_option(run: Run, monkeypatch: pyte
     assert run("train", "rotmnist", *" ".join(OPTIONS.values()).split())[0] == 0
     assert seen[-1] == RunConfig.for_task("rotmnist", **values)
     assert run("train", "cifar10", "--augment", "--no-sync-batchnorm")[0] == 0
-    assert seen[-1] == RunConfig.for_task("cifar10", crop=True, hflip=True)
+    assert seen[-1] == RunConfig.for_task("cifar10", crop=4, hflip=True)
+    assert run("train", "cifar10", "--augment", "--crop", "2")[0] == 0
+    assert seen[-1] == RunConfig.for_task("cifar10", crop=2, hflip=True)
 
 
 def test_the_help_says_what_the_fields_say(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,6 +183,11 @@ def test_train_then_evaluate(run: Run, tmp_path: Path) -> None:
     assert code == 0
     assert "test error" in evaluated
     assert evaluated.removeprefix("run: ").strip() in trained
+    found = re.search(r"test error (\S+) %.*test accuracy (\d+)/20 \((\S+) %\)", evaluated)
+    assert found
+    error, correct, accuracy = map(float, found.groups())
+    assert error + accuracy == 100
+    assert correct / 20 == accuracy / 100
     code, again, _ = run(*TRAIN, "--milestone", "2", "--milestone", "4", "--folder", "run")
     assert (code, again) == (0, trained)
     assert run(*TRAIN, "--folder", "run")[0] == 2  # other milestones

@@ -92,15 +92,22 @@ def test_runs_that_differ_in_their_seed_alone_are_one_group(few: None) -> None:
     assert (paper.changes, other.changes) == ({}, {"epochs": 7})
 
 
-def test_with_augmentation_the_paper_s_other_figure_stands_beside() -> None:
-    plain, augmented = (
-        put_together(
-            [Run(Path("x"), RunConfig.for_task("cifar10", samples=9, crop=crop, hflip=crop), made_up(1).result)]
-        )
-        for crop in (False, True)
-    )
-    assert plain[0].groups[0].paper_error == "6.72"
-    assert augmented[0].groups[0].paper_error == "5.43"
+def test_a_width_of_a_published_network_is_that_network(few: None) -> None:
+    runs = [made_up(3.0, model="g-p4cnn", width=10), made_up(4.0, model="g-p4cnn-small", seed=2)]
+    (group,) = put_together([*runs, made_up(5.0, model="g-p4cnn-small", width=10, seed=3)])[0].groups
+    assert (group.label, group.paper_error, len(group.runs)) == ("g-p4cnn-small", "2.60 ± 0.098", 3)
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "printed"),
+    [((0, False), "6.72"), ((4, True), "5.43"), ((4, False), None), ((0, True), None), ((2, True), None)],
+)
+def test_only_the_paper_s_augmentation_has_the_paper_s_figure(
+    augmentation: tuple[int, bool], printed: str | None
+) -> None:
+    crop, hflip = augmentation
+    run = Run(Path("x"), RunConfig.for_task("cifar10", samples=9, crop=crop, hflip=hflip), made_up(1).result)
+    assert put_together([run])[0].groups[0].paper_error == printed
 
 
 def test_says_plainly_where_the_paper_s_order_does_not_hold() -> None:

@@ -53,7 +53,7 @@ def _options(
 @takes_run_options
 def train(
     task: Annotated[str, typer.Argument(metavar="|".join(PAPER), help="The task, and its values of all options.")],
-    augment: Annotated[bool, typer.Option("--augment", help="Short for --crop --hflip, the paper's CIFAR10+.")] = False,
+    augment: Annotated[bool, typer.Option("--augment", help="Short for --crop 4 --hflip: CIFAR10+.")] = False,
     **values: Any,
 ) -> None:
     """Train a network; given again, the command goes on with a run that was interrupted.
@@ -61,7 +61,7 @@ def train(
     With --devices or --nodes it starts its processes itself, or is started by torchrun or Slurm's srun.
     """
     if augment:
-        values |= {"crop": True, "hflip": True}
+        values |= {"crop": values["crop"] or 4, "hflip": True}
     run(RunConfig.for_task(task, **values))
 
 
@@ -73,7 +73,7 @@ def evaluate(
     from .training import evaluate
 
     score = evaluate(folder, device)
-    print(f"{folder}: test error {score.error:.2f} %, test loss {score.loss:.4f}")
+    print(f"{folder}: {_figures(score.error, score.loss, score.correct, score.images)}")
 
 
 @app.command()
@@ -177,10 +177,13 @@ def run(config: RunConfig) -> None:
         return
     print(f"{config.model} on {config.data}: the run is kept in {config.run_folder}")
     result = train(config, progress=sys.stdout.isatty())
-    print(
-        f"test error {result.test_error:.2f} %, test loss {result.test_loss:.4f}, "
-        f"{result.parameters:,} parameters, {result.seconds:.0f} s"
-    )
+    figures = _figures(result.test_error, result.test_loss, result.test_correct, result.test_images)
+    print(f"{figures}, {result.parameters:,} parameters, {result.seconds:.0f} s")
+
+
+def _figures(error: float, loss: float, correct: int, images: int) -> str:
+    accuracy = f", test accuracy {correct}/{images} ({100 * correct / images:.2f} %)" if images else ""
+    return f"test error {error:.2f} %, test loss {loss:.4f}{accuracy}"
 
 
 def exit_code(action: Callable[[], object], debug: bool = False) -> int:

@@ -11,12 +11,23 @@ from ..nn import GroupConv2d, LiftingConv2d
 _ALGORITHMS = {None: "auto", True: "dense", False: "full"}
 
 
+def _add_geometry(layer: Any) -> None:
+    """Set ``kernel_size``, ``stride`` and ``padding``, each (rows, columns), unless the layer has them itself."""
+    if not hasattr(layer, "kernel_size"):
+        geometry = layer.plan.geometry
+        layer.kernel_size, layer.stride = geometry.kernel_size, geometry.stride
+        layer.padding = geometry.padding[::2]  # of (top, bottom, left, right)
+
+
 def published(module: str, name: str, group: PointGroup, kind: str, lifting: bool) -> Any:
     """Make one published class, a LiftingConv2d or GroupConv2d with the published positional arguments.
 
     Parameters are drawn with ``init="published"``. ``separable`` says how a g or gc layer computes: True in two steps,
     False with the multiplied-out filter, None (default) whichever is faster. A lifting layer has nothing to separate
     and computes the same for each value. The dense classes accept False and None.
+
+    Attributes: ``in_channels``, ``out_channels``, ``kernel_size`` (also as ``ksize``), ``stride``, ``padding``,
+    ``input_stabilizer_size`` (1 for a lifting layer, else |H|), ``output_stabilizer_size`` (|H|) and ``separable``.
     """
 
     class Published(LiftingConv2d if lifting else GroupConv2d):  # type: ignore[misc]
@@ -46,6 +57,11 @@ def published(module: str, name: str, group: PointGroup, kind: str, lifting: boo
                 init="published",
                 **options,
             )
+            _add_geometry(self)
+            self.ksize = self.kernel_size
+            self.input_stabilizer_size = 1 if lifting else group.order
+            self.output_stabilizer_size = group.order
+            self.separable = separable
 
     Published.__name__ = Published.__qualname__ = name
     Published.__module__ = module

@@ -190,8 +190,8 @@ def _costs(main: Sequence[Group], stem: str) -> Section:
                 scaled(cost.macs),
                 scaled(paper.macs) if paper else "",
                 scaled(cost.macs_executed),
-                f"{cost.memory / 1e6:.2f} MB",
-                f"{paper.memory / 1e6:.2f} MB" if paper else "",
+                f"{cost.memory / 2**20:.2f} MiB",
+                f"{paper.memory / 2**20:.2f} MiB" if paper else "",
                 f"{group.seconds:,.0f} s",
             ]
         )

@@ -7,12 +7,12 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
@@ -49,6 +49,13 @@ PAPER: dict[str, dict[str, Any]] = {
     },
 }
 
+# Channels of the first layer of the published networks. That of p4m-resnet44 is missing: its stages have 11, 23 and 45
+# channels, those of width 11 have 11, 22 and 44.
+_WIDTHS = {
+    "z2cnn": 20, "c-z2cnn": 57, "p4cnn": 10, "g-p4cnn-small": 10, "g-p4cnn": 17, "gc-p4cnn-small": 10, "gc-p4cnn": 30,
+    "resnet44": 32, "g-p4m-resnet44": 19, "gc-p4m-resnet44": 28,
+}  # fmt: skip
+
 _NETWORKS = {"rotmnist": "cnn", "cifar10": "resnet"}  # a part of the names of all networks of a task
 
 T = TypeVar("T")
@@ -58,6 +65,25 @@ def _increasing(values: tuple[int, ...]) -> tuple[int, ...]:
     if not all(a < b for a, b in pairwise((0, *values))):
         raise PydanticCustomError("increasing", "Input should be increasing whole numbers from 1")
     return values
+
+
+def _padding(value: object) -> object:
+    """Read what older versions wrote: True for a padding of 4 pixels, False for none."""
+    return 4 * value if isinstance(value, bool) else value
+
+
+def milestones_every(step: int, epochs: int) -> tuple[int, ...]:
+    """Return the milestones of a learning rate that drops after every ``step`` epochs of a training of ``epochs``.
+
+    >>> milestones_every(20, 50), milestones_every(40, 50), milestones_every(40, 10)
+    ((20, 40), (40,), (40,))
+
+    Raises:
+        ArgumentError: step is not positive.
+    """
+    if step < 1:
+        raise ArgumentError(f"step (={step}) must be at least 1")
+    return tuple(range(step, epochs, step)) or (step,)
 
 
 Count = Annotated[int, Field(ge=1, lt=2**32)]
@@ -138,8 +164,8 @@ class RunConfig:
     """Folder of the files that data names. None for sources without files, and to download CIFAR-10 into data/."""
     samples: Count | None = None
     """Train on the first images only, this many; None for all."""
-    crop: bool = False
-    """Move each training image by up to 4 pixels; zeros come in."""
+    crop: Annotated[int, Field(ge=0, le=32), BeforeValidator(_padding)] = 0
+    """Pad each training image with this many zeros on every side and crop it at random to its size. The paper: 4."""
     hflip: bool = False
     """Flip each training image left to right with probability 1/2."""
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
@@ -215,5 +241,25 @@ class RunConfig:
         # A digest of the values that differ from the usual ones only, so that a new field changes no folder's name.
         usual = {field.name: field.default for field in fields(self)} | PAPER[self.task] | {"init": "variance"}
         unusual = {name: value for name, value in asdict(self).items() if value != usual[name]}
+        if self.crop == 4:
+            unusual["crop"] = True  # as in the versions that knew no other padding
         digest = hashlib.sha256(json.dumps(unusual, sort_keys=True).encode()).hexdigest()[:8]
         return Path("runs") / f"{self.task}-{self.model}-{digest}"
+
+    @property
+    def canonical(self) -> RunConfig:
+        """The configuration of the same training with the usual name of its network.
+
+        A network that has the width of a published one is named as that one and has no width.
+
+        >>> config = RunConfig.for_task("rotmnist", model="g-p4cnn", width=10).canonical
+        >>> config.model, config.width
+        ('g-p4cnn-small', None)
+        """
+        if self.width is None:
+            return self
+        kind = self.model.removesuffix("-small")
+        names = {width: name for name, width in _WIDTHS.items() if name.removesuffix("-small") == kind}
+        if self.width in names:
+            return replace(self, model=names[self.width], width=None)
+        return replace(self, model=kind)

@@ -63,7 +63,7 @@ def train(config: RunConfig, progress: bool = False) -> Result:
         OSError: the folder cannot be written to, or has no room for a checkpoint.
         KeyboardInterrupt: the run was asked to stop (SIGINT, SIGTERM or SIGUSR1); it is saved up to that step.
     """
-    with _quiet():
+    with _quiet(), _deterministic_cudnn():
         fabric = launch(config)
         with loss_named(fabric):
             return _train(fabric, config, progress)
@@ -97,6 +97,22 @@ def load_model(folder: str | PathLike[str]) -> nn.Module:
         DataError: the folder holds no run or no checkpoint, or they are broken.
     """
     return _restore(Path(folder))[1]
+
+
+def initial_model(config: RunConfig) -> nn.Module:
+    """Return the network with which a run of this configuration starts, on the CPU.
+
+    The state of torch's random numbers stays as it is.
+
+    Raises:
+        DataError: the file or folder that ``weights`` names cannot be read, or does not fit the network.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = _build(config)
+    if (start := _start(config)) is not None:
+        model.load_state_dict(start)
+    return model
 
 
 def _train(fabric: Fabric, config: RunConfig, progress: bool) -> Result:
@@ -143,11 +159,16 @@ def _take_up(folder: Path, config: RunConfig) -> tuple[dict[str, Any] | None, di
     if (folder / CHECKPOINT).exists():
         checkpoint = _folder.read_checkpoint(folder / CHECKPOINT)
         return checkpoint, _fitting(checkpoint, folder / CHECKPOINT, config)
+    return None, _start(config)
+
+
+def _start(config: RunConfig) -> dict[str, Tensor] | None:
+    """Return the parameters that a configuration names to start from."""
     if config.weights is None:
-        return None, None
+        return None
     given = Path(config.weights)
     path = given / CHECKPOINT if given.is_dir() else given
-    return None, _fitting(load_tensors(path), path, config)
+    return _fitting(load_tensors(path), path, config)
 
 
 def _require_own(folder: Path, config: RunConfig) -> None:
@@ -204,7 +225,7 @@ def _restore(folder: Path) -> tuple[RunConfig, nn.Module, dict[str, Any]]:
 def _result(loop: Loop) -> Result:
     from ._fabric import VERSION
 
-    last = loop.history[-1]
+    last, images = loop.history[-1], len(loop.data.test)
     return Result(
         test_error=last["test_error"],
         test_loss=last["test_loss"],
@@ -222,6 +243,8 @@ def _result(loop: Loop) -> Result:
         },
         command=shlex.join(sys.argv),
         revision=_revision(Path(__file__).parent),
+        test_correct=images - round(last["test_error"] * images / 100),
+        test_images=images,
     )
 
 
@@ -249,3 +272,15 @@ def _quiet() -> Iterator[None]:
             yield
         finally:
             LOGGER.setLevel(level)
+
+
+@contextmanager
+def _deterministic_cudnn() -> Iterator[None]:
+    """Let cuDNN use deterministic algorithms, without a search for the fastest."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before

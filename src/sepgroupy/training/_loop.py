@@ -82,8 +82,7 @@ class Loop:
         self.history: list[dict[str, float]] = []  # a row for each epoch that is done
         self.totals = [0.0, 0.0, 0.0]  # of the epoch under way: cross-entropies, wrong answers, pictures
         self.steps = math.ceil(len(data.train) / config.batch_size)  # an epoch
-        augmented = config.crop or config.hflip
-        self.augment = RandomCropFlip(4 if config.crop else 0, config.hflip) if augmented else None
+        self.augment = RandomCropFlip(config.crop, config.hflip) if config.crop or config.hflip else None
         self.optimizer = make_optimizer(model, config)
         self.wrapped, self.stepper = fabric.setup(model, self.optimizer)
         self._clock = self._saved = time.monotonic()
@@ -223,8 +222,8 @@ class Loop:
         fabric, test = self.fabric, self.data.test
         mine = slice(fabric.global_rank, None, fabric.world_size)
         counts = tally(self.model, Split(test.images[mine], test.labels[mine]), self.config.test_batch_size, between)
-        loss, error = mean(summed(fabric, counts))
-        return {"test_loss": loss, "test_error": error}
+        score = mean(summed(fabric, counts))
+        return {"test_loss": score.loss, "test_error": score.error}
 
     def _stop(self, stop: Interruption) -> None:
         if self.fabric.is_global_zero:

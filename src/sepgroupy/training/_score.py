@@ -13,10 +13,12 @@ from ..data import Split
 
 
 class Score(NamedTuple):
-    """The mean cross-entropy in nats, and the share of wrong answers in percent."""
+    """The mean cross-entropy in nats, the share of wrong answers in percent, and the number of right ones among all."""
 
     loss: float
     error: float
+    correct: int
+    images: int
 
 
 @torch.no_grad()
@@ -62,4 +64,4 @@ def tally(model: nn.Module, split: Split, batch_size: int, between: Callable[[],
 def mean(tally: Tensor) -> Score:
     """Return the score of a tally."""
     loss, wrong, count = tally.tolist()
-    return Score(loss / count, 100 * wrong / count)
+    return Score(loss / count, 100 * wrong / count, int(count - wrong), int(count))
