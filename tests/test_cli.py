@@ -188,6 +188,11 @@ def test_train_then_evaluate(run: Run, tmp_path: Path) -> None:
     error, correct, accuracy = map(float, found.groups())
     assert error + accuracy == 100
     assert correct / 20 == accuracy / 100
+    assert run("evaluate", "run", "--device", "cpu", "--rotations", "1")[1] == evaluated
+    code, averaged, _ = run("evaluate", "run", "--device", "cpu", "--rotations", "4")
+    assert code == 0
+    assert averaged != evaluated
+    assert run("evaluate", "run", "--rotations", "0")[0] == 2
     code, again, _ = run(*TRAIN, "--milestone", "2", "--milestone", "4", "--folder", "run")
     assert (code, again) == (0, trained)
     assert run(*TRAIN, "--folder", "run")[0] == 2  # other milestones

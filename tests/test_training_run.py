@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 from dataclasses import replace
 from functools import partial
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sepgroupy.data import ImageData, Split, load_digits
+from sepgroupy.data import ImageData, Split, load_digits, rotate
 from sepgroupy.errors import ArgumentError, DataError
 from sepgroupy.models import build_model, model_names
 from sepgroupy.training import (
@@ -349,6 +350,39 @@ def test_score_counts() -> None:
         assert score(model, split, batch_size) == Score(pytest.approx(float(expected)), 60.0, 2, 5)
     assert model[2].training
     torch.testing.assert_close(predict(model, split.images, 2).exp().sum(1), torch.ones(5))
+
+
+@pytest.mark.parametrize("rotations", [1, 2, 4, 5])
+def test_predictions_are_averaged_over_rotations(rotations: int, few: ImageData) -> None:
+    torch.manual_seed(0)
+    model, images = build_model("gc-p4cnn-small").eval(), few.test.images
+    with torch.no_grad():
+        every = [
+            model(rotate(images, math.radians(90 * k / rotations)) if k else images).exp() for k in range(rotations)
+        ]
+    expected = sum(every) / rotations
+    for batch_size in (7, 256):
+        predictions = predict(model, images, batch_size, rotations)
+        torch.testing.assert_close(predictions.exp(), expected, atol=1e-5, rtol=1e-5)
+    correct = int((expected.argmax(1) == few.test.labels).sum())
+    assert score(model, few.test, 11, rotations).correct == correct
+    # A network that is invariant under rotations by 90° sees the same set of orientations in a rotated image.
+    if rotations > 1:
+        other = predict(model, images.rot90(1, (-2, -1)), rotations=rotations)
+        torch.testing.assert_close(other, predict(model, images, rotations=rotations), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rotations", [0, -1, 2.0])
+def test_a_number_of_rotations_that_is_none_is_refused(rotations: Any, few: ImageData) -> None:
+    with pytest.raises(ArgumentError, match=rf"rotations \(={rotations}\)"):
+        predict(build_model("z2cnn"), few.test.images, rotations=rotations)
+
+
+def test_evaluate_averages_over_rotations(few: ImageData, tmp_path: Path) -> None:
+    train(config_in(tmp_path, model="gc-p4cnn-small"))
+    expected = score(load_model(tmp_path), few.test, 256, 3)
+    assert evaluate(tmp_path, "cpu", rotations=3) == expected
+    assert expected.loss != evaluate(tmp_path, "cpu").loss
 
 
 def test_a_missing_device_is_refused(few: ImageData, tmp_path: Path) -> None:

@@ -67,12 +67,16 @@ def train(
 
 @app.command()
 def evaluate(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")], device: Device = "auto"
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    device: Device = "auto",
+    rotations: Annotated[
+        int, typer.Option(help="Average the class probabilities over so many rotations, by k·90°/ROTATIONS.")
+    ] = 1,
 ) -> None:
     """Test the network that a run has left."""
     from .training import evaluate
 
-    score = evaluate(folder, device)
+    score = evaluate(folder, device, rotations)
     print(f"{folder}: {_figures(score.error, score.loss, score.correct, score.images)}")
 
 

@@ -123,11 +123,14 @@ def sweep(
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Folders of runs, or folders that hold such.")],
     folder: Annotated[Path, typer.Option(help="Where the report is kept.")] = Path("report"),
+    rotations: Annotated[
+        int, typer.Option(help="Also test with class probabilities averaged over so many rotations.")
+    ] = 1,
 ) -> None:
     """Lay finished runs out beside the paper: report.html, report.md, its figures as SVG, and runs.csv."""
     from .report import write_report
 
-    print(write_report(runs, folder))
+    print(write_report(runs, folder, rotations))
 
 
 def _counts(option: str, text: str, usual: str | None = None) -> list[Any]:

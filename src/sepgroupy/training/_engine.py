@@ -69,22 +69,23 @@ def train(config: RunConfig, progress: bool = False) -> Result:
             return _train(fabric, config, progress)
 
 
-def evaluate(folder: str | PathLike[str], device: str = "auto") -> Score:
+def evaluate(folder: str | PathLike[str], device: str = "auto", rotations: int = 1) -> Score:
     """Compute the loss and the error on the test set of the network that a run has left.
 
     Args:
         folder: the folder of the run.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
+        rotations: average the class probabilities over so many rotations, see :func:`predict`.
 
     Raises:
-        ArgumentError: the machine has no such device.
+        ArgumentError: the machine has no such device, or ``rotations`` is not a positive integer.
         DataError: the folder holds no run, or its files or data cannot be read or do not belong together.
     """
     folder = Path(folder)
     config, model, checkpoint = _restore(folder)
     data = load_data(config)
     checked_record(checkpoint, data, folder)
-    return score(model.to(device_of(device)), data.test, config.test_batch_size)
+    return score(model.to(device_of(device)), data.test, config.test_batch_size, rotations)
 
 
 def load_model(folder: str | PathLike[str]) -> nn.Module:

@@ -221,7 +221,8 @@ class Loop:
 
         fabric, test = self.fabric, self.data.test
         mine = slice(fabric.global_rank, None, fabric.world_size)
-        counts = tally(self.model, Split(test.images[mine], test.labels[mine]), self.config.test_batch_size, between)
+        part_of_mine = Split(test.images[mine], test.labels[mine])
+        counts = tally(self.model, part_of_mine, self.config.test_batch_size, between=between)
         score = mean(summed(fabric, counts))
         return {"test_loss": score.loss, "test_error": score.error}
 
