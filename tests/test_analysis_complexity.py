@@ -304,7 +304,7 @@ def test_markdown_has_every_model_and_figure(rows):
     assert [line.split(" | ")[0] for line in photos.splitlines()[2:]] == [f"| {name}" for name in list(EXACT)[7:]]
     cells = next(line for line in digits.splitlines() if "| gc-p4cnn |" in line).strip("| ").split(" | ")
     assert cells[:8] == ["gc-p4cnn", "1×28×28", "30", "1.74 ± 0.070", "24,640", "24.64 k", "13.007 M", "13.01 M"]
-    assert cells[-1] == "5.83 MB"
+    assert cells[-1] == "5.83 MiB"
     assert "training" not in digits
     for table in (digits, photos):
         assert len({line.count("|") for line in table.splitlines()}) == 1

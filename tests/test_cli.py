@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sepgroupy import __version__, cli, demo, errors
 from sepgroupy.data import ImageData, load_digits
 from sepgroupy.errors import DataError
+from sepgroupy.training import RunConfig
 from sepgroupy.training import _data as data_module
 from sepgroupy.training._loop import Loop
 
@@ -68,7 +72,51 @@ def test_misuse_exits_2(arguments: tuple[str, ...], run: Run) -> None:
 
 
 def test_a_wrong_value_exits_2_with_one_line(run: Run) -> None:
-    assert run(*TRAIN, "--lr", "-1") == (2, "", "error: lr (=-1.0) must be a positive number\n")
+    assert run(*TRAIN, "--lr", "-1") == (2, "", "error: lr (=-1.0) must be greater than 0\n")
+
+
+OPTIONS = {  # of every field of RunConfig that is not the task: the option's words, and the value that they mean
+    "model": "--model z2cnn", "data": "--data amat", "epochs": "--epochs 2", "batch_size": "--batch-size 3",
+    "test_batch_size": "--test-batch-size 4", "optimizer": "--optimizer sgd", "lr": "--lr 0.5",
+    "momentum": "--momentum 0.6", "weight_decay": "--weight-decay 0.7", "milestones": "--milestone 8 --milestone 9",
+    "log_every": "--log-every 10", "width": "--width 11", "data_path": "--data-path here", "samples": "--samples 12",
+    "crop": "--crop 3", "hflip": "--hflip", "precision": "--precision 16-mixed", "device": "--device cpu",
+    "seed": "--seed 13", "warmup": "--warmup 14", "clip": "--clip 1.5", "devices": "--devices 16",
+    "nodes": "--nodes 17", "strategy": "--strategy ddp", "sync_batchnorm": "--sync-batchnorm",
+    "weights": "--weights there", "folder": "--folder place", "init": "--init variance",
+}  # fmt: skip
+
+
+def test_every_field_of_a_configuration_is_an_option(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = list[RunConfig]()
+    monkeypatch.setattr(cli, "run", seen.append)
+    names = [field.name for field in fields(RunConfig) if field.name != "task"]
+    assert set(OPTIONS) == set(names)
+    values: dict[str, Any] = {}
+    for name in names:
+        words = OPTIONS[name].split()[1::2]
+        kind = type(getattr(RunConfig.for_task("rotmnist"), name))
+        optional = {"width": int, "samples": int, "clip": float}
+        given = [optional.get(name, str if kind is type(None) else kind)(word) for word in words if kind is not tuple]
+        values[name] = tuple(map(int, words)) if kind is tuple else given[0] if given else True
+        assert run("train", "rotmnist", *OPTIONS[name].split()) == (0, "", "")
+        assert seen[-1] == RunConfig.for_task("rotmnist", **{name: values[name]})
+        assert seen[-1] != RunConfig.for_task("rotmnist")
+    assert run("train", "rotmnist", *" ".join(OPTIONS.values()).split())[0] == 0
+    assert seen[-1] == RunConfig.for_task("rotmnist", **values)
+    assert run("train", "cifar10", "--augment", "--no-sync-batchnorm")[0] == 0
+    assert seen[-1] == RunConfig.for_task("cifar10", crop=4, hflip=True)
+    assert run("train", "cifar10", "--augment", "--crop", "2")[0] == 0
+    assert seen[-1] == RunConfig.for_task("cifar10", crop=2, hflip=True)
+
+
+def test_the_help_says_what_the_fields_say(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "500")
+    text = run("train", "--help")[1]
+    for name, field in RunConfig.__pydantic_fields__.items():  # type: ignore[attr-defined]
+        assert name == "task" or field.description in text
+    for usual in ("rotmnist: 0.01; cifar10: 0.05", "rotmnist: 40; cifar10: 50 100 150", "adam|sgd", "32-true"):
+        assert usual in text
 
 
 def test_failure_exits_1_with_one_line(run: Run) -> None:
@@ -135,6 +183,16 @@ def test_train_then_evaluate(run: Run, tmp_path: Path) -> None:
     assert code == 0
     assert "test error" in evaluated
     assert evaluated.removeprefix("run: ").strip() in trained
+    found = re.search(r"test error (\S+) %.*test accuracy (\d+)/20 \((\S+) %\)", evaluated)
+    assert found
+    error, correct, accuracy = map(float, found.groups())
+    assert error + accuracy == 100
+    assert correct / 20 == accuracy / 100
+    assert run("evaluate", "run", "--device", "cpu", "--rotations", "1")[1] == evaluated
+    code, averaged, _ = run("evaluate", "run", "--device", "cpu", "--rotations", "4")
+    assert code == 0
+    assert averaged != evaluated
+    assert run("evaluate", "run", "--rotations", "0")[0] == 2
     code, again, _ = run(*TRAIN, "--milestone", "2", "--milestone", "4", "--folder", "run")
     assert (code, again) == (0, trained)
     assert run(*TRAIN, "--folder", "run")[0] == 2  # other milestones

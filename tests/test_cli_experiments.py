@@ -3,6 +3,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from sepgroupy import cli
 from sepgroupy.compression import compress
 from sepgroupy.data import ImageData, load_digits
 from sepgroupy.report import _angles, _groups
+from sepgroupy.sweep import preset
 from sepgroupy.training import _data as data_module
 from sepgroupy.training import load_model
 
@@ -56,6 +58,15 @@ def test_sweep_then_report(run: Run) -> None:
     text = Path("page/report.md").read_text()
     assert "| z2cnn, w=2 |" in text
     assert "| gc-p4cnn | 24,640 | 3 |" in text
+
+
+def test_sweep_of_a_published_grid(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("sepgroupy.sweep.sweep", lambda configs, folder, **_: seen.append(configs) or configs)
+    for task, name in (("rotmnist", "paper"), ("rotmnist", "data-efficiency"), ("cifar10", "paper")):
+        code, out, _ = run("sweep", task, "--preset", name, "--set", "epochs=1")
+        assert (code, out) == (0, f"{len(seen[-1])} runs are finished: runs/runs.csv\n")
+        assert seen[-1] == preset(task, name, epochs=1)
 
 
 def test_redundancy(run: Run) -> None:
@@ -105,6 +116,10 @@ def test_compress_keeps_the_width_and_the_data_of_the_run(run: Run) -> None:
         (("sweep", "rotmnist", "--models", "z2cnn", "--set", "colour=red"), "'colour'"),
         (("sweep", "rotmnist", "--models", "z2cnn", "--set", "epochs=two"), "epochs (='two')"),
         (("sweep", "rotmnist", "--models", "z2cnn", "--set", "seed=2"), "seed is not the same"),
+        (("sweep", "rotmnist"), "give one of the two"),
+        (("sweep", "rotmnist", "--preset", "paper", "--models", "z2cnn"), "give one of the two"),
+        (("sweep", "rotmnist", "--preset", "paper", "--seeds", "1"), "has its own widths, samples and seeds"),
+        (("sweep", "rotmnist", "--preset", "thesis"), "paper, data-efficiency for rotmnist"),
         (("report", "nowhere"), "nowhere"),
     ],
 )

@@ -1,7 +1,7 @@
 """What a PyTorch user expects of any module, held for every kind of layer and a small network of each family.
 
-More on single layers: their state in ``test_nn_state``, their derivatives in ``test_nn_gradients``; on filters reused in
-``test_cached_filters`` and on fused networks in ``test_fusion``.
+More on single layers: their state in ``test_nn_state``, their derivatives in ``test_nn_gradients``; on reused filters
+in ``test_cached_filters`` and on fused networks in ``test_fusion``.
 """
 
 from __future__ import annotations

@@ -103,8 +103,6 @@ BROKEN = {
     "word": (broken(put(4, 17, "seven")), "has 'seven' in row 4"),
     "commas": (broken(lambda lines: None).replace(b" ", b","), "has 1 values in row 1"),
     "underscore": (broken(put(4, 17, "0_1")), "is no table of numbers"),
-    "bright": (broken(put(2, 100, "1.5")), "has the pixel value 1.5 in row 2"),
-    "negative": (broken(put(3, 0, "-0.25")), "has the pixel value -0.25 in row 3"),
     "nan": (broken(put(5, 783, "nan")), "has the pixel value nan in row 5"),
     "infinite": (broken(put(1, 3, "inf")), "has the pixel value inf in row 1"),
     "label 10": (broken(put(4, 784, "10")), "has the label 10 in row 4"),
@@ -121,6 +119,19 @@ def test_a_broken_file_and_its_row_are_named(folder, case):
     with pytest.raises(DataError, match=rf"{TEST_FILE} .*{message}.*: fetch the file again"):
         load_amat(folder)
     assert caches(folder) == [f"{TRAIN_FILE}.cache.npz"]  # nothing is kept of a broken file
+
+
+@pytest.mark.parametrize("value", ["1.5", "-0.25"])
+def test_a_pixel_outside_0_to_1_is_read_with_a_warning_every_time(folder, value, caplog):
+    load_amat(folder)
+    assert not caplog.records
+    (folder / TEST_FILE).write_bytes(broken(put(2, 100, value)))
+    for _ in range(2):  # parsed, and from the cache
+        caplog.clear()
+        assert load_amat(folder).test.images[1].flatten()[100] == float(value)
+        (record,) = caplog.records
+        assert TEST_FILE in record.message
+        assert value in record.message
 
 
 def test_a_folder_in_place_of_a_file_is_refused(folder):

@@ -128,7 +128,7 @@ def fused_copy(plain: nn.Module) -> nn.Module:
     return fuse(copy.deepcopy(plain))
 
 
-# ---- values, gradients, statistics ------------------------------------------------------------------------------------
+# ---- values, gradients, statistics ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -229,7 +229,7 @@ def test_the_input_is_left_as_it_is() -> None:
     assert torch.equal(x, before)
 
 
-# ---- who must be called -----------------------------------------------------------------------------------------------
+# ---- who must be called --------------------------------------------------------------------------
 
 
 @pytest.fixture(params=["resnet-gc", "rotmnist-gc", "chain-gc", "nested"])
@@ -411,7 +411,7 @@ def test_training_and_inference_of_parts_may_differ() -> None:
     torch.testing.assert_close(results(fused, x), results(plain, x), atol=1e-9, rtol=1e-8)
 
 
-# ---- inputs that no kernel reads --------------------------------------------------------------------------------------
+# ---- inputs that no kernel reads -----------------------------------------------------------------
 
 
 class Sum(nn.Sequential):
@@ -506,7 +506,7 @@ def test_under_autocast(name: str) -> None:
     torch.testing.assert_close(list(fused.buffers()), list(plain.buffers()))
 
 
-# ---- one model, fused or not ------------------------------------------------------------------------------------------
+# ---- one model, fused or not ---------------------------------------------------------------------
 
 
 def test_state_parameters_and_submodules_stay_the_same_objects(pair: tuple[nn.Module, nn.Module, Tensor]) -> None:
@@ -620,7 +620,7 @@ def test_cached_filters_of_a_fused_model(pair: tuple[nn.Module, nn.Module, Tenso
 
 @needs_kernels
 def test_the_report_says_what_is_fused_and_why_not() -> None:
-    net, x = make("chain-gc")
+    net, _ = make("chain-gc")
     text = str(fusion_report(net))
     assert "0 fused kernels" in text
     assert "3: not in a network of sepgroupy.models or an nn.Sequential" not in text  # it could be fused

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import oracle
+from sepgroupy import gconv
 from sepgroupy.errors import ArgumentError
 from sepgroupy.gconv.pooling import GroupCosetMaxPool, GroupMaxPool2d
 from sepgroupy.groups import C4, D4
@@ -111,12 +112,44 @@ def test_bad_arguments_are_refused_by_name() -> None:
         published("gc", "P4ConvP4")(2, 3, (3, 5))
 
 
-@pytest.mark.parametrize("arguments", [(2,), (2, 2), (3, 1), (3, 2, 1)], ids=str)
+@pytest.mark.parametrize(("prefix", "name"), CLASSES, ids=NAMES)
+def test_attributes_of_the_published_classes(prefix: str, name: str) -> None:
+    layer = published(prefix, name)(2, 3, 5, 2, 1)
+    assert (layer.in_channels, layer.out_channels) == (2, 3)
+    assert layer.kernel_size == layer.ksize == (5, 5)
+    assert (layer.stride, layer.padding) == ((2, 2), (1, 1))
+    order = GROUPS[name].order
+    assert (layer.input_stabilizer_size, layer.output_stabilizer_size) == (1 if name.endswith("Z2") else order, order)
+    for separable in (None, True, False) if prefix else (None, False):
+        assert published(prefix, name)(2, 3, 3, separable=separable).separable is separable
+    assert copy.deepcopy(layer).ksize == (5, 5)
+
+
+def test_every_name_is_in_the_package() -> None:
+    for prefix, name in CLASSES:
+        assert getattr(gconv, prefix + name) is published(prefix, name)
+    assert gconv.GroupMaxPool2d is GroupMaxPool2d
+    assert gconv.GroupCosetMaxPool is GroupCosetMaxPool
+    assert sorted(gconv.__all__) == sorted([p + n for p, n in CLASSES] + ["GroupCosetMaxPool", "GroupMaxPool2d"])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(2,), (2, 2), (3, 1), (3, 2, 1), (2, 1, 0, 2), (3, 2, 1, 1, False, True), (2, 2, 0, 1, True), (3, 2, 1, 1, True)],
+    ids=str,
+)
 def test_spatial_max_pool(arguments: Any) -> None:
     x = torch.randn(2, 3, 4, 6, 7)
     plain = nn.MaxPool2d(*arguments)
-    expected = torch.stack([plain(x[:, :, g]) for g in range(4)], 2)
-    assert torch.equal(GroupMaxPool2d(*arguments)(x), expected)
+    every = [plain(x[:, :, g]) for g in range(4)]
+    if plain.return_indices:
+        values, indices = GroupMaxPool2d(*arguments)(x)
+        assert torch.equal(values, torch.stack([value for value, _ in every], 2))
+        assert torch.equal(indices, torch.stack([index for _, index in every], 2))
+    else:
+        assert torch.equal(GroupMaxPool2d(*arguments)(x), torch.stack(every, 2))
+    named = inspect.signature(GroupMaxPool2d).parameters
+    assert list(named) == ["kernel_size", "stride", "padding", "dilation", "return_indices", "ceil_mode"]
 
 
 def test_coset_max_pool() -> None:

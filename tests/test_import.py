@@ -5,7 +5,19 @@ from __future__ import annotations
 import subprocess
 import sys
 
-EXTRAS = ("lightning", "torchvision", "typer", "matplotlib", "mlxtend", "pandas", "scipy", "rich", "tensorboard")
+EXTRAS = (
+    "lightning",
+    "lightning_fabric",
+    "pydantic",
+    "torchvision",
+    "typer",
+    "matplotlib",
+    "mlxtend",
+    "pandas",
+    "scipy",
+    "rich",
+    "tensorboard",
+)
 CORE = "sepgroupy, sepgroupy.gconv.splitgconv2d, sepgroupy.gconv.g_splitgconv2d, sepgroupy.gconv.gc_splitgconv2d"
 CORE += ", sepgroupy.gconv.pooling, sepgroupy.testing, sepgroupy.models"
 

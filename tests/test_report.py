@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from statistics import stdev
 from typing import Any
@@ -16,14 +17,14 @@ from xml.etree import ElementTree
 import pytest
 
 from sepgroupy.data import ImageData, Split, load_digits, rotate
-from sepgroupy.errors import DataError
-from sepgroupy.report import _angles, _groups, write_report
+from sepgroupy.errors import ArgumentError, DataError
+from sepgroupy.report import _angles, _groups, _rotations, write_report
 from sepgroupy.report._angles import ANGLES, errors_by_angle
 from sepgroupy.report._chapters import order
 from sepgroupy.report._figures import style_of
 from sepgroupy.report._groups import put_together
 from sepgroupy.sweep import Run, find_runs, grid, sweep
-from sepgroupy.training import Result, RunConfig, load_model, score
+from sepgroupy.training import Result, RunConfig, evaluate, load_model, score
 from sepgroupy.training import _data as data_module
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -92,15 +93,22 @@ def test_runs_that_differ_in_their_seed_alone_are_one_group(few: None) -> None:
     assert (paper.changes, other.changes) == ({}, {"epochs": 7})
 
 
-def test_with_augmentation_the_paper_s_other_figure_stands_beside() -> None:
-    plain, augmented = (
-        put_together(
-            [Run(Path("x"), RunConfig.for_task("cifar10", samples=9, crop=crop, hflip=crop), made_up(1).result)]
-        )
-        for crop in (False, True)
-    )
-    assert plain[0].groups[0].paper_error == "6.72"
-    assert augmented[0].groups[0].paper_error == "5.43"
+def test_a_width_of_a_published_network_is_that_network(few: None) -> None:
+    runs = [made_up(3.0, model="g-p4cnn", width=10), made_up(4.0, model="g-p4cnn-small", seed=2)]
+    (group,) = put_together([*runs, made_up(5.0, model="g-p4cnn-small", width=10, seed=3)])[0].groups
+    assert (group.label, group.paper_error, len(group.runs)) == ("g-p4cnn-small", "2.60 ± 0.098", 3)
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "printed"),
+    [((0, False), "6.72"), ((4, True), "5.43"), ((4, False), None), ((0, True), None), ((2, True), None)],
+)
+def test_only_the_paper_s_augmentation_has_the_paper_s_figure(
+    augmentation: tuple[int, bool], printed: str | None
+) -> None:
+    crop, hflip = augmentation
+    run = Run(Path("x"), RunConfig.for_task("cifar10", samples=9, crop=crop, hflip=hflip), made_up(1).result)
+    assert put_together([run])[0].groups[0].paper_error == printed
 
 
 def test_says_plainly_where_the_paper_s_order_does_not_hold() -> None:
@@ -156,6 +164,28 @@ def test_the_tables_say_what_the_runs_say(runs: Path, report: Path) -> None:
     assert "batch_size 12" in text
     rows = (report / "runs.csv").read_text().splitlines()
     assert len(rows) == 10
+
+
+def test_the_error_averaged_over_rotations_is_measured_once(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_rotations, "evaluate", partial(evaluate, device="cpu"))
+    write_report([runs], tmp_path, rotations=2)
+    for model in ("z2cnn", "p4cnn"):
+        found = [run for run in find_runs([runs]) if (run.config.model, run.config.samples) == (model, None)]
+        errors = [evaluate(run.folder, "cpu", rotations=2).error for run in found]
+        plain = [run.result.test_error for run in found if run.result]
+        cells = [f"{sum(values) / 2:.2f} ± {stdev(values):.2f}" for values in (plain, errors)]
+        assert f" | 2 | {cells[0]} | {cells[1]} | " in (tmp_path / "report.md").read_text()
+    assert "k·45°, k = 0..1" in (tmp_path / "report.md").read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr(_rotations, "evaluate", lambda *_, **__: pytest.fail("measured again"))
+        assert _rotations.error_averaged(found[0], 2) == errors[0]
+    for broken in ("", "[]", "{}", '{"test_error": "low"}'):
+        (found[0].folder / "rotations-2.json").write_text(broken)
+        assert _rotations.error_averaged(found[0], 2) == errors[0]
+    with pytest.raises(ArgumentError, match="rotations"):
+        write_report([runs], tmp_path, rotations=0)
 
 
 def test_html_and_markdown_have_the_same_tables(report: Path) -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import gzip
 import io
 import os
-import resource
 import struct
 import tarfile
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +25,7 @@ from sepgroupy.errors import DataError
 from sepgroupy.training import _data, _loop, evaluate, train
 from sepgroupy.training._folder import read_checkpoint
 from stress import fuzz
-from stress.small import few_digits
+from stress.small import few_digits, little_memory
 
 
 @pytest.fixture(scope="module")
@@ -109,17 +107,6 @@ def test_a_huge_width_in_a_strangers_folder_allocates_nothing(width: int, stoppe
     (stopped / "config.json").write_text(text.replace('"width": 3', f'"width": {width}'))
     with little_memory(), pytest.raises(DataError, match=r"last\.ckpt"):
         evaluate(stopped, "cpu")
-
-
-class little_memory:  # noqa: N801 - used as a function
-    """Hold that what is done inside takes less than ten seconds and 300 MiB."""
-
-    def __enter__(self) -> None:
-        self.start, self.before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-    def __exit__(self, *_: object) -> None:
-        assert time.monotonic() - self.start < 10
-        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - self.before < 300 * 2**10
 
 
 def test_archives_of_tensors_do_not_grow(tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ import pytest
 from sepgroupy import __version__
 from sepgroupy.data import ImageData, load_digits
 from sepgroupy.errors import ArgumentError, RunError
+from sepgroupy.models import model_names
 from sepgroupy.sweep import _sweep as sweep_module
-from sepgroupy.sweep import find_runs, grid, sweep, to_csv
+from sepgroupy.sweep import find_runs, grid, preset, sweep, to_csv
 from sepgroupy.training import RunConfig, train
 from sepgroupy.training import _data as data_module
 
@@ -172,6 +173,49 @@ def test_each_configuration_is_found_once_and_finished_if_it_can_be(few: None, t
     (run,) = find_runs([tmp_path, tmp_path / "c"])
     assert run.folder == tmp_path / "b"
     assert run.result is not None
+
+
+def test_a_run_is_known_by_its_network_whatever_that_is_called(trained: list[RunConfig], tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"epochs": 1, "batch_size": 20, "device": "cpu", "samples": 20}
+    train(RunConfig.for_task("rotmnist", model="gc-p4cnn", width=10, folder=str(tmp_path / "old"), **settings))
+    configs = [
+        RunConfig.for_task("rotmnist", model=model, width=width, **settings)
+        for model, width in (("gc-p4cnn-small", None), ("gc-p4cnn", 10), ("gc-p4cnn", 5), ("gc-p4cnn-small", 5))
+    ]
+    runs = sweep(configs, tmp_path)
+    assert [(config.model, config.width) for config in trained] == [("gc-p4cnn", 5)]
+    assert [run.folder.name for run in runs[:2]] == ["old", "old"]
+    assert runs[2] == runs[3]
+
+
+GRIDS = {  # SPEC, section 7: widths of the paper's grid, and the width of its data efficiency
+    "z2cnn": ((10, 20, 40, 60, 80, 100), 20), "c-z2cnn": ((25, 57, 120, 184, 247, 311), 57),
+    "p4cnn": ((5, 10, 20, 30, 40, 50), 10), "g-p4cnn": ((8, 10, 17, 34, 51, 68, 85), 17),
+    "gc-p4cnn": ((10, 30, 62, 94, 126, 158), 30),
+}  # fmt: skip
+
+
+def test_the_published_grids_by_name() -> None:
+    def canonical(width: int, model: str, seed: int, **settings: Any) -> RunConfig:
+        return RunConfig.for_task("rotmnist", model=model, width=width, seed=seed, **settings).canonical
+
+    seeds, images = range(1, 6), range(2000, 10001, 2000)
+    paper = [canonical(w, name, seed) for seed in seeds for name, (widths, _) in GRIDS.items() for w in widths]
+    assert preset("rotmnist", "paper") == paper
+    assert len(set(paper)) == 155
+    assert sum(config.width is None for config in paper) == 35  # the seven networks of the table, by their names
+    some = [canonical(width, name, s, samples=n) for s in seeds for n in images for name, (_, width) in GRIDS.items()]
+    assert preset("rotmnist", "data-efficiency") == some
+    assert all(config.weight_decay == 1e-5 for config in paper + some)
+    assert {config.data for config in preset("rotmnist", "paper", data="amat", data_path="x")} == {"amat"}
+    cifar = preset("cifar10", "paper")
+    assert {(c.model, c.crop, c.hflip, c.seed) for c in cifar} == {
+        (name, *augmented, 1) for name in model_names() if "resnet" in name for augmented in ((0, False), (4, True))
+    }
+    assert len(cifar) == 8
+    for task, name in (("rotmnist", "all"), ("cifar10", "data-efficiency"), ("mnist", "paper")):
+        with pytest.raises(ArgumentError, match="paper, data-efficiency for rotmnist; paper for cifar10"):
+            preset(task, name)
 
 
 def real() -> list[RunConfig]:

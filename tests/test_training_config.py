@@ -1,14 +1,20 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+import pickle
+import re
+from dataclasses import FrozenInstanceError, asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from sepgroupy.errors import ArgumentError
-from sepgroupy.training import RunConfig
+from sepgroupy.models import model_names
+from sepgroupy.training import RunConfig, milestones_every
+from sepgroupy.training._engine import _build
+from sepgroupy.training._loop import rate
 
 PAPER = {  # SPEC: sections 3 and 4
     "rotmnist": ("adam", 0.01, 0.0, 1e-5, (40,), 50, 256),
@@ -20,7 +26,7 @@ PAPER = {  # SPEC: sections 3 and 4
 def test_defaults_are_the_papers(task: str) -> None:
     c = RunConfig.for_task(task)
     assert (c.optimizer, c.lr, c.momentum, c.weight_decay, c.milestones, c.epochs, c.batch_size) == PAPER[task]
-    assert (c.width, c.samples, c.crop, c.hflip, c.seed) == (None, None, False, False, 1)
+    assert (c.width, c.samples, c.crop, c.hflip, c.seed) == (None, None, 0, False, 1)
 
 
 @pytest.mark.parametrize("task", PAPER)
@@ -37,7 +43,8 @@ def test_an_override_of_none_leaves_the_papers_value() -> None:
     ("name", "value"),
     [
         ("task", "mnist"), ("task", ["rotmnist"]), ("model", "gc-p5cnn"), ("model", "resnet44"), ("model", None),
-        ("width", 0), ("width", 2.0), ("data", 3), ("data_path", ""), ("samples", -1), ("crop", 1), ("hflip", "yes"),
+        ("width", 0), ("width", 2.0), ("data", 3), ("data_path", ""), ("samples", -1), ("crop", -1), ("crop", 33),
+        ("crop", 1.0), ("hflip", "yes"),
         ("epochs", 0), ("epochs", True), ("batch_size", 0), ("test_batch_size", "1"), ("optimizer", "adamw"),
         ("lr", 0.0), ("lr", float("nan")), ("lr", "0.1"), ("momentum", 1.0), ("weight_decay", -1e-5),
         ("milestones", (3, 3)), ("milestones", (0,)), ("milestones", 40), ("log_every", 0), ("precision", "16"),
@@ -50,7 +57,7 @@ def test_refusals_name_the_setting_and_its_value(name: str, value: Any) -> None:
     config = RunConfig.for_task("rotmnist")
     with pytest.raises(ArgumentError) as error:
         replace(config, **{name: value})
-    assert str(error.value).startswith(f"{name} (={value!r}) must be ")
+    assert re.match(rf"{name} \(={re.escape(repr(value))}\) must (be|have) ", str(error.value))
     values = asdict(config) | {name: value}
     with pytest.raises(ArgumentError, match=name):
         RunConfig.from_json(json.dumps(values))
@@ -81,6 +88,107 @@ def test_the_folder_follows_from_the_configuration() -> None:
 def test_the_folder_does_not_depend_on_settings_that_are_as_usual() -> None:
     assert RunConfig.for_task("rotmnist", warmup=0, epochs=50).run_folder == RunConfig.for_task("rotmnist").run_folder
     assert RunConfig.for_task("rotmnist", warmup=1).run_folder != RunConfig.for_task("rotmnist").run_folder
+
+
+@pytest.mark.parametrize(
+    ("task", "settings", "name"),
+    [  # as named by the version whose fields were checked by hand
+        ("rotmnist", {}, "rotmnist-gc-p4cnn-783fbba0"),
+        ("rotmnist", {"init": "variance"}, "rotmnist-gc-p4cnn-2a855af5"),
+        (
+            "rotmnist",
+            {"model": "z2cnn", "epochs": 3, "lr": 0.02, "milestones": (8,), "samples": 500},
+            "rotmnist-z2cnn-fc9b673b",
+        ),
+        ("cifar10", {"crop": True, "hflip": True, "seed": 2}, "cifar10-gc-p4m-resnet44-d7725207"),
+    ],
+)
+def test_the_names_of_folders_do_not_change(task: str, settings: dict[str, Any], name: str) -> None:
+    config = RunConfig.for_task(task, **settings)
+    assert config.run_folder == Path("runs") / name
+    assert RunConfig.from_json(config.to_json()).run_folder == Path("runs") / name
+
+
+def test_equal_configurations_have_one_folder_whatever_the_type_of_a_number() -> None:
+    whole, real = (RunConfig.for_task("rotmnist", lr=lr, weight_decay=lr) for lr in (1, 1.0))
+    assert whole == real
+    assert hash(whole) == hash(real)
+    assert whole.run_folder == real.run_folder
+    assert whole.to_json() == real.to_json()
+
+
+def test_a_list_of_milestones_is_a_tuple_and_its_wrong_element_is_named() -> None:
+    assert RunConfig.for_task("rotmnist", milestones=[3, 5]).milestones == (3, 5)
+    with pytest.raises(ArgumentError, match=r"milestones\[1\] \(='x'\) must be"):
+        RunConfig.for_task("rotmnist", milestones=[3, "x"])
+
+
+def test_a_configuration_is_a_frozen_value() -> None:
+    config = RunConfig.for_task("rotmnist", epochs=3)
+    with pytest.raises(FrozenInstanceError):
+        config.epochs = 4  # type: ignore[misc]
+    assert {config, replace(config), pickle.loads(pickle.dumps(config))} == {config}
+
+
+def test_an_old_file_without_init_is_of_the_old_one() -> None:
+    values = asdict(RunConfig.for_task("rotmnist"))
+    del values["init"]
+    assert RunConfig.from_json(json.dumps(values)).init == "variance"
+
+
+def test_crops_of_older_versions_are_of_4_pixels() -> None:
+    for old, new in ((True, 4), (False, 0)):
+        config = RunConfig.for_task("cifar10", crop=old)
+        assert (config.crop, type(config.crop)) == (new, int)
+        assert config == RunConfig.for_task("cifar10", crop=new)
+        text = config.to_json().replace(f'"crop": {new}', f'"crop": {json.dumps(old)}')
+        assert RunConfig.from_json(text) == config
+        assert RunConfig.from_json(text).run_folder == config.run_folder
+    folders = {RunConfig.for_task("cifar10", crop=crop).run_folder for crop in (0, 1, 2, 4)}
+    assert len(folders) == 4
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_a_network_of_a_published_width_has_its_name(name: str) -> None:
+    """Every width is named by the network of the same shapes, and by no other."""
+    task = "cifar10" if "resnet" in name else "rotmnist"
+    shapes = {other: _shapes(RunConfig.for_task(task, model=other)) for other in model_names() if _fits(other, task)}
+    for width in (5, 10, 11, 17, 19, 20, 28, 30, 32, 57):
+        config = RunConfig.for_task(task, model=name, width=width)
+        equal = [other for other in shapes if shapes[other] == _shapes(config)]
+        canonical = config.canonical
+        assert [canonical.model] == equal if canonical.width is None else not equal
+        assert canonical.width in (None, width)
+        assert canonical == replace(config, model=canonical.model, width=canonical.width)
+        assert canonical.canonical == canonical
+    config = RunConfig.for_task(task, model=name)
+    assert config.canonical == config
+
+
+def _fits(name: str, task: str) -> bool:
+    return ("resnet" in name) == (task == "cifar10")
+
+
+def _shapes(config: RunConfig) -> list[tuple[str, torch.Size]]:
+    with torch.device("meta"):
+        return [(key, value.shape) for key, value in _build(config).state_dict().items()]
+
+
+@pytest.mark.parametrize(("step", "epochs"), [(1, 5), (3, 10), (40, 50), (40, 10), (5, 5), (25, 50)])
+def test_milestones_of_a_periodic_step_give_its_learning_rates(step: int, epochs: int) -> None:
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.5)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, step, 0.1)
+    config = RunConfig.for_task("rotmnist", lr=0.5, epochs=epochs, milestones=milestones_every(step, epochs))
+    for epoch in range(epochs):
+        assert rate(config, 7 * epoch, 7) == rate(config, 7 * epoch + 6, 7) == pytest.approx(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+
+
+def test_a_step_of_no_epochs_is_refused() -> None:
+    with pytest.raises(ArgumentError, match=r"step \(=0\) must be"):
+        milestones_every(0, 5)
 
 
 def test_settings_younger_than_a_file_have_their_defaults() -> None:

@@ -58,7 +58,7 @@ def test_two_processes_are_one_with_the_same_batches(model: str, tmp_path: Path)
     # Batches of 11 in parts of 6 and 5, the last one of 4. Steps are small, so that rounding stays what it is: Adam
     # would blow up that of gradients that are zero, and large steps that of a maximum between two equal values.
     settings = {"model": model, "batch_size": 11, "optimizer": "sgd", "lr": 0.01, "momentum": 0.9, "epochs": 3}
-    settings |= {"log_every": 1, "milestones": (1, 2), "clip": 5.0, "warmup": 1}
+    settings |= {"log_every": 1, "milestones": (1, 2), "clip": 5.0, "warmup": 1, "seed": 2}
     train(small_run(tmp_path / "one", **settings))
     assert run_two(two(tmp_path / "two", **settings), tmp_path / "log.txt") == [0, 0]
     (state, table), (other, other_table) = outcome(tmp_path / "one"), outcome(tmp_path / "two")

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import csv
+import json
+import math
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sepgroupy.data import ImageData, Split, load_digits
+from sepgroupy.data import ImageData, Split, load_digits, rotate
 from sepgroupy.errors import ArgumentError, DataError
 from sepgroupy.models import build_model, model_names
-from sepgroupy.training import Result, RunConfig, Score, evaluate, load_model, predict, score, train
+from sepgroupy.training import (
+    Result,
+    RunConfig,
+    Score,
+    evaluate,
+    initial_model,
+    load_model,
+    predict,
+    require_free,
+    save_initial_state,
+    save_trained_state,
+    score,
+    train,
+)
 from sepgroupy.training import _data as data_module
 from sepgroupy.training._loop import Loop, order_of
 
@@ -69,7 +85,9 @@ def test_every_model_trains(model: str, few: ImageData, tmp_path: Path) -> None:
     torch.manual_seed(1)
     start, end = build_model(model, width=3), load_model(tmp_path)
     assert all(not torch.equal(a, b) for a, b in zip(start.parameters(), end.parameters(), strict=True))
-    assert evaluate(tmp_path, "cpu") == Score(result.test_loss, result.test_error)
+    assert evaluate(tmp_path, "cpu") == Score(result.test_loss, result.test_error, result.test_correct, 30)
+    assert result.test_error == 100 * (30 - result.test_correct) / 30
+    assert result.test_images == 30
 
 
 def test_a_run_is_the_plain_loop(few: ImageData, tmp_path: Path) -> None:
@@ -249,6 +267,78 @@ def test_the_result_says_where_it_comes_from(few: ImageData, tmp_path: Path) -> 
     assert result.seconds > 0
 
 
+def test_a_result_of_an_older_version_is_read(few: ImageData, tmp_path: Path) -> None:
+    result = train(config_in(tmp_path))
+    values = json.loads((tmp_path / "result.json").read_text())
+    del values["test_correct"], values["test_images"]
+    (tmp_path / "result.json").write_text(json.dumps(values))
+    assert train(config_in(tmp_path)) == replace(result, test_correct=0, test_images=0)
+
+
+def test_the_initial_model_is_that_of_the_run(few: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.random.get_rng_state()
+    drawn = initial_model(config_in(tmp_path / "a", seed=4)).state_dict()
+    assert torch.equal(torch.random.get_rng_state(), before)
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "run", lambda self, *_: stop_at(self.model))
+        with pytest.raises(StopError) as stopped:
+            train(config_in(tmp_path / "b", seed=4))
+    assert_same(drawn, stopped.value.args[0])
+    torch.save(drawn, tmp_path / "drawn.pt")
+    assert_same(
+        drawn, initial_model(config_in(tmp_path / "c", seed=5, weights=str(tmp_path / "drawn.pt"))).state_dict()
+    )
+
+
+class StopError(Exception):
+    pass
+
+
+def stop_at(model: nn.Module) -> None:
+    raise StopError(model.state_dict())
+
+
+def test_cudnn_is_deterministic_while_a_run_trains(
+    few: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cudnn, seen, step = torch.backends.cudnn, [], Loop._do_step
+    before = cudnn.deterministic, cudnn.benchmark
+
+    def noted(self: Loop, stop: Any) -> None:
+        seen.append((cudnn.deterministic, cudnn.benchmark))
+        step(self, stop)
+
+    monkeypatch.setattr(Loop, "_do_step", noted)
+    train(config_in(tmp_path, epochs=1))
+    assert set(seen) == {(True, False)}
+    assert (cudnn.deterministic, cudnn.benchmark) == before
+
+
+def test_state_dicts_of_their_own_are_never_overwritten(few: ImageData, tmp_path: Path) -> None:
+    config, before, after = config_in(tmp_path / "run"), tmp_path / "before.pth.tar", tmp_path / "after.pth.tar"
+    require_free(config, after)
+    save_initial_state(config, before)
+    assert_same(torch.load(before), initial_model(config).state_dict())
+    train(config)
+    save_trained_state(config, after)
+    assert_same(torch.load(after), parameters(tmp_path / "run"))
+    contents = before.read_bytes(), after.read_bytes()
+    save_initial_state(config, before)  # again: they hold these very states
+    save_trained_state(config, after)
+    require_free(config, after)
+    other = replace(config, seed=9, folder=str(tmp_path / "other"))
+    for refused in (partial(save_initial_state, other, before), partial(require_free, other, after)):
+        with pytest.raises(ArgumentError, match="to go on, move it away or delete it"):
+            refused()
+    (tmp_path / "run" / "result.json").unlink()  # it will be trained on: nobody knows what comes out
+    with pytest.raises(ArgumentError, match="to go on"):
+        require_free(config, after)
+    before.write_bytes(b"mine")
+    with pytest.raises(ArgumentError, match=str(before)):
+        save_initial_state(config, before)
+    assert (before.read_bytes(), after.read_bytes()) == (b"mine", contents[1])
+
+
 def test_score_counts() -> None:
     logits = torch.tensor([[9.0, 0.0], [9.0, 0.0], [0.0, 9.0], [0.0, 9.0], [0.0, 9.0]])
     split = Split(logits.view(5, 1, 1, 2), torch.tensor([0, 1, 1, 0, 0]))
@@ -257,9 +347,42 @@ def test_score_counts() -> None:
     model.train()
     expected = nn.functional.cross_entropy(logits, split.labels)
     for batch_size in (1, 2, 5, 9):
-        assert score(model, split, batch_size) == Score(pytest.approx(float(expected)), 60.0)
+        assert score(model, split, batch_size) == Score(pytest.approx(float(expected)), 60.0, 2, 5)
     assert model[2].training
     torch.testing.assert_close(predict(model, split.images, 2).exp().sum(1), torch.ones(5))
+
+
+@pytest.mark.parametrize("rotations", [1, 2, 4, 5])
+def test_predictions_are_averaged_over_rotations(rotations: int, few: ImageData) -> None:
+    torch.manual_seed(0)
+    model, images = build_model("gc-p4cnn-small").eval(), few.test.images
+    with torch.no_grad():
+        every = [
+            model(rotate(images, math.radians(90 * k / rotations)) if k else images).exp() for k in range(rotations)
+        ]
+    expected = sum(every) / rotations
+    for batch_size in (7, 256):
+        predictions = predict(model, images, batch_size, rotations)
+        torch.testing.assert_close(predictions.exp(), expected, atol=1e-5, rtol=1e-5)
+    correct = int((expected.argmax(1) == few.test.labels).sum())
+    assert score(model, few.test, 11, rotations).correct == correct
+    # A network that is invariant under rotations by 90° sees the same set of orientations in a rotated image.
+    if rotations > 1:
+        other = predict(model, images.rot90(1, (-2, -1)), rotations=rotations)
+        torch.testing.assert_close(other, predict(model, images, rotations=rotations), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rotations", [0, -1, 2.0])
+def test_a_number_of_rotations_that_is_none_is_refused(rotations: Any, few: ImageData) -> None:
+    with pytest.raises(ArgumentError, match=rf"rotations \(={rotations}\)"):
+        predict(build_model("z2cnn"), few.test.images, rotations=rotations)
+
+
+def test_evaluate_averages_over_rotations(few: ImageData, tmp_path: Path) -> None:
+    train(config_in(tmp_path, model="gc-p4cnn-small"))
+    expected = score(load_model(tmp_path), few.test, 256, 3)
+    assert evaluate(tmp_path, "cpu", rotations=3) == expected
+    assert expected.loss != evaluate(tmp_path, "cpu").loss
 
 
 def test_a_missing_device_is_refused(few: ImageData, tmp_path: Path) -> None:

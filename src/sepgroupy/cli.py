@@ -6,9 +6,8 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,10 +15,10 @@ from rich.table import Table
 
 from . import __version__
 from .cli_experiments import add_commands
+from .cli_options import takes_run_options
 from .errors import ArgumentError, SepgroupyError
-
-if TYPE_CHECKING:
-    from .training import RunConfig
+from .training import RunConfig
+from .training._config import PAPER
 
 __all__ = ["app", "exit_code", "main", "run"]
 
@@ -29,13 +28,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-class Task(str, Enum):
-    """What can be trained."""
-
-    rotmnist = "rotmnist"
-    cifar10 = "cifar10"
 
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
@@ -58,93 +50,34 @@ def _options(
 
 
 @app.command()
+@takes_run_options
 def train(
-    task: Annotated[Task, typer.Argument(help="The data set, and with it the paper's values of all options.")],
-    model: Annotated[str | None, typer.Option(help="E.g. z2cnn, gc-p4cnn; resnet44, gc-p4m-resnet44.")] = None,
-    width: Annotated[int | None, typer.Option(help="Channels of the first layers.")] = None,
-    data: Annotated[
-        str | None, typer.Option(help="rotmnist: digits (bundled), amat or idx; cifar10: cifar10 or synthetic.")
-    ] = None,
-    data_path: Annotated[Path | None, typer.Option(help="The folder of the files that --data names.")] = None,
-    samples: Annotated[int | None, typer.Option(help="Train on the first so many pictures only.")] = None,
-    augment: Annotated[bool, typer.Option("--augment", help="Random crops and mirrorings.")] = False,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training pictures.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Pictures a training step.")] = None,
-    test_batch_size: Annotated[int | None, typer.Option(help="Pictures a step of the evaluation.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate of the first epoch.")] = None,
-    momentum: Annotated[float | None, typer.Option(help="Momentum of SGD.")] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="Weight decay.")] = None,
-    milestone: Annotated[
-        list[int] | None, typer.Option(help="Epoch after which the learning rate drops to a tenth; repeatable.")
-    ] = None,
-    warmup: Annotated[int | None, typer.Option(help="Epochs over which the learning rate rises to --lr.")] = None,
-    clip: Annotated[float | None, typer.Option(help="The length that gradients are shortened to.")] = None,
-    log_every: Annotated[int | None, typer.Option(help="Epochs between evaluations on the test set.")] = None,
-    precision: Annotated[str | None, typer.Option(help="32-true, 16-mixed or bf16-mixed.")] = None,
-    device: Device = "auto",
-    devices: Annotated[int, typer.Option(help="Processes a machine, which share every batch.")] = 1,
-    nodes: Annotated[int, typer.Option(help="Machines.")] = 1,
-    strategy: Annotated[str, typer.Option(help="auto or ddp.")] = "auto",
-    sync_batchnorm: Annotated[
-        bool, typer.Option("--sync-batchnorm", help="Batch norm over the processes' batch, not their parts.")
-    ] = False,
-    weights: Annotated[
-        Path | None, typer.Option(help="A run's folder, or a file of parameters, to start from.")
-    ] = None,
-    init: Annotated[str, typer.Option(help="published or variance: how group convolutions are drawn.")] = "published",
-    seed: Annotated[int, typer.Option(help="Of the run's random numbers.")] = 1,
-    folder: Annotated[
-        Path | None, typer.Option(help="Where the run is kept.", show_default="runs/<task>-<model>-<digest>")
-    ] = None,
+    task: Annotated[str, typer.Argument(metavar="|".join(PAPER), help="The task, and its values of all options.")],
+    augment: Annotated[bool, typer.Option("--augment", help="Short for --crop 4 --hflip: CIFAR10+.")] = False,
+    **values: Any,
 ) -> None:
     """Train a network; given again, the command goes on with a run that was interrupted.
 
     With --devices or --nodes it starts its processes itself, or is started by torchrun or Slurm's srun.
     """
-    from .training import RunConfig
-
-    config = RunConfig.for_task(
-        task.value,
-        model=model,
-        width=width,
-        data=data,
-        data_path=_text(data_path),
-        samples=samples,
-        crop=augment,
-        hflip=augment,
-        epochs=epochs,
-        batch_size=batch_size,
-        test_batch_size=test_batch_size,
-        lr=lr,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        milestones=tuple(milestone) if milestone else None,
-        warmup=warmup,
-        clip=clip,
-        log_every=log_every,
-        precision=precision,
-        device=device,
-        devices=devices,
-        nodes=nodes,
-        strategy=strategy,
-        sync_batchnorm=sync_batchnorm,
-        weights=_text(weights),
-        init=init,
-        seed=seed,
-        folder=_text(folder),
-    )
-    run(config)
+    if augment:
+        values |= {"crop": values["crop"] or 4, "hflip": True}
+    run(RunConfig.for_task(task, **values))
 
 
 @app.command()
 def evaluate(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")], device: Device = "auto"
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    device: Device = "auto",
+    rotations: Annotated[
+        int, typer.Option(help="Average the class probabilities over so many rotations, by k·90°/ROTATIONS.")
+    ] = 1,
 ) -> None:
     """Test the network that a run has left."""
     from .training import evaluate
 
-    score = evaluate(folder, device)
-    print(f"{folder}: test error {score.error:.2f} %, test loss {score.loss:.4f}")
+    score = evaluate(folder, device, rotations)
+    print(f"{folder}: {_figures(score.error, score.loss, score.correct, score.images)}")
 
 
 @app.command()
@@ -248,10 +181,13 @@ def run(config: RunConfig) -> None:
         return
     print(f"{config.model} on {config.data}: the run is kept in {config.run_folder}")
     result = train(config, progress=sys.stdout.isatty())
-    print(
-        f"test error {result.test_error:.2f} %, test loss {result.test_loss:.4f}, "
-        f"{result.parameters:,} parameters, {result.seconds:.0f} s"
-    )
+    figures = _figures(result.test_error, result.test_loss, result.test_correct, result.test_images)
+    print(f"{figures}, {result.parameters:,} parameters, {result.seconds:.0f} s")
+
+
+def _figures(error: float, loss: float, correct: int, images: int) -> str:
+    accuracy = f", test accuracy {correct}/{images} ({100 * correct / images:.2f} %)" if images else ""
+    return f"test error {error:.2f} %, test loss {loss:.4f}{accuracy}"
 
 
 def exit_code(action: Callable[[], object], debug: bool = False) -> int:
@@ -284,10 +220,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the ``sepgroupy`` command with the arguments of the process, or those given, and exit."""
     arguments = sys.argv[1:] if arguments is None else arguments
     sys.exit(exit_code(lambda: app(arguments), debug="--debug" in arguments))
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
 
 
 def _shape(text: str) -> tuple[int, ...]:

@@ -75,10 +75,13 @@ def compress(
 
 def sweep(
     task: Annotated[str, typer.Argument(help="rotmnist or cifar10, and with it the paper's values.")],
-    models: Annotated[str, typer.Option(help="Models, with commas: z2cnn,p4cnn,gc-p4cnn.")],
+    models: Annotated[str | None, typer.Option(help="Models, with commas: z2cnn,p4cnn,gc-p4cnn.")] = None,
     widths: Annotated[str, typer.Option(help="Channels of the first layers, with commas.")] = "published",
-    samples: Annotated[str, typer.Option(help="Numbers of training pictures, with commas: 500,1000,all.")] = "all",
+    samples: Annotated[str, typer.Option(help="Numbers of training images, with commas: 500,1000,all.")] = "all",
     seeds: Annotated[str, typer.Option(help="Seeds, with commas.")] = "1,2,3",
+    preset: Annotated[
+        str | None, typer.Option(help="A published grid in place of these four: paper, or (rotmnist) data-efficiency.")
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="What all runs share and is not as in the paper, NAME=VALUE; repeatable."),
@@ -94,16 +97,24 @@ def sweep(
 ) -> None:
     """Train a grid of runs and collect them in runs.csv; what the folder holds finished is not trained again."""
     from .sweep import TABLE, grid
+    from .sweep import preset as published_grid
     from .sweep import sweep as run_sweep
 
-    configs = grid(
-        task,
-        models.split(","),
-        _counts("widths", widths, "published"),
-        _counts("samples", samples, "all"),
-        _counts("seeds", seeds),
-        **_settings("set", settings),
-    )
+    if (models is None) == (preset is None):
+        raise ArgumentError(f"models (={models!r}) or preset (={preset!r}): give one of the two")
+    if preset is not None:
+        if (widths, samples, seeds) != ("published", "all", "1,2,3"):
+            raise ArgumentError(f"preset (={preset!r}) has its own widths, samples and seeds: leave those out")
+        configs = published_grid(task, preset, **_settings("set", settings))
+    else:
+        configs = grid(
+            task,
+            (models or "").split(","),
+            _counts("widths", widths, "published"),
+            _counts("samples", samples, "all"),
+            _counts("seeds", seeds),
+            **_settings("set", settings),
+        )
     parsed = _settings("job", parameters)
     runs = run_sweep(configs, folder, cluster=cluster, jobs=jobs, parameters=parsed, progress=sys.stdout.isatty())
     print(f"{len(runs)} runs are finished: {folder / TABLE}")
@@ -112,11 +123,14 @@ def sweep(
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Folders of runs, or folders that hold such.")],
     folder: Annotated[Path, typer.Option(help="Where the report is kept.")] = Path("report"),
+    rotations: Annotated[
+        int, typer.Option(help="Also test with class probabilities averaged over so many rotations.")
+    ] = 1,
 ) -> None:
     """Lay finished runs out beside the paper: report.html, report.md, its figures as SVG, and runs.csv."""
     from .report import write_report
 
-    print(write_report(runs, folder))
+    print(write_report(runs, folder, rotations))
 
 
 def _counts(option: str, text: str, usual: str | None = None) -> list[Any]:

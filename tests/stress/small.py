@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import logging
 import os
+import resource
 import socket
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -96,3 +98,14 @@ def same(first: tuple[dict[str, Tensor], Any], second: tuple[dict[str, Tensor], 
     return (
         table == other_table and state.keys() == other.keys() and all(map(torch.equal, state.values(), other.values()))
     )
+
+
+class little_memory:  # noqa: N801 - used as a function
+    """Hold that what is done inside takes less than ten seconds and 300 MiB."""
+
+    def __enter__(self) -> None:
+        self.start, self.before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    def __exit__(self, *_: object) -> None:
+        assert time.monotonic() - self.start < 10
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - self.before < 300 * 2**10

@@ -115,6 +115,10 @@ def _scaled(value: float) -> str:
     return f"{value:.5g}"
 
 
+def _mebibytes(value: float) -> str:
+    return f"{value / 2**20:.2f} MiB"
+
+
 @dataclass(frozen=True)
 class _Column:
     name: str
@@ -134,8 +138,8 @@ _COLUMNS = (
     _Column("macs_paper", "paper", lambda row: row.paper and row.paper.macs, _scaled),
     _Column("macs_executed", "MACs, executed", lambda row: row.cost.macs_executed, _scaled),
     _Column("device", "measured on", lambda row: row.device),
-    _Column("memory", "memory", lambda row: row.cost.memory, lambda value: f"{value / 1e6:.2f} MB"),
-    _Column("memory_paper", "paper", lambda row: row.paper and row.paper.memory, lambda value: f"{value / 1e6:.2f} MB"),
+    _Column("memory", "memory", lambda row: row.cost.memory, _mebibytes),
+    _Column("memory_paper", "paper", lambda row: row.paper and row.paper.memory, _mebibytes),
     _Column("training_time", "training step", lambda row: row.time and row.time.training, "{:.2f}".format),
     _Column("evaluation_time", "evaluation", lambda row: row.time and row.time.evaluation, "{:.2f}".format),
 )

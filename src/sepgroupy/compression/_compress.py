@@ -134,7 +134,7 @@ def _with_kind(layer: Any, kind: str) -> Any:
         layer.out_channels,
         layer.kernel_size,
         layer.stride,
-        layer.padding if len(layer.padding) == 2 else "same",
+        layer.padding if len(layer.padding) == 2 else "same",  # type: ignore[arg-type]  # never of a transposed one
         dilation=layer.dilation,
         groups=layer.groups,
         bias=layer.bias is not None,

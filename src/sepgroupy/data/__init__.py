@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ._amat import AMAT_FILES as AMAT_FILES
 from ._amat import load_amat as load_amat
 from ._augment import RandomCropFlip as RandomCropFlip
 from ._cifar import load_cifar10 as load_cifar10
@@ -17,6 +18,7 @@ from ._whiten import ZCA as ZCA
 from ._whiten import contrast_normalize as contrast_normalize
 
 __all__ = [
+    "AMAT_FILES",
     "ZCA",
     "ImageData",
     "RandomCropFlip",

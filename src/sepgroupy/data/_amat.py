@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -19,6 +20,9 @@ from ._split import ImageData, Split
 
 TRAIN_FILE = "mnist_all_rotation_normalized_float_train_valid.amat"
 TEST_FILE = "mnist_all_rotation_normalized_float_test.amat"
+AMAT_FILES = (TRAIN_FILE, TEST_FILE)
+
+_log = logging.getLogger(__name__)
 
 _SIDE = 28
 _VALUES = _SIDE**2 + 1  # the pixels of a row, then its label
@@ -32,10 +36,12 @@ LARGEST = 100_000
 def load_amat(path: str | os.PathLike[str]) -> ImageData:
     """Read the official rotated MNIST: 12,000 training and 50,000 test images, in the order of the files.
 
-    Each row of the text files is an image of 784 numbers in [0, 1] and its label. Files of up to
-    100,000 rows are read. What was parsed is kept in a cache beside each file (``….amat.cache.npz``) or, where that
-    folder cannot be written to, in ``$XDG_CACHE_HOME/sepgroupy`` or ``~/.cache/sepgroupy``. The cache is used
-    for as long as the file's size, time of modification and first and last 64 KiB stay as they were.
+    Each row of the text files is an image of 784 numbers and its label. The numbers should be in [0, 1]; others are
+    read too, with a warning in the log, unless they are NaN or infinite. Files of up to 100,000 rows are read.
+
+    The parsed arrays are stored in a cache beside each file (``….amat.cache.npz``) or, where that folder cannot be
+    written to, in ``$XDG_CACHE_HOME/sepgroupy`` or ``~/.cache/sepgroupy``. The cache is used for as long as the file's
+    size, time of modification and first and last 64 KiB stay as they were.
 
     Args:
         path: the folder that holds both files, under their official names.
@@ -65,7 +71,12 @@ def _read(file: Path) -> Split:
         arrays = cached(places, _key(file), {"images": "float32", "labels": "int64"}, lambda: _parse(file))
     except OSError as error:
         raise DataError(f"{file} cannot be read ({error})") from error
-    return Split(torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"]))
+    images = torch.from_numpy(arrays["images"])
+    if (least := images.min()) < 0 or images.max() > 1:
+        _log.warning(
+            "%s has pixel values from %g to %g, not in [0, 1]: they are used as they are", file, least, images.max()
+        )
+    return Split(images, torch.from_numpy(arrays["labels"]))
 
 
 def _key(file: Path) -> str:
@@ -88,7 +99,7 @@ def _parse(file: Path) -> Arrays:
     except ValueError:  # of which numpy's message counts rows from 0 or from 1
         problem = _unreadable(file)
     if problem:
-        raise DataError(f"{file} {problem}: fetch the file again (a row is 784 numbers in [0, 1], then a label 0..9)")
+        raise DataError(f"{file} {problem}: fetch the file again (a row is 784 finite numbers, then a label 0..9)")
     images = np.ascontiguousarray(rows[:, :-1]).reshape(-1, 1, _SIDE, _SIDE)
     return {"images": images, "labels": rows[:, -1].astype(np.int64)}
 
@@ -110,7 +121,7 @@ def _problem(rows: NDArray[np.float32]) -> str:
     if len(rows) > LARGEST:
         return f"has more than {LARGEST} rows"
     pixels, labels = rows[:, :-1], rows[:, -1]
-    for row, column in np.argwhere(~((pixels >= 0) & (pixels <= 1)))[:1]:
+    for row, column in np.argwhere(~np.isfinite(pixels))[:1]:
         return f"has the pixel value {pixels[row, column]:g} in row {row + 1}"
     for (row,) in np.argwhere(~np.isin(labels, range(10)))[:1]:
         return f"has the label {labels[row]:g} in row {row + 1}"

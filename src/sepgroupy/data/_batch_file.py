@@ -1,11 +1,12 @@
-"""The pickle files of CIFAR-10: read without building what they ask for, and written in the very same format."""
+"""The pickle files of CIFAR-10: read without running any code that they name, written in the very same format."""
 
 from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ CLASSES = 10
 
 _VALUES = 3 * 32 * 32
 _LARGEST = 64 * 2**20  # bytes; a batch of 10,000 images has 31 million
+_MOST_OPERATIONS = 1_000_000  # of a pickle; a batch of 10,000 images has 90,000
+_MOST_TUPLES = 16  # that no call has consumed; a batch has 4
 _REMEDY = "take the file from the Python version of CIFAR-10, from a source that you trust"
 
 
@@ -46,8 +49,11 @@ def read_batch(file: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 
 def _parse(content: bytes) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    entries = _Unpickler(_Operations(content), encoding="bytes").load()
-    if not isinstance(entries, _Entries) or not {b"data", b"labels"} <= entries.keys():
+    _require_harmless(content)
+    found = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+    # Python 3 writes text where Python 2 wrote bytes.
+    entries = {k.encode() if isinstance(k, str) else k: v for k, v in found.items()} if isinstance(found, dict) else {}
+    if not {b"data", b"labels"} <= entries.keys():
         raise ValueError("it must be a dictionary with data and labels")
     images, labels = _images(entries[b"data"]), _labels(entries[b"labels"])
     if len(images) != len(labels):
@@ -55,8 +61,52 @@ def _parse(content: bytes) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     return images, labels
 
 
+_TUPLES = {"EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}
+_REUSABLE = {"SHORT_BINSTRING", "BINSTRING", "SHORT_BINBYTES", "BINBYTES", "SHORT_BINUNICODE", "BINUNICODE"}
+_REUSABLE |= {"GLOBAL", "STACK_GLOBAL", "REDUCE"}
+_OPERATIONS = _TUPLES | _REUSABLE | {"PROTO", "FRAME", "MARK", "STOP", "NONE", "NEWTRUE", "NEWFALSE", "BUILD"}
+_OPERATIONS |= {"BININT", "BININT1", "BININT2", "EMPTY_LIST", "APPEND", "APPENDS"}
+_OPERATIONS |= {"EMPTY_DICT", "SETITEM", "SETITEMS", "BINPUT", "LONG_BINPUT", "MEMOIZE", "BINGET", "LONG_BINGET"}
+
+
+def _require_harmless(content: bytes) -> None:
+    """Refuse a pickle with which the C unpickler could be made to exhaust memory, time or its stack.
+
+    It reserves memory for the largest index of the memo: indices are bounded. It hashes the keys of dictionaries,
+    tuples recursively: there are only a few tuples that no call has consumed, which bounds how deep they are nested and
+    how many have one hash; none is used twice, which would take exponential time. Integers have 32 bits: longer ones
+    could be chosen to have one hash.
+
+    Raises:
+        ValueError: it is such a pickle, or is cut off or no pickle.
+    """
+    reusable: dict[int, bool] = {}  # by index of the memo
+    produced, tuples = "", 0
+    operations: Iterable[tuple[Any, Any, Any]] = pickletools.genops(content)
+    for number, (operation, argument, _) in enumerate(operations):
+        name = operation.name
+        if number == _MOST_OPERATIONS:
+            raise ValueError("it has more operations than any batch")
+        if name not in _OPERATIONS:
+            raise ValueError(f"it has the operation {name}, as no batch has")
+        if name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            index = len(reusable) if argument is None else argument
+            if index >= _MOST_OPERATIONS:
+                raise ValueError(f"it has the index {index} in its memo, larger than in any batch")
+            reusable[index] = produced in _REUSABLE
+            continue
+        if name == "FRAME" and argument > len(content):
+            raise ValueError(f"it has a frame of {argument} bytes, more than the file")
+        if name in ("BINGET", "LONG_BINGET") and not reusable.get(argument):
+            raise ValueError(f"it reads {argument} from its memo, which is not there or is neither text nor a name")
+        tuples += (name in _TUPLES) - (name == "REDUCE")
+        if tuples > _MOST_TUPLES:
+            raise ValueError("it has more tuples than any batch")
+        produced = name
+
+
 class _Parts:
-    """Stands for numpy's array, dtype and the function that makes arrays: keeps what the file says of them."""
+    """Stands for numpy's array, dtype and the function that makes arrays; stores their arguments and state."""
 
     state: Any = None
 
@@ -67,54 +117,21 @@ class _Parts:
         self.state = state
 
 
-class _Entries(dict):
-    """A dictionary of named things: to hash a tuple nested a million deep would end the process."""
+class _Unpickler(pickle.Unpickler):
+    """Knows four names only, each as something harmless."""
 
-    def __setitem__(self, key: Any, value: Any) -> None:
-        if isinstance(key, str):  # Python 3 writes text where Python 2 wrote bytes
-            key = key.encode()
-        if not isinstance(key, bytes):
-            raise TypeError(f"a key is of type {type(key).__name__}")
-        super().__setitem__(key, value)
-
-
-class _Operations(io.BytesIO):
-    """A pickle that may be read in so many pieces: each operation reads one at least, and can make an object."""
-
-    left = 1_000_000  # a batch of 10,000 images has 70,000
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        self.left -= 1
-        if self.left < 0:
-            raise ValueError("it has more operations than any batch")
-        return super().read(size)
-
-
-class _Unpickler(pickle._Unpickler):
-    """Knows the operations below alone, and the four names below alone, each as something harmless.
-
-    The version in Python, because it can be restricted in this way: the one in C also reserves memory by numbers in
-    the file.
-    """
-
-    dispatch = {
-        code: pickle._Unpickler.dispatch[code]
-        for name in (
-            *("PROTO", "MARK", "STOP", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2"),
-            *("LONG1", "SHORT_BINSTRING", "BINSTRING", "SHORT_BINBYTES", "BINBYTES", "SHORT_BINUNICODE"),
-            *("BINUNICODE", "EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_DICT", "SETITEM", "SETITEMS"),
-            *("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD"),
-            *("BINPUT", "LONG_BINPUT", "MEMOIZE", "BINGET", "LONG_BINGET"),
-        )
-        for code in getattr(pickle, name)
-    } | {
-        pickle.EMPTY_DICT[0]: lambda reader: reader.append(_Entries()),
-        pickle.FRAME[0]: lambda reader: reader.read(8),  # its length, which would have its content read elsewhere
-    }
+    _left = _LARGEST  # bytes that may still be made of text
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("_codecs", "encode"):  # how Python 3 writes bytes for Python 2
-            return lambda text, _: text.encode("latin-1")
+
+            def encode(text: str, encoding: object) -> bytes:
+                self._left -= len(text)
+                if self._left < 0:
+                    raise ValueError("it makes more bytes than any batch")
+                return text.encode("latin-1")
+
+            return encode
         if (module.replace("_core", "core"), name) in (
             ("numpy.core.multiarray", "_reconstruct"),
             ("numpy", "ndarray"),

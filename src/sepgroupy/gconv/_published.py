@@ -17,6 +17,9 @@ def published(module: str, name: str, group: PointGroup, kind: str, lifting: boo
     Parameters are drawn with ``init="published"``. ``separable`` says how a g or gc layer computes: True in two steps,
     False with the multiplied-out filter, None (default) whichever is faster. A lifting layer has nothing to separate
     and computes the same for each value. The dense classes accept False and None.
+
+    Attributes: ``in_channels``, ``out_channels``, ``kernel_size`` (also as ``ksize``), ``stride``, ``padding``,
+    ``input_stabilizer_size`` (1 for a lifting layer, else |H|), ``output_stabilizer_size`` (|H|) and ``separable``.
     """
 
     class Published(LiftingConv2d if lifting else GroupConv2d):  # type: ignore[misc]
@@ -44,6 +47,10 @@ def published(module: str, name: str, group: PointGroup, kind: str, lifting: boo
                 init="published",
                 **options,
             )
+            self.ksize = self.kernel_size
+            self.input_stabilizer_size = 1 if lifting else group.order
+            self.output_stabilizer_size = group.order
+            self.separable = separable
 
     Published.__name__ = Published.__qualname__ = name
     Published.__module__ = module

@@ -23,6 +23,7 @@ from ._angles import ANGLES, errors_by_angle
 from ._figures import Curve, Spread, curves, error_against, scaled, to_svg
 from ._groups import Group, Protocol
 from ._page import Chapter, Plot, Section, Table
+from ._rotations import error_averaged
 
 _TURNS = (0, 22.5, 45, 67.5, 90, 180, 270)  # of ANGLES, in the table
 _SETS = {
@@ -31,12 +32,13 @@ _SETS = {
 }
 
 
-def chapter(protocol: Protocol, stem: str) -> Chapter:
+def chapter(protocol: Protocol, stem: str, rotations: int = 1) -> Chapter:
     """Write the chapter of a protocol.
 
     Args:
         protocol: with at least one group.
         stem: what the names of its figures begin with.
+        rotations: if more than 1, also show the test error with class probabilities averaged over so many rotations.
     """
     config, main = protocol.config, protocol.main
     published = [group for group in main if group.config.width is None] or main
@@ -46,7 +48,7 @@ def chapter(protocol: Protocol, stem: str) -> Chapter:
     ]
     text += [_SETS[config.data]] if config.data in _SETS else []
     sections = [
-        _test_error(main),
+        _test_error(main, rotations),
         _parameters(main, stem),
         _training_images(protocol, stem),
         _angles(published, stem) if config.task == "rotmnist" else None,
@@ -57,7 +59,7 @@ def chapter(protocol: Protocol, stem: str) -> Chapter:
     return Chapter(title, text, [section for section in sections if section is not None])
 
 
-def _test_error(main: Sequence[Group]) -> Section:
+def _test_error(main: Sequence[Group], rotations: int) -> Section:
     rows = [
         [
             group.label,
@@ -70,7 +72,17 @@ def _test_error(main: Sequence[Group]) -> Section:
     ]
     head = ["model", "parameters", "seeds", "test error (%)", "test error, paper (%)"]
     pictures = f" after training on {main[0].pictures:,} pictures" if main[0].config.samples else ""
-    return Section("Test error", [f"Mean test error{pictures}.", *order(main)], tables=[Table(head, rows)])
+    text = [f"Mean test error{pictures}.", *order(main)]
+    if rotations > 1:
+        text.append(
+            f"With {rotations} rotations: class probabilities averaged over rotations of each test image by "
+            f"k·{90 / rotations:g}°, k = 0..{rotations - 1}."
+        )
+        head.insert(4, f"with {rotations} rotations (%)")
+        for row, group in zip(rows, main, strict=True):
+            errors = [error_averaged(run, rotations) for run in group.runs]
+            row.insert(4, spread(mean(errors), stdev(errors) if len(errors) > 1 else None))
+    return Section("Test error", text, tables=[Table(head, rows)])
 
 
 def order(main: Sequence[Group]) -> list[str]:
@@ -190,8 +202,8 @@ def _costs(main: Sequence[Group], stem: str) -> Section:
                 scaled(cost.macs),
                 scaled(paper.macs) if paper else "",
                 scaled(cost.macs_executed),
-                f"{cost.memory / 1e6:.2f} MB",
-                f"{paper.memory / 1e6:.2f} MB" if paper else "",
+                f"{cost.memory / 2**20:.2f} MiB",
+                f"{paper.memory / 2**20:.2f} MiB" if paper else "",
                 f"{group.seconds:,.0f} s",
             ]
         )

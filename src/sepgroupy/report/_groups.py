@@ -71,10 +71,13 @@ class Group:
 
     @property
     def paper_error(self) -> str | None:
-        """What the paper prints as the test error of this model, with augmentation if it is used here."""
-        if self.config.width is not None:
+        """What the paper prints as the test error of this model, with its augmentation if that is used here."""
+        augmentation = (self.config.crop, self.config.hflip)
+        plain, augmented = (0, False), (4, True)
+        if self.config.width is not None or augmentation not in (plain, augmented):
             return None
-        return PAPER[self.config.model].test_error.split(" / ")[-1 if self.config.crop else 0]
+        printed = PAPER[self.config.model].test_error.split(" / ")
+        return printed[0] if augmentation == plain else printed[1] if len(printed) > 1 else None
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def put_together(runs: Iterable[Run]) -> list[Protocol]:
         if run.result is not None:
             usual = RunConfig.for_task(run.config.task)
             shared = {name: getattr(usual, name) for name in _MACHINE}
-            group = replace(run.config, seed=usual.seed, samples=training_pictures(run.config), **shared)
+            group = replace(run.config.canonical, seed=usual.seed, samples=training_pictures(run.config), **shared)
             protocol = replace(group, **{name: getattr(usual, name) for name in _AXES})
             protocols.setdefault(protocol, {}).setdefault(group, []).append(run)
     found = [

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .. import __version__
 from .._files import atomic
-from ..errors import DataError
+from ..errors import ArgumentError, DataError
 from ..sweep import TABLE, Run, find_runs, to_csv
 from ._chapters import chapter
 from ._groups import put_together
@@ -22,7 +22,9 @@ HTML, MARKDOWN = "report.html", "report.md"
 _log = logging.getLogger(__name__)
 
 
-def write_report(runs: Iterable[str | PathLike[str]], folder: str | PathLike[str] = "report") -> Path:
+def write_report(
+    runs: Iterable[str | PathLike[str]], folder: str | PathLike[str] = "report", rotations: int = 1
+) -> Path:
     """Lay finished runs out beside the paper.
 
     A chapter for each way of training, and in it test error (mean ± standard deviation over seeds) beside the
@@ -33,14 +35,18 @@ def write_report(runs: Iterable[str | PathLike[str]], folder: str | PathLike[str
         runs: folders of runs, or folders that hold such. The errors by angle are kept in each run's folder.
         folder: for ``report.html``, which holds all that it shows, ``report.md`` with the same tables and its figures
             as SVG beside it, and ``runs.csv``, a row a run. Files of these names are replaced.
+        rotations: if more than 1, also show the test error with class probabilities averaged over so many rotations
+            (:func:`sepgroupy.training.predict`); it is measured once and cached in each run's folder.
 
     Returns:
         the path of ``report.html``.
 
     Raises:
-        ArgumentError: one of the paths is no folder.
+        ArgumentError: one of the paths is no folder, or ``rotations`` is not a positive integer.
         DataError: none of the runs is finished, or what one has left cannot be read.
     """
+    if not isinstance(rotations, int) or rotations < 1:
+        raise ArgumentError(f"rotations (={rotations!r}) must be an integer from 1")
     found = find_runs(runs)
     done = [run for run in found if run.result is not None]
     if not done:
@@ -51,7 +57,7 @@ def write_report(runs: Iterable[str | PathLike[str]], folder: str | PathLike[str
         stems[stem] += 1
         name = stem if stems[stem] == 1 else f"{stem}-{stems[stem]}"
         _log.info("chapter %s: %d groups of runs", name, len(protocol.groups))
-        chapters.append(chapter(protocol, name))
+        chapters.append(chapter(protocol, name, rotations))
     page = Page("What separable group convolutions gain", _facts(found, done), chapters)
     files = {f"{plot.name}.svg": plot.svg for plot in page.plots}
     files |= {HTML: to_html(page), MARKDOWN: to_markdown(page), TABLE: to_csv(found)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ._presets import preset as preset
 from ._runs import Run as Run
 from ._runs import find_runs as find_runs
 from ._runs import to_csv as to_csv
@@ -9,4 +10,4 @@ from ._sweep import TABLE as TABLE
 from ._sweep import grid as grid
 from ._sweep import sweep as sweep
 
-__all__ = ["TABLE", "Run", "find_runs", "grid", "sweep", "to_csv"]
+__all__ = ["TABLE", "Run", "find_runs", "grid", "preset", "sweep", "to_csv"]

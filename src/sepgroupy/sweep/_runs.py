@@ -34,8 +34,8 @@ class Run:
 
     @property
     def identity(self) -> RunConfig:
-        """The configuration without the folder: equal for runs that would come out the same."""
-        return replace(self.config, folder=None)
+        """The configuration without the folder and by the usual name: equal for runs that would come out the same."""
+        return replace(self.config.canonical, folder=None)
 
 
 def find_runs(paths: Iterable[str | PathLike[str]]) -> list[Run]:

@@ -87,10 +87,11 @@ def sweep(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = [replace(config, folder=None) for config in configs]
+    wanted = [replace(config.canonical, folder=None) for config in configs]
     there = {run.identity: run for run in find_runs([folder])}
-    due = [_place(config, there.get(config), folder) for config in wanted if not _is_finished(there.get(config))]
-    _log.info("%d runs, of which %d are finished", len(wanted), len(wanted) - len(due))
+    missing = [config for config in dict.fromkeys(wanted) if not _is_finished(there.get(config))]
+    due = [_place(config, there.get(config), folder) for config in missing]
+    _log.info("%d runs, of which %d are to be done", len(wanted), len(due))
     try:
         if cluster is None:
             failures = _Share(due, progress)()

@@ -1,15 +1,20 @@
-"""What a run is: one frozen value that says everything which decides its outcome."""
+"""The configuration of a run: one frozen value that holds everything which decides the outcome."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
 
 from ..errors import ArgumentError
 from ..models import published_model_names
@@ -44,85 +49,149 @@ PAPER: dict[str, dict[str, Any]] = {
     },
 }
 
-_NETWORKS = {"rotmnist": "cnn", "cifar10": "resnet"}  # what the names of a task's networks have in common
+# Channels of the first layer of the published networks. That of p4m-resnet44 is missing: its stages have 11, 23 and 45
+# channels, those of width 11 have 11, 22 and 44.
+_WIDTHS = {
+    "z2cnn": 20, "c-z2cnn": 57, "p4cnn": 10, "g-p4cnn-small": 10, "g-p4cnn": 17, "gc-p4cnn-small": 10, "gc-p4cnn": 30,
+    "resnet44": 32, "g-p4m-resnet44": 19, "gc-p4m-resnet44": 28,
+}  # fmt: skip
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
-PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
-STRATEGIES = ("auto", "ddp")
+_NETWORKS = {"rotmnist": "cnn", "cifar10": "resnet"}  # a part of the names of all networks of a task
+
+T = TypeVar("T")
 
 
-@dataclass(frozen=True, kw_only=True)
+def _increasing(values: tuple[int, ...]) -> tuple[int, ...]:
+    if not all(a < b for a, b in pairwise((0, *values))):
+        raise PydanticCustomError("increasing", "Input should be increasing whole numbers from 1")
+    return values
+
+
+def _padding(value: object) -> object:
+    """Read what older versions wrote: True for a padding of 4 pixels, False for none."""
+    return 4 * value if isinstance(value, bool) else value
+
+
+def milestones_every(step: int, epochs: int) -> tuple[int, ...]:
+    """Return the milestones of a learning rate that drops after every ``step`` epochs of a training of ``epochs``.
+
+    >>> milestones_every(20, 50), milestones_every(40, 50), milestones_every(40, 10)
+    ((20, 40), (40,), (40,))
+
+    Raises:
+        ArgumentError: step is not positive.
+    """
+    if step < 1:
+        raise ArgumentError(f"step (={step}) must be at least 1")
+    return tuple(range(step, epochs, step)) or (step,)
+
+
+Count = Annotated[int, Field(ge=1, lt=2**32)]
+CountFrom0 = Annotated[int, Field(ge=0, lt=2**32)]
+Positive = Annotated[FiniteFloat, Field(gt=0)]
+Text = Annotated[str, Field(min_length=1)]
+Epochs = Annotated[tuple[Annotated[int, Field(strict=True)], ...], Field(strict=False), AfterValidator(_increasing)]
+
+
+def _raises_argument_error(cls: type[T]) -> type[T]:
+    """Let the constructor of a pydantic dataclass raise ArgumentError in place of pydantic's error."""
+    validate = cls.__init__
+
+    @functools.wraps(validate)
+    def construct(self: T, **values: Any) -> None:
+        try:
+            validate(self, **values)
+        except ValidationError as error:
+            raise _refusal(error, values) from None
+
+    cls.__init__ = construct  # type: ignore[method-assign, assignment]
+    return cls
+
+
+def _refusal(error: ValidationError, values: Mapping[str, Any]) -> ArgumentError:
+    """Return the first problem that pydantic has found as an error that names argument, value and remedy."""
+    first = error.errors(include_url=False)[0]
+    if isinstance(known := first.get("ctx", {}).get("error"), ArgumentError):
+        return known
+    name, *place = first["loc"]
+    if first["type"] == "unexpected_keyword_argument":
+        known_names = ", ".join(sorted(field.name for field in fields(RunConfig)))
+        return ArgumentError(f"unknown setting {name!r}: a run has {known_names}")
+    if name not in values:
+        return ArgumentError(f"the configuration is incomplete: {name} is missing")
+    named = f"{name}{''.join(f'[{index}]' for index in place)} (={first['input']!r})"
+    return ArgumentError(f"{named} {re.sub('^.*? should ', 'must ', first['msg'])}")
+
+
+@_raises_argument_error
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid", use_attribute_docstrings=True))
 class RunConfig:
     """Everything that decides the outcome of a training run; :meth:`for_task` fills in the paper's values.
 
-    Args:
-        task: ``"rotmnist"`` or ``"cifar10"``.
-        model: a name of :func:`sepgroupy.models.published_model_names`.
-        width: channels of the first layers, None for the published widths. The stages of a ResNet then have
-            width, 2·width and 4·width channels.
-        data: where the pictures come from: ``"digits"``, ``"amat"`` or ``"idx"`` for rotmnist, ``"cifar10"`` or
-            ``"synthetic"`` for cifar10.
-        data_path: the folder of their files; None for the sources without, and to have CIFAR-10 fetched into ``data``.
-        samples: train on the first so many pictures only, None for all.
-        crop: move each training picture by up to 4 pixels, zeros coming in.
-        hflip: mirror each training picture left to right with probability ½.
-        epochs: passes over the training pictures.
-        batch_size: pictures a training step.
-        test_batch_size: pictures a step of the evaluation.
-        optimizer: ``"adam"`` or ``"sgd"``.
-        lr: learning rate of the first epoch.
-        warmup: the learning rate rises to that, in equal parts a step, over so many epochs.
-        clip: gradients longer than this are shortened to it, all parameters taken together; None for any length.
-        momentum: of SGD; Adam has none.
-        weight_decay: factor of the squared norm's gradient.
-        milestones: the learning rate is multiplied by 0.1 after each of these epochs.
-        log_every: the test set is evaluated every so many epochs, and always at the end.
-        precision: ``"32-true"``, or ``"16-mixed"`` or ``"bf16-mixed"`` for the training steps.
-        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
-        devices: processes on each machine, one for each of its devices; together they share every batch.
-        nodes: machines.
-        strategy: ``"ddp"``, distributed data parallel, or ``"auto"``, which is that if there is more than one process.
-        sync_batchnorm: take the statistics of batch norm from the whole batch, not from each process's part.
-        weights: the folder of a run, or a file with the state dict of such a network, whose parameters are those to
-            start from; None to draw them.
-        seed: of the initial parameters, the order of the pictures and their augmentation.
-        init: how the parameters of group convolutions are drawn, ``"published"`` or ``"variance"``, see
-            :class:`sepgroupy.nn.GroupConv2d`. A stored configuration without this field is of ``"variance"``.
-        folder: where the run is kept, None for ``runs/<task>-<model>-<digest of this configuration>``.
+    The fields are validated, and the options of ``sepgroupy train`` are made from them.
 
     Raises:
         ArgumentError: a value cannot be right.
     """
 
-    task: str
+    task: Literal["rotmnist", "cifar10"]
+    """The task, and with it the paper's values of all other fields."""
     model: str
+    """Name of a published network of the task, such as z2cnn, gc-p4cnn, resnet44 or gc-p4m-resnet44."""
     data: str
-    epochs: int
-    batch_size: int
-    test_batch_size: int
-    optimizer: str
-    lr: float
-    momentum: float
-    weight_decay: float
-    milestones: tuple[int, ...]
-    log_every: int
-    width: int | None = None
-    data_path: str | None = None
-    samples: int | None = None
-    crop: bool = False
+    """Source of the images. For rotmnist: digits (bundled), amat or idx. For cifar10: cifar10 or synthetic."""
+    epochs: Count
+    """Passes over the training images."""
+    batch_size: Count
+    """Images in a training step."""
+    test_batch_size: Count
+    """Images in a step of the evaluation."""
+    optimizer: Literal["adam", "sgd"]
+    """Optimizer."""
+    lr: Positive
+    """Learning rate of the first epoch."""
+    momentum: Annotated[FiniteFloat, Field(ge=0, lt=1)]
+    """Momentum of SGD; Adam has none."""
+    weight_decay: Annotated[FiniteFloat, Field(ge=0)]
+    """Factor of the squared norm's gradient."""
+    milestones: Epochs
+    """The learning rate is multiplied by 0.1 after each of these epochs."""
+    log_every: Count
+    """Epochs between two evaluations on the test set. The last epoch is always evaluated."""
+    width: Count | None = None
+    """Channels of the first layers; None for the published widths. A ResNet has width, 2·width and 4·width channels."""
+    data_path: Text | None = None
+    """Folder of the files that data names. None for sources without files, and to download CIFAR-10 into data/."""
+    samples: Count | None = None
+    """Train on the first images only, this many; None for all."""
+    crop: Annotated[int, Field(ge=0, le=32), BeforeValidator(_padding)] = 0
+    """Pad each training image with this many zeros on every side and crop it at random to its size. The paper: 4."""
     hflip: bool = False
-    precision: str = "32-true"
-    device: str = "auto"
-    seed: int = 1
-    warmup: int = 0
-    clip: float | None = None
-    devices: int = 1
-    nodes: int = 1
-    strategy: str = "auto"
+    """Flip each training image left to right with probability 1/2."""
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
+    """Precision of the training steps."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Device."""
+    seed: CountFrom0 = 1
+    """Seed of the initial parameters, the order of the images and their augmentation."""
+    warmup: CountFrom0 = 0
+    """Epochs over which the learning rate rises to lr, by the same amount in each step."""
+    clip: Positive | None = None
+    """Largest norm of the gradient of all parameters together; a longer one is scaled down. None for no limit."""
+    devices: Count = 1
+    """Processes on each machine, one for each of its devices. All processes share every batch."""
+    nodes: Count = 1
+    """Machines."""
+    strategy: Literal["auto", "ddp"] = "auto"
+    """How several processes train: ddp (distributed data parallel), or auto, which selects it for more than one."""
     sync_batchnorm: bool = False
-    weights: str | None = None
-    folder: str | None = None
-    init: str = "published"
+    """Compute the statistics of batch norm from the whole batch, not from each process's part."""
+    weights: Text | None = None
+    """Start from these parameters: the folder of a run, or a file with a state dict. None to draw them."""
+    folder: Text | None = None
+    """Folder of the run; None for runs/<task>-<model>-<digest of this configuration>."""
+    init: Literal["published", "variance"] = "published"
+    """How the parameters of group convolutions are drawn. A stored configuration without this field means variance."""
 
     @classmethod
     def for_task(cls, task: str, **overrides: Any) -> RunConfig:
@@ -134,10 +203,9 @@ class RunConfig:
         Raises:
             ArgumentError: the task or a name is unknown, or a value cannot be right.
         """
-        if task not in PAPER:
-            raise ArgumentError(f"task (={task!r}) must be one of {', '.join(PAPER)}")
         given = {name: value for name, value in overrides.items() if value is not None}
-        return cls._from_fields({"task": task} | PAPER[task] | given)
+        paper = PAPER.get(task, {}) if isinstance(task, str) else {}
+        return cls(task=task, **(paper | given))  # type: ignore[arg-type]  # validated
 
     @classmethod
     def from_json(cls, text: str) -> RunConfig:
@@ -153,29 +221,14 @@ class RunConfig:
             raise ArgumentError(f"the configuration is no JSON: {error}") from None
         if not isinstance(values, dict):
             raise ArgumentError(f"the configuration must be a JSON object, not {type(values).__name__}")
-        return cls._from_fields({"init": "variance"} | values)
-
-    @classmethod
-    def _from_fields(cls, values: dict[str, Any]) -> RunConfig:
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(values.keys() - known):
-            raise ArgumentError(f"unknown setting {unknown[0]!r}: a run has {', '.join(sorted(known))}")
-        if isinstance(values.get("milestones"), list):  # JSON has no tuples
-            values = values | {"milestones": tuple(values["milestones"])}
-        try:
-            return cls(**values)
-        except TypeError as error:  # a field without default is missing
-            raise ArgumentError(f"the configuration is incomplete: {error}") from None
+        values.setdefault("init", "variance")
+        return cls(**values)
 
     def to_json(self) -> str:
         """Return all fields as a JSON object, for :meth:`from_json`."""
         return json.dumps(asdict(self), indent=2)
 
     def __post_init__(self) -> None:
-        for name, (holds, wanted) in _RULES.items():
-            value = getattr(self, name)
-            if not holds(value):
-                raise ArgumentError(f"{name} (={value!r}) must be {wanted}")
         fitting = [name for name in published_model_names() if _NETWORKS[self.task] in name]
         if self.model not in fitting:
             raise ArgumentError(f"model (={self.model!r}) must be one of {', '.join(fitting)} for {self.task}")
@@ -185,66 +238,28 @@ class RunConfig:
         """The folder of the run; without ``folder``, equal configurations share one and others do not."""
         if self.folder is not None:
             return Path(self.folder)
-        # Of what is not as usual alone, so that a later field leaves the names as they are.
+        # A digest of the values that differ from the usual ones only, so that a new field changes no folder's name.
         usual = {field.name: field.default for field in fields(self)} | PAPER[self.task] | {"init": "variance"}
         unusual = {name: value for name, value in asdict(self).items() if value != usual[name]}
+        if self.crop == 4:
+            unusual["crop"] = True  # as in the versions that knew no other padding
         digest = hashlib.sha256(json.dumps(unusual, sort_keys=True).encode()).hexdigest()[:8]
         return Path("runs") / f"{self.task}-{self.model}-{digest}"
 
+    @property
+    def canonical(self) -> RunConfig:
+        """The configuration of the same training with the usual name of its network.
 
-def _one_of(*choices: str) -> tuple[Callable[[Any], bool], str]:
-    return lambda value: isinstance(value, str) and value in choices, f"one of {', '.join(choices)}"
+        A network that has the width of a published one is named as that one and has no width.
 
-
-def _is_whole(value: object, least: int = 1) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**32
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-
-
-def _is_increasing(values: object) -> bool:
-    return (
-        isinstance(values, tuple)
-        and all(_is_whole(value) for value in values)
-        and all(a < b for a, b in pairwise(values))
-    )
-
-
-_COUNT = _is_whole, "a whole number in 1..2³²-1"
-_OPTIONAL_COUNT = (lambda value: value is None or _is_whole(value)), "a whole number in 1..2³²-1, or None"
-_OPTIONAL_TEXT = (lambda value: value is None or (isinstance(value, str) and value != "")), "a path, or None"
-_SWITCH = (lambda value: isinstance(value, bool)), "True or False"
-
-_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "task": _one_of(*PAPER),
-    "model": ((lambda value: isinstance(value, str)), "the name of a model"),
-    "width": _OPTIONAL_COUNT,
-    "data": ((lambda value: isinstance(value, str)), "the name of a source"),
-    "data_path": _OPTIONAL_TEXT,
-    "samples": _OPTIONAL_COUNT,
-    "crop": _SWITCH,
-    "hflip": _SWITCH,
-    "epochs": _COUNT,
-    "batch_size": _COUNT,
-    "test_batch_size": _COUNT,
-    "optimizer": _one_of("adam", "sgd"),
-    "lr": ((lambda value: _is_number(value) and value > 0), "a positive number"),
-    "momentum": ((lambda value: _is_number(value) and 0 <= value < 1), "in [0, 1)"),
-    "weight_decay": ((lambda value: _is_number(value) and value >= 0), "a number from 0"),
-    "milestones": (_is_increasing, "increasing whole numbers from 1"),
-    "log_every": _COUNT,
-    "precision": _one_of(*PRECISIONS),
-    "device": _one_of(*DEVICES),
-    "seed": ((lambda value: _is_whole(value, 0)), "a whole number in 0..2³²-1"),
-    "warmup": ((lambda value: _is_whole(value, 0)), "a whole number in 0..2³²-1"),
-    "clip": ((lambda value: value is None or (_is_number(value) and value > 0)), "a positive number, or None"),
-    "devices": _COUNT,
-    "nodes": _COUNT,
-    "strategy": _one_of(*STRATEGIES),
-    "sync_batchnorm": _SWITCH,
-    "weights": _OPTIONAL_TEXT,
-    "folder": _OPTIONAL_TEXT,
-    "init": _one_of("published", "variance"),
-}
+        >>> config = RunConfig.for_task("rotmnist", model="g-p4cnn", width=10).canonical
+        >>> config.model, config.width
+        ('g-p4cnn-small', None)
+        """
+        if self.width is None:
+            return self
+        kind = self.model.removesuffix("-small")
+        names = {width: name for name, width in _WIDTHS.items() if name.removesuffix("-small") == kind}
+        if self.width in names:
+            return replace(self, model=names[self.width], width=None)
+        return replace(self, model=kind)

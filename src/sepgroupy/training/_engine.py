@@ -11,13 +11,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
-from importlib import metadata
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
@@ -25,6 +23,7 @@ from .. import __version__
 from .._files import load_tensors
 from ..data import ImageData
 from ..errors import ArgumentError, DataError
+from ..fusion import fuse
 from ..models import build_model
 from ..models._checkpoint import find_state, misfit
 from . import _folder
@@ -36,6 +35,9 @@ from ._loop import Loop, require_full_parts
 from ._parallel import device_of, first_does, launch, loss_named, share_batch_norm
 from ._score import Score, score
 from ._trust import checked_record
+
+if TYPE_CHECKING:
+    from ._fabric import Fabric
 
 _log = logging.getLogger(__name__)
 
@@ -62,28 +64,29 @@ def train(config: RunConfig, progress: bool = False) -> Result:
         OSError: the folder cannot be written to, or has no room for a checkpoint.
         KeyboardInterrupt: the run was asked to stop (SIGINT, SIGTERM or SIGUSR1); it is saved up to that step.
     """
-    with _quiet():
+    with _quiet(), _deterministic_cudnn():
         fabric = launch(config)
         with loss_named(fabric):
             return _train(fabric, config, progress)
 
 
-def evaluate(folder: str | PathLike[str], device: str = "auto") -> Score:
+def evaluate(folder: str | PathLike[str], device: str = "auto", rotations: int = 1) -> Score:
     """Compute the loss and the error on the test set of the network that a run has left.
 
     Args:
         folder: the folder of the run.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
+        rotations: average the class probabilities over so many rotations, see :func:`predict`.
 
     Raises:
-        ArgumentError: the machine has no such device.
+        ArgumentError: the machine has no such device, or ``rotations`` is not a positive integer.
         DataError: the folder holds no run, or its files or data cannot be read or do not belong together.
     """
     folder = Path(folder)
     config, model, checkpoint = _restore(folder)
     data = load_data(config)
     checked_record(checkpoint, data, folder)
-    return score(model.to(device_of(device)), data.test, config.test_batch_size)
+    return score(model.to(device_of(device)), data.test, config.test_batch_size, rotations)
 
 
 def load_model(folder: str | PathLike[str]) -> nn.Module:
@@ -98,6 +101,22 @@ def load_model(folder: str | PathLike[str]) -> nn.Module:
     return _restore(Path(folder))[1]
 
 
+def initial_model(config: RunConfig) -> nn.Module:
+    """Return the network with which a run of this configuration starts, on the CPU.
+
+    The state of torch's random numbers stays as it is.
+
+    Raises:
+        DataError: the file or folder that ``weights`` names cannot be read, or does not fit the network.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = _build(config)
+    if (start := _start(config)) is not None:
+        model.load_state_dict(start)
+    return model
+
+
 def _train(fabric: Fabric, config: RunConfig, progress: bool) -> Result:
     folder = config.run_folder
     if (finished := first_does(fabric, lambda: _find_finished(folder, config))) is not None:
@@ -107,7 +126,7 @@ def _train(fabric: Fabric, config: RunConfig, progress: bool) -> Result:
     data = here[0] if here else load_data(config)
     first_does(fabric, lambda: require_full_parts(config, len(data.train), fabric.world_size))
     torch.manual_seed(config.seed)
-    model = _build(config)
+    model = fuse(_build(config))
     with ExitStack() as stack:
         first_does(fabric, lambda: stack.enter_context(_folder.held(folder)))
         checkpoint, start = first_does(fabric, lambda: _take_up(folder, config))
@@ -142,11 +161,16 @@ def _take_up(folder: Path, config: RunConfig) -> tuple[dict[str, Any] | None, di
     if (folder / CHECKPOINT).exists():
         checkpoint = _folder.read_checkpoint(folder / CHECKPOINT)
         return checkpoint, _fitting(checkpoint, folder / CHECKPOINT, config)
+    return None, _start(config)
+
+
+def _start(config: RunConfig) -> dict[str, Tensor] | None:
+    """Return the parameters that a configuration names to start from."""
     if config.weights is None:
-        return None, None
+        return None
     given = Path(config.weights)
     path = given / CHECKPOINT if given.is_dir() else given
-    return None, _fitting(load_tensors(path), path, config)
+    return _fitting(load_tensors(path), path, config)
 
 
 def _require_own(folder: Path, config: RunConfig) -> None:
@@ -195,13 +219,15 @@ def _restore(folder: Path) -> tuple[RunConfig, nn.Module, dict[str, Any]]:
     config = _folder.read_config(folder)
     checkpoint = _folder.read_checkpoint(folder / CHECKPOINT)
     state = _fitting(checkpoint, folder / CHECKPOINT, config)
-    model = _build(config)
+    model = fuse(_build(config))
     model.load_state_dict(state)
     return config, model.eval(), checkpoint
 
 
 def _result(loop: Loop) -> Result:
-    last = loop.history[-1]
+    from ._fabric import VERSION
+
+    last, images = loop.history[-1], len(loop.data.test)
     return Result(
         test_error=last["test_error"],
         test_loss=last["test_loss"],
@@ -214,11 +240,13 @@ def _result(loop: Loop) -> Result:
         versions={
             "sepgroupy": __version__,
             "torch": torch.__version__,
-            "lightning": metadata.version("lightning"),
+            "lightning": VERSION,
             "python": platform.python_version(),
         },
         command=shlex.join(sys.argv),
         revision=_revision(Path(__file__).parent),
+        test_correct=images - round(last["test_error"] * images / 100),
+        test_images=images,
     )
 
 
@@ -236,14 +264,25 @@ def _revision(folder: Path) -> str:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep Lightning from telling what the user did not ask for; real warnings pass."""
-    chatter = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in chatter]
+    from ._fabric import LOGGER
+
+    level = LOGGER.level
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "GPU available but not used")  # the user's choice
-        for logger in chatter:
-            logger.setLevel(logging.WARNING)
+        LOGGER.setLevel(logging.WARNING)
         try:
             yield
         finally:
-            for logger, level in zip(chatter, levels, strict=True):
-                logger.setLevel(level)
+            LOGGER.setLevel(level)
+
+
+@contextmanager
+def _deterministic_cudnn() -> Iterator[None]:
+    """Let cuDNN use deterministic algorithms, without a search for the fastest."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before

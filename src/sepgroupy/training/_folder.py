@@ -38,10 +38,12 @@ class Result:
         parameters: the number of free parameters.
         data: name of the data set.
         fingerprint: digest of its pictures and labels.
-        versions: of sepgroupy, torch, lightning and python.
+        versions: of sepgroupy, torch, Lightning Fabric (as "lightning") and python.
         command: the command line that finished the run.
         revision: the git commit of the package that finished it, with ``-dirty`` if files differed from it; empty
             without git.
+        test_correct: right answers on the test set after the last epoch.
+        test_images: images of the test set; 0 in a file of an older version, which has neither.
     """
 
     test_error: float
@@ -55,6 +57,8 @@ class Result:
     versions: dict[str, str]
     command: str
     revision: str = ""
+    test_correct: int = 0
+    test_images: int = 0
 
 
 def write_config(folder: Path, config: RunConfig) -> None:

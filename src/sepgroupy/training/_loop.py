@@ -8,12 +8,10 @@ import time
 from bisect import bisect_right
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.loggers import TensorBoardLogger
 from rich.progress import Progress
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -26,6 +24,9 @@ from ._interrupt import Interruption
 from ._parallel import end_together, first_does, part, summed
 from ._score import mean, tally
 from ._trust import checked_moments, checked_record
+
+if TYPE_CHECKING:
+    from ._fabric import Fabric
 
 _log = logging.getLogger(__name__)
 
@@ -81,8 +82,7 @@ class Loop:
         self.history: list[dict[str, float]] = []  # a row for each epoch that is done
         self.totals = [0.0, 0.0, 0.0]  # of the epoch under way: cross-entropies, wrong answers, pictures
         self.steps = math.ceil(len(data.train) / config.batch_size)  # an epoch
-        augmented = config.crop or config.hflip
-        self.augment = RandomCropFlip(4 if config.crop else 0, config.hflip) if augmented else None
+        self.augment = RandomCropFlip(config.crop, config.hflip) if config.crop or config.hflip else None
         self.optimizer = make_optimizer(model, config)
         self.wrapped, self.stepper = fabric.setup(model, self.optimizer)
         self._clock = self._saved = time.monotonic()
@@ -131,6 +131,8 @@ class Loop:
             KeyboardInterrupt: the run was asked to stop; it is saved up to here.
             OSError: the folder cannot be written to.
         """
+        from ._fabric import TensorBoardLogger
+
         first_does(self.fabric, self._require_room)
         first, config = self.fabric.is_global_zero, self.config
         logger = TensorBoardLogger(self.folder, name="tensorboard", version="", purge_step=len(self.history) + 1)
@@ -219,9 +221,10 @@ class Loop:
 
         fabric, test = self.fabric, self.data.test
         mine = slice(fabric.global_rank, None, fabric.world_size)
-        counts = tally(self.model, Split(test.images[mine], test.labels[mine]), self.config.test_batch_size, between)
-        loss, error = mean(summed(fabric, counts))
-        return {"test_loss": loss, "test_error": error}
+        part_of_mine = Split(test.images[mine], test.labels[mine])
+        counts = tally(self.model, part_of_mine, self.config.test_batch_size, between=between)
+        score = mean(summed(fabric, counts))
+        return {"test_loss": score.loss, "test_error": score.error}
 
     def _stop(self, stop: Interruption) -> None:
         if self.fabric.is_global_zero:

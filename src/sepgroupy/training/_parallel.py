@@ -8,16 +8,17 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
-from lightning.fabric import Fabric
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, RunError
 from ._config import RunConfig
+
+if TYPE_CHECKING:
+    from ._fabric import Fabric
 
 T = TypeVar("T")
 
@@ -29,6 +30,8 @@ def launch(config: RunConfig) -> Fabric:
         ArgumentError: the machine has no such device or not so many, cannot compute in that precision, or the launcher
             has started another number of processes.
     """
+    from ._fabric import Fabric
+
     device = device_of(config.device).type
     try:
         with warnings.catch_warnings():
@@ -62,6 +65,8 @@ def _leave_group() -> None:
 
 def is_first() -> bool:
     """Whether this is the only process of a run, or the first of them: the one that speaks to the user."""
+    from ._fabric import rank_zero_only
+
     return rank_zero_only.rank == 0  # type: ignore[attr-defined]
 
 

@@ -1,7 +1,8 @@
-"""How good a classifier is: one loop over the pictures, for every place that asks."""
+"""How good a classifier is: one loop over the images, for every place that asks."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,19 +10,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax, nll_loss
 
-from ..data import Split
+from ..data import Split, rotate
+from ..errors import ArgumentError
+from ..nn import cached_filters
 
 
 class Score(NamedTuple):
-    """The mean cross-entropy in nats, and the share of wrong answers in percent."""
+    """The mean cross-entropy in nats, the share of wrong answers in percent, and the number of right ones among all."""
 
     loss: float
     error: float
+    correct: int
+    images: int
 
 
 @torch.no_grad()
-def predict(model: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor:
+def predict(model: nn.Module, images: Tensor, batch_size: int = 256, rotations: int = 1) -> Tensor:
     """Return the logarithms of the class probabilities, shape (N, classes), on the CPU.
+
+    With ``rotations`` they are those of the mean probability ``1/n · Σ_k p(R_k x)`` over rotations of the image by
+    k·90°/n, k = 0..n-1. A network that is invariant under rotations by 90° then averages over 4n orientations.
 
     The model is used in evaluation mode, on the device and in the precision of its parameters, and left in
     the mode that it was in.
@@ -30,36 +38,49 @@ def predict(model: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor:
         model: from images to logits or log-probabilities, which ``log_softmax`` leaves as they are.
         images: shape (N, C, Y, X).
         batch_size: images that are computed at a time.
+        rotations: the number n of rotations, by :func:`sepgroupy.data.rotate`.
+
+    Raises:
+        ArgumentError: ``rotations`` is not a positive integer.
     """
+    if not isinstance(rotations, int) or rotations < 1:
+        raise ArgumentError(f"rotations (={rotations!r}) must be an integer from 1")
     training, like = model.training, next(model.parameters())
     model.eval()
     try:
-        outputs = [model(batch.to(like)) for batch in images.split(batch_size)]
+        every = []
+        for k in range(rotations):
+            parts = (rotate(part, k * math.pi / 2 / rotations) if k else part for part in images.split(batch_size))
+            with cached_filters(model):
+                every.append(log_softmax(torch.cat([model(part.to(like)) for part in parts]), dim=1).cpu())
     finally:
         model.train(training)
-    return log_softmax(torch.cat(outputs), dim=1).cpu()
+    return every[0] if rotations == 1 else torch.stack(every).logsumexp(0) - math.log(rotations)
 
 
-def score(model: nn.Module, split: Split, batch_size: int = 256) -> Score:
-    """Return the loss and the error of a model on labelled pictures; arguments as for :func:`predict`."""
-    return mean(tally(model, split, batch_size))
+def score(model: nn.Module, split: Split, batch_size: int = 256, rotations: int = 1) -> Score:
+    """Return the loss and the error of a model on labelled images; arguments as for :func:`predict`."""
+    return mean(tally(model, split, batch_size, rotations))
 
 
-def tally(model: nn.Module, split: Split, batch_size: int, between: Callable[[], object] = lambda: None) -> Tensor:
-    """Return the sum of the cross-entropies, the number of wrong answers and that of the pictures, in float64.
+def tally(
+    model: nn.Module, split: Split, batch_size: int, rotations: int = 1, between: Callable[[], object] = lambda: None
+) -> Tensor:
+    """Return the sum of the cross-entropies, the number of wrong answers and that of the images, in float64.
 
     Tallies of parts of a data set can be added up. ``between`` is called before each batch.
     """
     total = torch.zeros(3, dtype=torch.float64)
-    for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
-        between()
-        predictions = predict(model, images, batch_size)
-        wrong = (predictions.argmax(1) != labels).sum()
-        total += torch.stack([nll_loss(predictions, labels, reduction="sum"), wrong, torch.tensor(len(labels))])
+    with cached_filters(model):
+        for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
+            between()
+            predictions = predict(model, images, batch_size, rotations)
+            wrong = (predictions.argmax(1) != labels).sum()
+            total += torch.stack([nll_loss(predictions, labels, reduction="sum"), wrong, torch.tensor(len(labels))])
     return total
 
 
 def mean(tally: Tensor) -> Score:
     """Return the score of a tally."""
     loss, wrong, count = tally.tolist()
-    return Score(loss / count, 100 * wrong / count)
+    return Score(loss / count, 100 * wrong / count, int(count - wrong), int(count))
