@@ -54,7 +54,7 @@ def _backends_of(kind: str) -> list[str]:
 WAYS = [(kind, backend) for kind in KINDS for backend in (*RULES, *_backends_of(kind))]
 """Every kind of layer with every value of ``backend=`` that computes it on this machine."""
 
-AS_IF_LARGE = ((dispatch, "NATIVE_MIN_NUMEL", 0), (dispatch, "FOURIER_MIN_WORK", 0))
+AS_IF_LARGE = ((dispatch, "FOURIER_MIN_WORK", 0),)
 
 Layer = LiftingConv2d | GroupConv2d | GroupConvTranspose2d
 Build = Callable[..., Any]  # a Layer, whose parameters a type checker does not know

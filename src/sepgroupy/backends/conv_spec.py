@@ -137,7 +137,10 @@ class ConvSpec:
                 + ("" if lifting else f", a feature map on {self.group.name} with in_channels (={in_channels})")
             )
         if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):  # there sizes may be symbols
-            self.check_size(math.prod(x.shape[:-2]), *x.shape[-2:])
+            try:
+                _check_size(self, x.shape)
+            except TypeError:  # symbols, which have no hash
+                self.check_size(math.prod(x.shape[:-2]), *x.shape[-2:])
 
     def check_size(self, images: int, rows: int, columns: int) -> None:
         """Refuse images that the kernel or the padding does not fit.
@@ -180,6 +183,11 @@ class ConvSpec:
     def _min_size(self, pad: int) -> int:
         # Of an image without pixels torch makes nothing, whatever the padding.
         return {"reflect": pad + 1, "circular": max(pad, 1)}.get(self.padding_mode, 1)
+
+
+@lru_cache(maxsize=1024)
+def _check_size(spec: ConvSpec, shape: torch.Size) -> None:
+    spec.check_size(math.prod(shape[:-2]), *shape[-2:])
 
 
 @lru_cache(maxsize=1024)

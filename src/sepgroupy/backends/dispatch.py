@@ -23,8 +23,6 @@ RULES = ("auto", "torch")
 """Values of ``backend=`` that let this module choose: of all backends, or of those made of PyTorch's operations."""
 
 # Every threshold, with the benchmark that set it.
-NATIVE_MIN_NUMEL = 8192
-"""Values of an input from which on the kernels compute an inference faster than PyTorch (benchmarks/layers.py)."""
 NATIVE_MAX_THREADS_WITHOUT_OPENMP = 2
 """PyTorch's threads up to which kernels compiled without OpenMP are as fast: their one thread does the work of two to
 four (benchmarks/layers.py)."""
@@ -193,10 +191,8 @@ def native_for(x: Tensor) -> Native | None:
 
 
 def _native_pays(native: Native, x: Tensor) -> bool:
-    """Whether the kernels are faster than PyTorch's operations for an eager tensor of this size."""
+    """Whether the kernels are faster than PyTorch's operations for an eager tensor, as they are at every size."""
     if not (x.is_cpu and x.dtype in NATIVE_DTYPES):
-        return False
-    if not (torch.is_grad_enabled() or x.numel() >= NATIVE_MIN_NUMEL):
         return False
     return native.threaded() or torch.get_num_threads() <= NATIVE_MAX_THREADS_WITHOUT_OPENMP
 
