@@ -48,7 +48,7 @@ def test_first_and_second_derivatives(way: tuple[str, str], case: dict[str, Any]
 
 
 @pytest.mark.parametrize(("way", "case"), pairs(TWO))
-def test_gradients_of_the_parameters_do_not_see_how_the_picture_is_turned(
+def test_gradients_of_the_parameters_do_not_depend_on_how_the_image_is_rotated(
     way: tuple[str, str], case: dict[str, Any]
 ) -> None:
     layer = build_layer(way, 2, 3, group=D4, dtype=torch.float64, **case)
@@ -59,8 +59,8 @@ def test_gradients_of_the_parameters_do_not_see_how_the_picture_is_turned(
         )
         for t in range(8)
     ]
-    for turned in gradients[1:]:
-        torch.testing.assert_close(turned, gradients[0], atol=1e-10, rtol=1e-10)
+    for rotated in gradients[1:]:
+        torch.testing.assert_close(rotated, gradients[0], atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize(("way", "case"), pairs(TWO))
