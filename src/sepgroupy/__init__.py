@@ -27,6 +27,7 @@ from .fusion import fuse as fuse
 from .groups import PointGroup as PointGroup
 from .groups import as_group as as_group
 from .models import build_model as build_model
+from .models import list_weights as list_weights
 from .models import load_published as load_published
 from .models import model_names as model_names
 from .nn import GroupBatchNorm2d as GroupBatchNorm2d
@@ -71,6 +72,7 @@ __all__ = [  # what `from sepgroupy import *` brings: no names of packages, whic
     "equivariance_error",
     "export",
     "fuse",
+    "list_weights",
     "load_published",
     "model_names",
 ]
