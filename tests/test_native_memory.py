@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from sepgroupy.functional._native import _memory, kernels
 from torch import Tensor, nn
 
+import sepgroupy
 from sepgroupy.analysis import peak_memory
+from sepgroupy.backends.native import memory
+from sepgroupy.backends.native.library import kernels
 from sepgroupy.groups import D4
 from sepgroupy.nn import GroupConv2d
 
@@ -21,15 +26,15 @@ SHAPE = (2, 8, 5, 64, 64)  # of 1.25 MiB
 
 
 @pytest.fixture(autouse=True)
-def _none_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_memory, "_maps", _memory._Maps())
+def _empty_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "buffers", memory.BufferPool(2**29))
 
 
 def new(shape: tuple[int, ...] = SHAPE) -> Tensor:
-    return _memory.empty(torch.zeros(1), shape)
+    return memory.empty(shape, torch.zeros(1))
 
 
-def test_the_next_map_of_as_many_bytes_takes_the_memory_over() -> None:
+def test_the_next_tensor_of_as_many_bytes_reuses_the_memory() -> None:
     first = new()
     address = first.data_ptr()
     del first
@@ -44,9 +49,9 @@ def test_the_next_map_of_as_many_bytes_takes_the_memory_over() -> None:
     assert new().data_ptr() != address
 
 
-def test_small_maps_are_not_kept() -> None:
+def test_small_buffers_are_not_pooled() -> None:
     new((10, 10))
-    assert not _memory._maps._idle
+    assert not memory.buffers._free
 
 
 HOLDERS: dict[str, Callable[[Tensor], Any]] = {
@@ -61,7 +66,7 @@ HOLDERS: dict[str, Callable[[Tensor], Any]] = {
 
 
 @pytest.mark.parametrize("hold", HOLDERS.values(), ids=HOLDERS)
-def test_memory_that_anything_reads_is_not_lent_again(hold: Callable[[Tensor], Any]) -> None:
+def test_memory_that_anything_reads_is_not_reused(hold: Callable[[Tensor], Any]) -> None:
     y = new()
     address, held = y.data_ptr(), hold(y)
     del y
@@ -69,7 +74,7 @@ def test_memory_that_anything_reads_is_not_lent_again(hold: Callable[[Tensor], A
     assert new().data_ptr() != address
     del held
     gc.collect()
-    assert address in {block.ctypes.data for block in _memory._maps._idle.values()}
+    assert address in {block.ctypes.data for block in memory.buffers._free.values()}
 
 
 def test_memory_moved_to_other_processes_is_not_written_again() -> None:
@@ -80,19 +85,20 @@ def test_memory_moved_to_other_processes_is_not_written_again() -> None:
     assert bool((shared == 1).all())
 
 
-def test_idle_memory_is_bounded_and_the_longest_unused_is_freed_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_memory_is_bounded_and_the_least_recently_used_goes_first() -> None:
     size = new().nbytes
-    monkeypatch.setattr(_memory, "IDLE", 3 * size)
+    memory.buffers.max_free_bytes = 3 * size
     maps = [new((*SHAPE[:-1], 64 + n)) for n in range(5)]
     largest = maps[-1].nbytes
     while maps:
         maps.pop(0)
-        assert sum(block.nbytes for block in _memory._maps._idle.values()) <= 3 * size
-    assert list(_memory._maps._idle.values())[-1].nbytes == largest
-    assert size not in {block.nbytes for block in _memory._maps._idle.values()}
-    monkeypatch.setattr(_memory, "IDLE", 0)
+        assert sum(block.nbytes for block in memory.buffers._free.values()) <= 3 * size
+    assert list(memory.buffers._free.values())[-1].nbytes == largest
+    assert size not in {block.nbytes for block in memory.buffers._free.values()}
+    memory.buffers.max_free_bytes = 0
+    memory.buffers.clear()
     new()
-    assert not _memory._maps._idle
+    assert not memory.buffers._free
 
 
 def test_deterministic_algorithms_are_given_filled_memory() -> None:
@@ -104,7 +110,7 @@ def test_deterministic_algorithms_are_given_filled_memory() -> None:
         torch.use_deterministic_algorithms(False)
 
 
-def test_threads_never_share_a_map() -> None:
+def test_threads_never_share_a_buffer() -> None:
     failures = []
 
     def work(mark: float) -> None:
@@ -120,24 +126,55 @@ def test_threads_never_share_a_map() -> None:
     for thread in threads:
         thread.join()
     assert not failures
-    assert len(_memory._maps._idle) <= 4 * 3  # each held two as it took the next
+    assert len(memory.buffers._free) <= 4 * 3  # each held two as it took the next
 
 
 @pytest.mark.parametrize("inference", [False, True])
-def test_layers_take_their_maps_from_it_and_keep_their_results(inference: bool) -> None:
-    layer = GroupConv2d(3, 4, 3, padding=1, group=D4, kind="gc", algorithm="native")
+def test_layers_use_the_pool_and_results_stay(inference: bool) -> None:
+    layer = GroupConv2d(3, 4, 3, padding=1, group=D4, kind="gc", backend="native")
     with torch.inference_mode(inference):
-        pictures = [torch.randn(2, 3, 8, 64, 64) for _ in range(3)]
-        outputs = [layer(x) for x in pictures]
-        assert not _memory._maps._idle
-        for x, y in zip(pictures, outputs, strict=True):
+        images = [torch.randn(2, 3, 8, 64, 64) for _ in range(3)]
+        outputs = [layer(x) for x in images]
+        assert not memory.buffers._free
+        for x, y in zip(images, outputs, strict=True):
             torch.testing.assert_close(y, layer(x), rtol=0, atol=0)
-        assert len(_memory._maps._idle) == 1
+        assert len(memory.buffers._free) == 1
         del outputs, y
-        assert len(_memory._maps._idle) == 4
+        assert len(memory.buffers._free) == 4
 
 
-def test_memory_that_is_idle_does_not_count_as_a_networks() -> None:
-    layer = GroupConv2d(3, 4, 3, padding=1, group=D4, kind="gc", algorithm="native")
+def test_free_memory_does_not_count_as_a_networks() -> None:
+    layer = GroupConv2d(3, 4, 3, padding=1, group=D4, kind="gc", backend="native")
     x = torch.randn(2, 3, 8, 64, 64)
     assert peak_memory(layer, x) == peak_memory(layer, x) >= layer(x).nbytes
+
+
+def test_emptying_the_cache_frees_all_of_it() -> None:
+    new()
+    assert memory.buffers.free_bytes() > 0
+    sepgroupy.empty_cache()
+    assert memory.buffers.free_bytes() == 0
+    assert memory.workspace.held is None
+
+
+def test_the_environment_limits_the_pool() -> None:
+    code = """
+import torch, sepgroupy
+from sepgroupy.backends.native import memory
+layer = sepgroupy.GroupConv2d(3, 4, 3, padding=1, group="p4m", backend="native")
+for _ in range(3):
+    layer(torch.randn(2, 3, 8, 64, 64))
+print(memory.buffers.free_bytes())
+"""
+    for value, holds in (("0", "0"), ("512", None)):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {memory.POOL_VARIABLE: value},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert (done.stdout.strip() == "0") == (holds == "0")
+    environment = os.environ | {memory.POOL_VARIABLE: "much"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert f"{memory.POOL_VARIABLE} (='much') must be a whole number of MiB" in done.stderr
