@@ -70,7 +70,7 @@ def evaluate(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
     device: Device = "auto",
     rotations: Annotated[
-        int, typer.Option(help="Average the class probabilities over so many rotations, by k·90°/ROTATIONS.")
+        int, typer.Option(help="Average the class probabilities over this many rotations, by k·90°/ROTATIONS.")
     ] = 1,
 ) -> None:
     """Test the network that a run has left."""
@@ -87,9 +87,9 @@ def audit(
         str | None, typer.Option(help="The group to hold it against.", show_default="the network's own, else p4")
     ] = None,
     size: Annotated[
-        int | None, typer.Option(help="Rows and columns of a picture.", show_default="those of the run")
+        int | None, typer.Option(help="Rows and columns of an image.", show_default="those of the run")
     ] = None,
-    figure: Annotated[Path | None, typer.Option(help="Where to save a picture of the errors.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Where to save a plot of the errors.")] = None,
 ) -> None:
     """Say where a run's network loses its equivariance, why, and what would repair it; exits 0 whether exact or not."""
     from .analysis import plot_audit
@@ -109,20 +109,20 @@ def audit(
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Option(help="Where the two runs are kept.")] = Path("runs/demo"),
-    figure: Annotated[Path | None, typer.Option(help="Where to save the picture instead of in the folder.")] = None,
+    folder: Annotated[Path, typer.Option(help="Folder of the two runs.")] = Path("runs/demo"),
+    figure: Annotated[Path | None, typer.Option(help="Where to save the plot instead of in the folder.")] = None,
 ) -> None:
-    """Train Z2CNN and gc-P4CNN on the bundled digits and compare them: a table and a picture, in minutes."""
+    """Train Z2CNN and gc-P4CNN on the bundled digits and compare them: a table and a plot, in minutes."""
     from .demo import demo
 
-    rows, picture = demo(folder, figure, progress=sys.stdout.isatty())
+    rows, plot = demo(folder, figure, progress=sys.stdout.isatty())
     table = Table("model", title="Rotated digits: 4,000 to train on, 1,000 to test on")
-    for heading in ("parameters", "test error", "largest change of a class probability under a quarter turn"):
+    for heading in ("parameters", "test error", "largest change of a class probability under a 90° rotation"):
         table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(row.model, f"{row.parameters:,}", f"{row.test_error:.1f} %", f"{row.change:.1e}")
     Console().print(table)
-    print(f"test error against the angle: {picture}")
+    print(f"test error against the angle: {plot}")
 
 
 @app.command()
@@ -138,7 +138,7 @@ def table(
         bool,
         typer.Option("--measure", help="Also time training and evaluation, against the first of each shape."),
     ] = False,
-    batch_size: Annotated[int, typer.Option(help="Pictures a step that --measure times.")] = 8,
+    batch_size: Annotated[int, typer.Option(help="Images in a step that --measure times.")] = 8,
     csv: Annotated[bool, typer.Option("--csv", help="CSV instead of Markdown.")] = False,
 ) -> None:
     """Print what models cost, with the paper's figures beside; measured on the GPU if there is one."""
@@ -195,7 +195,7 @@ def run(config: RunConfig) -> None:
     if not is_first():
         train(config)
         return
-    print(f"{config.model} on {config.data}: the run is kept in {config.run_folder}")
+    print(f"{config.model} on {config.data}: the run is saved in {config.run_folder}")
     result = train(config, progress=sys.stdout.isatty())
     figures = _figures(result.test_error, result.test_loss, result.test_correct, result.test_images)
     print(f"{figures}, {result.parameters:,} parameters, {result.seconds:.0f} s")

@@ -28,7 +28,7 @@ def add_commands(app: typer.Typer) -> None:
 def redundancy(
     folder: Folder,
     figure: Annotated[
-        Path | None, typer.Option(help="Where to save the picture.", show_default="RUN/redundancy.png")
+        Path | None, typer.Option(help="Where to save the plot.", show_default="RUN/redundancy.png")
     ] = None,
 ) -> None:
     """Say how much of a run's filters one spatial kernel explains, layer by layer, beside the untrained network."""
@@ -84,15 +84,16 @@ def sweep(
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="What all runs share and is not as in the paper, NAME=VALUE; repeatable."),
+        typer.Option("--set", help="A setting of all runs that differs from the paper's, NAME=VALUE; repeatable."),
     ] = None,
-    folder: Annotated[Path, typer.Option(help="Where the runs are kept.")] = Path("runs"),
+    folder: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs"),
     cluster: Annotated[
         str | None, typer.Option(help="slurm, or local for processes here (submitit).", show_default="this process")
     ] = None,
-    jobs: Annotated[int, typer.Option(help="Jobs of the cluster among which the runs are dealt.")] = 1,
+    jobs: Annotated[int, typer.Option(help="Number of jobs of the cluster, which share the runs.")] = 1,
     parameters: Annotated[
-        list[str] | None, typer.Option("--job", help="Of a job, NAME=VALUE, e.g. timeout_min=240; repeatable.")
+        list[str] | None,
+        typer.Option("--job", help="Parameter of a job, NAME=VALUE, such as timeout_min=240; repeatable."),
     ] = None,
 ) -> None:
     """Train a grid of runs and collect them in runs.csv; what the folder holds finished is not trained again."""
@@ -122,9 +123,9 @@ def sweep(
 
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Folders of runs, or folders that hold such.")],
-    folder: Annotated[Path, typer.Option(help="Where the report is kept.")] = Path("report"),
+    folder: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("report"),
     rotations: Annotated[
-        int, typer.Option(help="Also test with class probabilities averaged over so many rotations.")
+        int, typer.Option(help="Also test with class probabilities averaged over this many rotations.")
     ] = 1,
 ) -> None:
     """Lay finished runs out beside the paper: report.html, report.md, its figures as SVG, and runs.csv."""

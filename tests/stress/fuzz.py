@@ -38,7 +38,7 @@ from sepgroupy.data import load_amat, load_cifar10, load_idx, write_synthetic_ci
 from sepgroupy.data._amat import TEST_FILE, TRAIN_FILE
 from sepgroupy.data._archive import unpack
 from sepgroupy.errors import SepgroupyError
-from sepgroupy.models import build_model
+from sepgroupy.models import WeightsCard, build_model, save_weights
 from sepgroupy.training import RunConfig, _loop, evaluate, train
 from sepgroupy.training._folder import read_config, read_result
 
@@ -183,6 +183,7 @@ def targets() -> dict[str, Target]:
         "run folder": Target(_evaluate, _make_run, ("config.json", "result.json", "last.ckpt")),
         "checkpoint": Target(lambda folder: train(_run(folder)), _make_stopped_run, ("last.ckpt",)),
         "published checkpoint": Target(lambda folder: load_published(folder / "zip.pt"), _make_published, ("zip.pt",)),
+        "weights": Target(_read_weights, _make_weights, ("net.npz",)),
         "old checkpoint": Target(lambda folder: load_published(folder / "old.pt"), _make_published, ("old.pt",)),
     }
 
@@ -255,6 +256,15 @@ def _make_published(folder: Path) -> None:
     state = build_model("gc-p4cnn-small", width=3).state_dict()
     torch.save({"state_dict": state}, folder / "zip.pt")
     torch.save(state, folder / "old.pt", _use_new_zipfile_serialization=False)
+
+
+def _make_weights(folder: Path) -> None:
+    card = WeightsCard("gc-p4cnn-small", "none", {}, 1, 50.0, 3420, "none", "published", "")
+    save_weights(folder / "net.npz", build_model("gc-p4cnn-small", width=3), card)
+
+
+def _read_weights(folder: Path) -> None:
+    build_model("gc-p4cnn-small", width=3, weights=folder / "net.npz")
 
 
 def _evaluate(folder: Path) -> None:

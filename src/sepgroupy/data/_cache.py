@@ -1,4 +1,4 @@
-"""Arrays that take long to make, kept in a file until what they were made from changes."""
+"""Arrays that take long to make, cached in a file until what they were made from changes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Arrays = dict[str, NDArray]
 
 
 def cached(places: Iterable[Path], key: str, types: Mapping[str, str], make: Callable[[], Arrays]) -> Arrays:
-    """Return ``make()``, or the arrays that an earlier call kept under the same key.
+    """Return ``make()``, or the arrays that an earlier call cached under the same key.
 
     A cache is only ever a saving of time: a file that is missing, broken or of another key is made
-    again, and where no place can be written to the arrays are not kept.
+    again, and where no place can be written to the arrays are not cached.
 
     Args:
         places: ``.npz`` files to look in, then to write to: the first one that can be written.

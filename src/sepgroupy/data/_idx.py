@@ -1,4 +1,4 @@
-"""MNIST, or any data set in its idx files, turned as rotated MNIST was."""
+"""MNIST, or any data set in its idx files, rotated as rotated MNIST was."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def load_idx(
 ) -> ImageData:
     """Make a rotated MNIST from the idx files of MNIST or of a data set of its form, e.g. Fashion-MNIST.
 
-    The images of the training and test files are pooled; ``train + test`` of them are drawn and each is turned
+    The images of the training and test files are pooled; ``train + test`` of them are drawn and each is rotated
     by its own angle, uniform in [0, 2π). Draw and angles are the same on every call.
 
     Args:

@@ -1,4 +1,4 @@
-"""How rotated MNIST is made from upright digits: drawn by a fixed seed, each turned by its own angle."""
+"""How rotated MNIST is made from upright digits: drawn by a fixed seed, each rotated by its own angle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures turned about their centre by any angle."""
+"""Images rotated about their center by any angle."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _BATCH = 1024  # images at a time, so that the sampling grids of 60,000 stay sma
 
 
 def rotate(images: Tensor, angles: Tensor | float) -> Tensor:
-    """Turn each picture counter-clockwise about its centre, by its own angle.
+    """Rotate each image counter-clockwise about its center, by its own angle.
 
     ``y(p) = x(R(-θ) p)``, with p measured from the centre of the array, x interpolated bilinearly between
-    pixel centres and 0 outside. A quarter turn of a square picture is ``torch.rot90(x, 1, (-2, -1))`` to
+    pixel centres and 0 outside. A 90° rotation of a square image is ``torch.rot90(x, 1, (-2, -1))`` to
     rounding.
 
     Args:
@@ -51,7 +51,7 @@ def _rotate(
 ) -> Tensor:
     rows, columns = images.shape[-2:]
     cos, sin = angles.cos(), angles.sin()
-    # grid_sample's coordinates are (x, y), y pointing down, with the edges of the picture at -1 and 1.
+    # grid_sample's coordinates are (x, y), y pointing down, with the edges of the image at -1 and 1.
     inverse = torch.stack([cos, -sin * rows / columns, sin * columns / rows, cos], 1).view(-1, 2, 2)
     matrix = torch.cat([inverse, torch.zeros_like(inverse[:, :, :1])], 2)
     grid = affine_grid(matrix, list(images.shape), align_corners=False)

@@ -1,4 +1,4 @@
-"""The value that every data set is read into: two splits of pictures with their labels."""
+"""The value that every data set is read into: two splits of images with their labels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..errors import ArgumentError
 
 @dataclass(frozen=True, eq=False)
 class Split(Dataset[tuple[Tensor, Tensor]]):
-    """Labelled pictures in memory, a map-style data set that is read a whole batch at a time.
+    """Labelled images in memory, a map-style data set that is read a whole batch at a time.
 
     Indexing takes a list or tensor of indices, so that a loader gathers a batch in one operation::
 
@@ -53,7 +53,7 @@ class Split(Dataset[tuple[Tensor, Tensor]]):
         return self.images[chosen], self.labels[chosen]
 
     def first(self, count: int) -> Split:
-        """Return the first ``count`` pictures, as a view.
+        """Return the first ``count`` images, as a view.
 
         Raises:
             ArgumentError: ``count`` is not in 1..N.
@@ -69,12 +69,12 @@ class ImageData:
 
     Args:
         name: what reports call it.
-        train: the pictures to learn from.
-        test: the pictures to be judged on.
+        train: the images to learn from.
+        test: the images to be judged on.
         classes: the number of classes; labels are 0..classes-1.
 
     Raises:
-        ArgumentError: a label is not in that range, or the splits differ in the shape of their pictures.
+        ArgumentError: a label is not in that range, or the splits differ in the shape of their images.
     """
 
     name: str
@@ -93,7 +93,7 @@ class ImageData:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits of a SHA-256 over all pictures and labels: equal data, equal digits."""
+        """Sixteen hexadecimal digits of a SHA-256 over all images and labels: equal data, equal digits."""
         digest = hashlib.sha256()
         for split in (self.train, self.test):
             for tensor in (split.images, split.labels):

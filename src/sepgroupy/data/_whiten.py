@@ -1,4 +1,4 @@
-"""Contrast normalisation and ZCA whitening of pictures."""
+"""Contrast normalisation and ZCA whitening of images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..errors import ArgumentError
 _CHUNK = 2048  # images at a time in float64, so that 50,000 fit into memory
 _MIN_DEVIATION = 1e-8  # an image of less contrast than this is only centred
 _EPSILON = 1e-5
-_RANK_TOLERANCE = 1e-6  # far above the rounding of float32 pictures, far below any detail of real ones
+_RANK_TOLERANCE = 1e-6  # far above the rounding of float32 images, far below any detail of real ones
 
 
 def contrast_normalize(images: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ def contrast_normalize(images: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class ZCA:
-    """Whitening that changes pictures as little as possible: ``y = (x - mean) W``, with W symmetric.
+    """Whitening that changes images as little as possible: ``y = (x - mean) W``, with W symmetric.
 
     ``W = U diag(1 / (S + 1e-5)) Uᵀ``, with U the principal axes of the training images and S the standard
     deviations along them. Whatever is whitened, training or test images, is centred and multiplied with the
@@ -63,7 +63,7 @@ class ZCA:
         ArgumentError: ``matrix`` does not fit ``mean``.
 
     >>> images = torch.tensor([[1.0, 2.0], [3.0, 2.0], [2.0, 0.0], [2.0, 4.0]]).view(4, 1, 1, 2)
-    >>> ZCA.fit(images).matrix.inverse()  # the deviations: the axes are those of the picture
+    >>> ZCA.fit(images).matrix.inverse()  # the deviations: the axes are those of the image
     tensor([[0.8165, 0.0000],
             [0.0000, 1.6330]])
     """

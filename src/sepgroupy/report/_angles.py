@@ -1,4 +1,4 @@
-"""How the test error of a run depends on the angle of the pictures, measured once and kept in its folder."""
+"""How the test error of a run depends on the angle of the images, measured once and cached in its folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 def errors_by_angle(run: Run) -> list[float]:
     """Return the test error at each of ``ANGLES``, percent.
 
-    The bundled digits stand upright before they are turned; other test pictures lie as they lie.
+    The bundled digits stand upright before they are rotated; other test images are used as they are.
 
     Args:
         run: a finished run on rotated MNIST.
@@ -33,8 +33,8 @@ def errors_by_angle(run: Run) -> list[float]:
         DataError: its checkpoint or data cannot be read.
     """
     path = run.folder / KEPT
-    if (kept := _read(path)) is not None:
-        return kept
+    if (cached := _read(path)) is not None:
+        return cached
     config = run.config
     _log.info("%s: testing at %d angles", run.folder, len(ANGLES))
     test = load_digits(turned=False).test if config.data == "digits" else _test(run)
@@ -47,7 +47,7 @@ def errors_by_angle(run: Run) -> list[float]:
         with atomic(path) as temporary, temporary.open("w", newline="") as file:
             csv.writer(file).writerows([_HEAD, *zip(ANGLES, errors, strict=True)])
     except OSError as error:
-        _log.warning("%s cannot be kept: %s", path, error)
+        _log.warning("%s cannot be written: %s", path, error)
     return errors
 
 
@@ -56,7 +56,7 @@ def _test(run: Run) -> Split:
 
 
 def _read(path: Path) -> list[float] | None:
-    """Return what is kept, unless it is of other angles or broken."""
+    """Return what is cached, unless it is of other angles or broken."""
     try:
         with path.open(newline="") as file:
             head, *rows = csv.reader(file)

@@ -71,7 +71,7 @@ def _test_error(main: Sequence[Group], rotations: int) -> Section:
         for group in main
     ]
     head = ["model", "parameters", "seeds", "test error (%)", "test error, paper (%)"]
-    pictures = f" after training on {main[0].pictures:,} pictures" if main[0].config.samples else ""
+    pictures = f" after training on {main[0].pictures:,} images" if main[0].config.samples else ""
     text = [f"Mean test error{pictures}.", *order(main)]
     if rotations > 1:
         text.append(
@@ -91,14 +91,14 @@ def order(main: Sequence[Group]) -> list[str]:
     known.sort(key=lambda group: float((group.paper_error or "").split()[0]))
     if len(known) < 2:
         return []
-    turned = [(a, b) for a, b in pairwise(known) if a.mean >= b.mean]
+    inverted = [(a, b) for a, b in pairwise(known) if a.mean >= b.mean]
     text = f"The paper's order is {' < '.join(group.label for group in known)}."
-    if not turned:
+    if not inverted:
         return [f"{text} Here it is the same."]
     found = "; ".join(
         f"{a.label} ({spread(a.mean, a.sd)}) errs no less than {b.label} ({spread(b.mean, b.sd)}), "
         + ("which is more than chance" if a.mean - b.mean > math.hypot(a.sd or 0, b.sd or 0) else "within the spread")
-        for a, b in turned
+        for a, b in inverted
     )
     return [f"{text} Here it is another: {found}."]
 
@@ -146,8 +146,8 @@ def _angles(groups: Sequence[Group], stem: str) -> Section:
         lines.append(Curve(group.label, [*ANGLES, 360.0], values))
         rows.append([group.label, *(spread(*values[ANGLES.index(turn)]) for turn in _TURNS)])
     caption = (
-        "Test error against the angle by which the test digits are turned, counter-clockwise. What is equivariant to "
-        "quarter turns repeats itself after 90°, exactly."
+        "Test error against the angle by which the test digits are rotated, counter-clockwise. The error "
+        "of networks that are invariant under 90° rotations repeats after 90°, exactly."
     )
     table = Table(["test error (%) at", *(f"{turn:g}°" for turn in _TURNS)], rows)
     figure = curves(lines, "angle")
@@ -192,7 +192,7 @@ def _pool(seeds: Sequence[Sequence[LayerRedundancy]]) -> list[LayerRedundancy]:
 
 def _costs(main: Sequence[Group], stem: str) -> Section:
     costs = [complexity(load_model(group.runs[0].folder), PAPER[group.config.model].shape) for group in main]
-    figure = error_against(main, [cost.macs for cost in costs], "multiply-accumulates a picture (formula)")
+    figure = error_against(main, [cost.macs for cost in costs], "multiply-accumulates per image (formula)")
     rows = []
     for group, cost in zip(main, costs, strict=True):
         paper = PAPER[group.config.model] if group.config.width is None else None
@@ -209,10 +209,10 @@ def _costs(main: Sequence[Group], stem: str) -> Section:
         )
     head = ["model", "MACs, formula", "paper", "MACs, executed", "memory", "paper (GPU)", "training"]
     text = (
-        "Multiply-accumulates (MACs) of one picture; peak memory of a forward and backward pass of two; mean time of a "
+        "Multiply-accumulates (MACs) of one image; peak memory of a forward and backward pass of two; mean time of a "
         "whole training, with all that went on beside it on the machine."
     )
-    caption = "Test error against multiply-accumulates of one picture. Lower and further left is better."
+    caption = "Test error against multiply-accumulates of one image. Lower and further left is better."
     return Section("Cost", [text], [_plot(f"{stem}-cost", caption, figure)], [Table(head, rows)])
 
 

@@ -27,7 +27,7 @@ class Group:
     """Finished runs that differ in their seed alone.
 
     Args:
-        config: what they share; ``samples`` is the number of training pictures, None if that is not known.
+        config: what they share; ``samples`` is the number of training images, None if that is not known.
         runs: all of them.
     """
 
@@ -36,7 +36,7 @@ class Group:
 
     @property
     def pictures(self) -> float:
-        """Number of training pictures; infinite if that is all of them and nobody knows how many there are."""
+        """Number of training images; infinite if that is all of them and nobody knows how many there are."""
         return self.config.samples or math.inf
 
     @property
@@ -86,7 +86,7 @@ class Protocol:
 
     Args:
         config: what they share.
-        groups: in the paper's order of models, then by width and number of training pictures.
+        groups: in the paper's order of models, then by width and number of training images.
     """
 
     config: RunConfig
@@ -94,7 +94,7 @@ class Protocol:
 
     @property
     def main(self) -> list[Group]:
-        """The groups with the most training pictures."""
+        """The groups with the most training images."""
         most = max(group.pictures for group in self.groups)
         return [group for group in self.groups if group.pictures == most]
 
@@ -125,13 +125,13 @@ def put_together(runs: Iterable[Run]) -> list[Protocol]:
 
 
 def training_pictures(config: RunConfig) -> int | None:
-    """Return how many pictures a run is trained on; None if that is all of them and they are not here to count."""
+    """Return how many images a run is trained on; None if that is all of them and they are not here to count."""
     if config.samples is not None:
         return config.samples
     try:
         return len(load(config.task, config.data, config.data_path).train)
     except (SepgroupyError, OSError) as error:
-        _log.warning("the training pictures of %s cannot be counted: %s", config.data, error)
+        _log.warning("the training images of %s cannot be counted: %s", config.data, error)
         return None
 
 

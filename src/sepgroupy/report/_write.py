@@ -32,10 +32,10 @@ def write_report(
     read from their configuration. Unfinished runs are counted and left out.
 
     Args:
-        runs: folders of runs, or folders that hold such. The errors by angle are kept in each run's folder.
+        runs: folders of runs, or folders that hold such. The errors by angle are cached in each run's folder.
         folder: for ``report.html``, which holds all that it shows, ``report.md`` with the same tables and its figures
             as SVG beside it, and ``runs.csv``, a row a run. Files of these names are replaced.
-        rotations: if more than 1, also show the test error with class probabilities averaged over so many rotations
+        rotations: if more than 1, also show the test error with class probabilities averaged over this many rotations
             (:func:`sepgroupy.training.predict`); it is measured once and cached in each run's folder.
 
     Returns:

@@ -47,7 +47,7 @@ def find_runs(paths: Iterable[str | PathLike[str]]) -> list[Run]:
         paths: folders of runs, or folders that hold such.
 
     Returns:
-        the runs, ordered by task, model, width, number of training pictures and seed.
+        the runs, ordered by task, model, width, number of training images and seed.
 
     Raises:
         ArgumentError: one of the paths is no folder.

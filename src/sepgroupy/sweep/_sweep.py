@@ -35,7 +35,7 @@ def grid(
         task: ``"rotmnist"`` or ``"cifar10"``.
         models: names of models.
         widths: channels of the first layers, None for the published widths.
-        samples: numbers of training pictures, None for all.
+        samples: numbers of training images, None for all.
         seeds: of the runs.
         **settings: what all runs share and is not as in the paper: any other field of
             :class:`sepgroupy.training.RunConfig`.
@@ -69,7 +69,7 @@ def sweep(
 
     Args:
         configs: the runs, as from :func:`grid`; their own ``folder`` does not count.
-        folder: where they are kept, new ones as ``<task>-<model>-<digest of the configuration>``.
+        folder: where they are saved, new ones as ``<task>-<model>-<digest of the configuration>``.
         cluster: None to train one after another in this process; else what submitit knows: ``"slurm"``, or
             ``"local"`` for processes on this machine.
         jobs: number of jobs among which the runs are dealt.

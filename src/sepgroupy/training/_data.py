@@ -1,4 +1,4 @@
-"""From a configuration to its pictures."""
+"""From a configuration to its images."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def evaluate(folder: str | PathLike[str], device: str = "auto", rotations: int =
     Args:
         folder: the folder of the run.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
-        rotations: average the class probabilities over so many rotations, see :func:`predict`.
+        rotations: average the class probabilities over this many rotations, see :func:`predict`.
 
     Raises:
         ArgumentError: the machine has no such device, or ``rotations`` is not a positive integer.

@@ -27,7 +27,7 @@ _LARGEST_TEXT = 2**20  # bytes; what is written here has a thousand
 
 @dataclass(frozen=True)
 class Result:
-    """What came out of a run; kept as ``result.json`` in its folder.
+    """What came out of a run; saved as ``result.json`` in its folder.
 
     Args:
         test_error: on the test set after the last epoch, percent.
@@ -37,7 +37,7 @@ class Result:
         seconds: of all epochs, evaluations among them.
         parameters: the number of free parameters.
         data: name of the data set.
-        fingerprint: digest of its pictures and labels.
+        fingerprint: digest of its images and labels.
         versions: of sepgroupy, torch, Lightning Fabric (as "lightning") and python.
         command: the command line that finished the run.
         revision: the git commit of the package that finished it, with ``-dirty`` if files differed from it; empty

@@ -64,7 +64,7 @@ def require_full_parts(config: RunConfig, count: int, processes: int) -> None:
     last = (count - 1) % config.batch_size + 1
     if last < least:
         raise ArgumentError(
-            f"batch_size (={config.batch_size}) leaves {last} of {count} pictures for the last step of an epoch, where "
+            f"batch_size (={config.batch_size}) leaves {last} of {count} images for the last step of an epoch, where "
             f"{processes} process{'es' * (processes > 1)} with batch norm need {least}: choose another"
         )
 
@@ -80,7 +80,7 @@ class Loop:
         self.fabric, self.model, self.config, self.data, self.folder = fabric, model, config, data, folder
         self.step = 0
         self.history: list[dict[str, float]] = []  # a row for each epoch that is done
-        self.totals = [0.0, 0.0, 0.0]  # of the epoch under way: cross-entropies, wrong answers, pictures
+        self.totals = [0.0, 0.0, 0.0]  # of the epoch under way: cross-entropies, wrong answers, images
         self.steps = math.ceil(len(data.train) / config.batch_size)  # an epoch
         self.augment = RandomCropFlip(config.crop, config.hflip) if config.crop or config.hflip else None
         self.optimizer = make_optimizer(model, config)

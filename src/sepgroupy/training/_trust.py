@@ -29,7 +29,7 @@ def checked_record(checkpoint: Mapping[str, Any], data: ImageData, folder: Path)
     if found.get("fingerprint") != data.fingerprint:
         raise DataError(
             f"the data ({data.name}) are no longer those that {folder} was trained on: "
-            "restore them, or start anew in another folder"
+            "restore them, or start again in another folder"
         )
     # An older checkpoint, written after whole epochs alone, has neither.
     seconds = found["history"][-1]["seconds"] if found["history"] else 0.0
