@@ -81,7 +81,9 @@ class Untouched:
     """Stands for the library in a test in which no kernel may be reached; functions of sizes alone may be."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith(("wide_rows", "filters_size", "expand_filters", "vector_values", "workspace", "lift_workspace")):
+        if name.startswith(
+            ("wide_rows", "filters_size", "expand_filters", "vector_values", "workspace", "lift_workspace")
+        ):
             return getattr(kernels().library, name)
         return pytest.fail(f"{name} was reached")
 
