@@ -12,9 +12,9 @@ try:
 
     LOGGER = logging.getLogger("lightning_fabric")
 except ModuleNotFoundError:
-    from lightning.fabric import Fabric as Fabric  # type: ignore[assignment]
-    from lightning.fabric import __version__ as VERSION
-    from lightning.fabric.loggers import TensorBoardLogger as TensorBoardLogger  # type: ignore[assignment]
+    from lightning.fabric import Fabric as Fabric  # type: ignore
+    from lightning.fabric import __version__ as VERSION  # type: ignore
+    from lightning.fabric.loggers import TensorBoardLogger as TensorBoardLogger  # type: ignore
     from lightning.fabric.utilities.rank_zero import rank_zero_only as rank_zero_only
 
     LOGGER = logging.getLogger("lightning.fabric")
