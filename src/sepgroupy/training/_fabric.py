@@ -15,7 +15,7 @@ except ModuleNotFoundError:
     from lightning.fabric import Fabric as Fabric  # type: ignore
     from lightning.fabric import __version__ as VERSION  # type: ignore
     from lightning.fabric.loggers import TensorBoardLogger as TensorBoardLogger  # type: ignore
-    from lightning.fabric.utilities.rank_zero import rank_zero_only as rank_zero_only
+    from lightning.fabric.utilities.rank_zero import rank_zero_only as rank_zero_only  # type: ignore
 
     LOGGER = logging.getLogger("lightning.fabric")
 
