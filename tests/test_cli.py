@@ -12,7 +12,7 @@ import pytest
 from sepgroupy import __version__, cli, demo, errors
 from sepgroupy.data import ImageData, load_digits
 from sepgroupy.errors import DataError
-from sepgroupy.training import RunConfig
+from sepgroupy.training import RunConfig, evaluate
 from sepgroupy.training import _data as data_module
 from sepgroupy.training._loop import Loop
 
@@ -189,9 +189,9 @@ def test_train_then_evaluate(run: Run, tmp_path: Path) -> None:
     assert error + accuracy == 100
     assert correct / 20 == accuracy / 100
     assert run("evaluate", "run", "--device", "cpu", "--rotations", "1")[1] == evaluated
-    code, averaged, _ = run("evaluate", "run", "--device", "cpu", "--rotations", "4")
-    assert code == 0
-    assert averaged != evaluated
+    averaged = evaluate("run", "cpu", rotations=4)
+    assert f"test loss {averaged.loss:.4f}" in run("evaluate", "run", "--device", "cpu", "--rotations", "4")[1]
+    assert averaged != evaluate("run", "cpu")
     assert run("evaluate", "run", "--rotations", "0")[0] == 2
     code, again, _ = run(*TRAIN, "--milestone", "2", "--milestone", "4", "--folder", "run")
     assert (code, again) == (0, trained)

@@ -379,7 +379,7 @@ def test_a_number_of_rotations_that_is_none_is_refused(rotations: Any, few: Imag
 
 
 def test_evaluate_averages_over_rotations(few: ImageData, tmp_path: Path) -> None:
-    train(config_in(tmp_path, model="gc-p4cnn-small"))
+    train(config_in(tmp_path, model="gc-p4cnn-small", epochs=10, batch_size=8))
     expected = score(load_model(tmp_path), few.test, 256, 3)
     assert evaluate(tmp_path, "cpu", rotations=3) == expected
     assert expected.loss != evaluate(tmp_path, "cpu").loss
