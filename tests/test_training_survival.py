@@ -94,9 +94,9 @@ def test_a_signal_breaks_off_an_evaluation(whole: Any, tmp_path: Path, monkeypat
     with monkeypatch.context() as patch:
         tally = _loop.tally
 
-        def interrupted(*arguments: Any) -> Any:
+        def interrupted(*arguments: Any, **options: Any) -> Any:
             send(signal.SIGTERM)
-            return tally(*arguments)
+            return tally(*arguments, **options)
 
         patch.setattr(_loop, "tally", interrupted)
         with pytest.raises(KeyboardInterrupt):

@@ -125,11 +125,11 @@ def put_together(runs: Iterable[Run]) -> list[Protocol]:
 
 
 def training_pictures(config: RunConfig) -> int | None:
-    """Return how many pictures a run is trained on; None if that is all of them and they are not here to count."""
+    """Return how many images a run is trained on; None if that is all of them and they are not here to count."""
     if config.samples is not None:
-        return config.samples
+        return config.samples - config.validation
     try:
-        return len(load(config.task, config.data, config.data_path).train)
+        return len(load(config.task, config.data, config.data_path).train) - config.validation
     except (SepgroupyError, OSError) as error:
         _log.warning("the training pictures of %s cannot be counted: %s", config.data, error)
         return None
