@@ -83,7 +83,10 @@ OPTIONS = {  # of every field of RunConfig that is not the task: the option's wo
     "crop": "--crop 3", "hflip": "--hflip", "precision": "--precision 16-mixed", "device": "--device cpu",
     "seed": "--seed 13", "warmup": "--warmup 14", "clip": "--clip 1.5", "devices": "--devices 16",
     "nodes": "--nodes 17", "strategy": "--strategy ddp", "sync_batchnorm": "--sync-batchnorm",
-    "weights": "--weights there", "folder": "--folder place", "init": "--init variance",
+    "rotation": "--rotation 18", "shift": "--shift 0.19", "scale": "--scale 0.2",
+    "label_smoothing": "--label-smoothing 0.21", "schedule": "--schedule cosine", "ema": "--ema 0.22",
+    "validation": "--validation 23", "weights": "--weights there", "folder": "--folder place",
+    "init": "--init variance",
 }  # fmt: skip
 
 
@@ -96,7 +99,7 @@ def test_every_field_of_a_configuration_is_an_option(run: Run, monkeypatch: pyte
     for name in names:
         words = OPTIONS[name].split()[1::2]
         kind = type(getattr(RunConfig.for_task("rotmnist"), name))
-        optional = {"width": int, "samples": int, "clip": float}
+        optional = {"width": int, "samples": int, "clip": float, "ema": float}
         given = [optional.get(name, str if kind is type(None) else kind)(word) for word in words if kind is not tuple]
         values[name] = tuple(map(int, words)) if kind is tuple else given[0] if given else True
         assert run("train", "rotmnist", *OPTIONS[name].split()) == (0, "", "")
@@ -106,6 +109,9 @@ def test_every_field_of_a_configuration_is_an_option(run: Run, monkeypatch: pyte
     assert seen[-1] == RunConfig.for_task("rotmnist", **values)
     assert run("train", "cifar10", "--augment", "--no-sync-batchnorm")[0] == 0
     assert seen[-1] == RunConfig.for_task("cifar10", crop=4, hflip=True)
+    assert run("train", "cifar10", "--recipe", "modern", "--epochs", "3")[0] == 0
+    assert seen[-1] == RunConfig.for_task("cifar10", "modern", epochs=3)
+    assert run("train", "cifar10", "--recipe", "ancient")[0] == 2
     assert run("train", "cifar10", "--augment", "--crop", "2")[0] == 0
     assert seen[-1] == RunConfig.for_task("cifar10", crop=2, hflip=True)
 
@@ -115,7 +121,12 @@ def test_the_help_says_what_the_fields_say(run: Run, monkeypatch: pytest.MonkeyP
     text = run("train", "--help")[1]
     for name, field in RunConfig.__pydantic_fields__.items():  # type: ignore[attr-defined]
         assert name == "task" or field.description in text
-    for usual in ("rotmnist: 0.01; cifar10: 0.05", "rotmnist: 40; cifar10: 50 100 150", "adam|sgd", "32-true"):
+    for usual in (
+        "rotmnist: 0.01; cifar10: 0.05, modern 0.1",
+        "rotmnist: 40; cifar10: 50 100 150",
+        "adam|sgd",
+        "32-true",
+    ):
         assert usual in text
 
 

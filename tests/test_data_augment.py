@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sepgroupy.data._augment import RandomCropFlip
+from sepgroupy.data._augment import RandomAffine, RandomCropFlip
 from sepgroupy.errors import ArgumentError
 
 
@@ -83,3 +83,48 @@ def test_bad_arguments_are_named():
         RandomCropFlip(padding=-1)
     with pytest.raises(ArgumentError, match=r"\(3, 32, 32\)"):
         RandomCropFlip()(torch.zeros(3, 32, 32))
+
+
+@pytest.mark.parametrize("shape", [(6, 3, 32, 32), (5, 1, 28, 28), (4, 1, 9, 14)])
+def test_affine_is_torchvisions_image_by_image(shape):
+    functional = pytest.importorskip("torchvision.transforms.v2.functional")
+    images = torch.rand(shape, generator=seeded(0))
+    rotation, shift, scale = 170.0, 0.2, 0.3
+    result = RandomAffine(rotation, shift, scale)(images, seeded(1))
+    angles, factors, down, right = 2 * torch.rand(4, shape[0], generator=seeded(1)) - 1  # in the documented order
+    for i, image in enumerate(images):
+        expected = functional.affine(
+            image[None],
+            angle=-rotation * float(angles[i]),  # clockwise there
+            translate=[shift * float(right[i]) * shape[3], shift * float(down[i]) * shape[2]],
+            scale=1 + scale * float(factors[i]),
+            shear=[0.0, 0.0],
+            interpolation=functional.InterpolationMode.BILINEAR,
+        )
+        torch.testing.assert_close(result[i : i + 1], expected, atol=2e-4, rtol=0)
+
+
+def test_affine_draws_are_uniform_and_each_image_has_its_own():
+    # A bright pixel right of the centre tells how far it went and by which angle.
+    images = torch.zeros(4000, 1, 65, 65)
+    images[..., 31:34, 51:54] = 1  # around 20 pixels to the right
+    moved = RandomAffine(rotation=90, shift=0.0, scale=0.25)(images, seeded(0)).flatten(1)
+    y, x = (torch.cartesian_prod(torch.arange(65.0), torch.arange(65.0)) - 32).T
+    centre = torch.stack([(moved * y).sum(1), (moved * x).sum(1)]) / moved.sum(1)
+    angle, radius = torch.rad2deg(torch.atan2(-centre[0], centre[1])), centre.square().sum(0).sqrt() / 20
+    for values, low, high in ((angle, -90, 90), (radius, 0.75, 1.25)):
+        parts = torch.histc(values, 10, low, high)
+        assert parts.sum() > 3980  # of 4,000: a few lie a rounding beyond
+        assert ((parts - 400) ** 2 / 400).sum() < 35  # chi-square of 9 degrees of freedom
+    assert abs(torch.corrcoef(torch.stack([angle, radius]))[0, 1]) < 0.06
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"rotation": -1.0}, "rotation"), ({"shift": float("nan")}, "shift"), ({"scale": 1.0}, "scale")],
+)
+def test_affine_refuses_what_cannot_be(options, message):
+    with pytest.raises(ArgumentError, match=rf"{message} \(={options[message]}\)"):
+        RandomAffine(**options)
+    with pytest.raises(ArgumentError, match="floating point"):
+        RandomAffine()(torch.zeros(1, 1, 2, 2, dtype=torch.uint8))

@@ -93,3 +93,15 @@ def test_fingerprint_follows_every_byte():
     assert len({reference, *changed}) == 5
     strided = Split(train.images.transpose(2, 3).contiguous().transpose(2, 3), train.labels)
     assert fingerprint(strided, test) == reference
+
+
+def test_images_are_held_out_in_the_order_that_is_asked_for():
+    split = make(10, 0)
+    rest, held = split.hold_out(torch.tensor([7, 2]))
+    assert torch.equal(held.images, split.images[[7, 2]])
+    assert torch.equal(held.labels, split.labels[[7, 2]])
+    others = [0, 1, 3, 4, 5, 6, 8, 9]
+    assert torch.equal(rest.images, split.images[others])
+    assert torch.equal(rest.labels, split.labels[others])
+    whole, apart = ImageData("x", split, split, 5), ImageData("x", rest, split, 5, held)
+    assert len({whole.fingerprint, apart.fingerprint, ImageData("x", rest, split, 5).fingerprint}) == 3

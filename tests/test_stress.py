@@ -83,6 +83,16 @@ ALTERATIONS: dict[str, Callable[[dict[str, Any]], object]] = {
     ),
     "the seconds are text": lambda c: c["run"].update(seconds="1"),
     "the totals are two": lambda c: c["run"].update(totals=[1.0, 2.0]),
+    "the average is missing": lambda c: c.pop("average"),
+    "the average is a tensor": lambda c: c.update(average=torch.zeros(3)),
+    "the average lacks its count": lambda c: c["average"].pop("n_averaged"),
+    "the average is of another step": lambda c: c["average"].update(n_averaged=torch.tensor(1)),
+    "the count of the average is a float": lambda c: c["average"].update(n_averaged=torch.tensor(2.0)),
+    "the count of the average is a list": lambda c: c["average"].update(n_averaged=torch.tensor([2])),
+    "the average lacks a weight": lambda c: c["average"].pop("module.fc.weight"),
+    "the average has another shape": lambda c: c["average"].update({"module.fc.weight": torch.zeros(2)}),
+    "the average has no numbers": lambda c: c["average"].update({"module.fc.weight": torch.zeros(10, 3).to_sparse()}),
+    "the average is more": lambda c: c["average"].update({"module.extra": torch.zeros(2)}),
     "a weight is missing": lambda c: c["state_dict"].pop("model.fc.weight"),
     "a weight is huge and empty": lambda c: c["state_dict"].update(
         {"model.fc.weight": torch.zeros(1, 1).expand(10, 10**12)}

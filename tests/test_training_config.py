@@ -13,6 +13,7 @@ import torch
 from sepgroupy.errors import ArgumentError
 from sepgroupy.models import published_model_names
 from sepgroupy.training import RunConfig, milestones_every
+from sepgroupy.training._config import MODERN
 from sepgroupy.training._engine import _build
 from sepgroupy.training._loop import rate
 
@@ -45,11 +46,13 @@ def test_an_override_of_none_leaves_the_papers_value() -> None:
         ("task", "mnist"), ("task", ["rotmnist"]), ("model", "gc-p5cnn"), ("model", "resnet44"), ("model", None),
         ("width", 0), ("width", 2.0), ("data", 3), ("data_path", ""), ("samples", -1), ("crop", -1), ("crop", 33),
         ("crop", 1.0), ("hflip", "yes"),
-        ("epochs", 0), ("epochs", True), ("batch_size", 0), ("test_batch_size", "1"), ("optimizer", "adamw"),
+        ("epochs", 0), ("epochs", True), ("batch_size", 0), ("test_batch_size", "1"), ("optimizer", "lamb"),
         ("lr", 0.0), ("lr", float("nan")), ("lr", "0.1"), ("momentum", 1.0), ("weight_decay", -1e-5),
         ("milestones", (3, 3)), ("milestones", (0,)), ("milestones", 40), ("log_every", 0), ("precision", "16"),
         ("device", "tpu"), ("seed", -1), ("seed", 2**32), ("folder", ""),
         ("warmup", -1), ("clip", 0.0), ("clip", float("inf")), ("lr", 10**400), ("devices", 0), ("nodes", 2.0),
+        ("rotation", -1.0), ("rotation", 181.0), ("shift", 1.5), ("scale", 1.0), ("label_smoothing", 1.0),
+        ("schedule", "linear"), ("ema", 1.0), ("ema", 0.0), ("validation", -1), ("validation", 0.1),
         ("strategy", "fsdp"), ("sync_batchnorm", 1), ("weights", ""), ("batch_size", 2**32),
     ],
 )  # fmt: skip
@@ -67,6 +70,31 @@ def test_refusals_name_the_setting_and_its_value(name: str, value: Any) -> None:
 def test_broken_json_is_refused(text: str) -> None:
     with pytest.raises(ArgumentError):
         RunConfig.from_json(text)
+
+
+@pytest.mark.parametrize("task", PAPER)
+def test_the_modern_recipe_is_the_paper_s_but_for_its_own_values(task: str) -> None:
+    paper, modern = RunConfig.for_task(task), RunConfig.for_task(task, "modern")
+    assert RunConfig.for_task(task, recipe="paper") == paper
+    different = {name for name, value in asdict(modern).items() if value != asdict(paper)[name]}
+    assert different == MODERN[task].keys()
+    assert RunConfig.for_task(task, "modern", epochs=3, ema=0.5) == replace(modern, epochs=3, ema=0.5)
+    assert RunConfig.from_json(modern.to_json()) == modern
+    assert modern.run_folder != paper.run_folder
+    with pytest.raises(ArgumentError, match=r"recipe \(='postmodern'\) must be one of paper, modern"):
+        RunConfig.for_task(task, "postmodern")
+
+
+@pytest.mark.parametrize("warmup", [0, 2])
+def test_the_cosine_schedule_is_torchs(warmup: int) -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=6 * 7)
+    config = RunConfig.for_task("rotmnist", lr=0.5, epochs=6, schedule="cosine", warmup=warmup)
+    for step in range(6 * 7):
+        rising = min(1.0, (step + 1) / (7 * warmup)) if warmup else 1.0
+        assert rate(config, step, 7) == pytest.approx(rising * schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
 
 
 def test_an_unknown_setting_is_refused() -> None:

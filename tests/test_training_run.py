@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from sepgroupy.data import ImageData, Split, load_digits, rotate
+from sepgroupy.data import ImageData, RandomAffine, Split, load_digits, rotate
 from sepgroupy.errors import ArgumentError, DataError
 from sepgroupy.models import build_model, published_model_names
 from sepgroupy.training import (
@@ -31,7 +32,9 @@ from sepgroupy.training import (
     train,
 )
 from sepgroupy.training import _data as data_module
-from sepgroupy.training._loop import Loop, order_of
+from sepgroupy.training._data import load_data
+from sepgroupy.training._loop import Loop, order_of, rate
+from sepgroupy.training._random import AFFINE, generator
 
 ROTMNIST = [name for name in published_model_names() if "resnet" not in name]
 
@@ -107,6 +110,61 @@ def test_a_run_is_the_plain_loop(few: ImageData, tmp_path: Path) -> None:
     assert [float(row["lr"]) for row in history(tmp_path)] == pytest.approx([0.01, 0.001, 0.0001])
 
 
+def test_a_modern_run_is_the_plain_loop_with_torchs_own_parts(few: ImageData, tmp_path: Path) -> None:
+    config = config_in(tmp_path, epochs=4, log_every=2, seed=5, **MODERN)
+    result = train(config)
+    data = load_data(config)
+    assert data.validation is not None
+    torch.manual_seed(5)
+    model = build_model("z2cnn", width=3)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.8), use_buffers=True)
+    affine, scores, step = RandomAffine(180.0, 0.1, 0.1), [], 0
+    for epoch in range(4):
+        for indices in order_of(42, 5, epoch).split(20):
+            optimizer.param_groups[0]["lr"] = rate(config, step, 3)
+            optimizer.zero_grad()
+            outputs = model(affine(data.train.images[indices], generator(5, AFFINE, step)))
+            nn.functional.cross_entropy(outputs, data.train.labels[indices], label_smoothing=0.1).backward()
+            optimizer.step()
+            average.update_parameters(model)
+            step += 1
+        scores.append([score(average.module, split) for split in (data.validation, data.test)])
+    for name, value in parameters(tmp_path).items():
+        torch.testing.assert_close(value, average.module.state_dict()[name], rtol=1e-4, atol=1e-5)
+    rows = history(tmp_path)
+    assert [row["validation_error"] != "" for row in rows] == [False, True, False, True]
+    assert [row["test_error"] != "" for row in rows] == [False, False, False, True]  # the test set is looked at once
+    validation, test = scores[3]
+    assert float(rows[1]["validation_loss"]) == pytest.approx(scores[1][0].loss, rel=1e-4)
+    assert (result.validation_error, result.test_error) == (validation.error, test.error)
+    assert result.validation_loss == pytest.approx(validation.loss, rel=1e-4)
+    assert evaluate(tmp_path, "cpu").error == test.error
+
+
+def test_validation_images_are_drawn_by_the_seed_from_the_training_images(few: ImageData, tmp_path: Path) -> None:
+    held = []
+    for seed in (1, 1, 2):
+        data = load_data(config_in(tmp_path, samples=30, validation=10, seed=seed))
+        assert data.validation is not None
+        assert (len(data.train), len(data.validation)) == (20, 10)
+        together = [image.numpy().tobytes() for image in (*data.train.images, *data.validation.images)]
+        assert sorted(together) == sorted(image.numpy().tobytes() for image in few.train.images[:30])
+        held.append(data.validation.images)
+    assert torch.equal(held[0], held[1])
+    assert not torch.equal(held[0], held[2])
+    with pytest.raises(ArgumentError, match=r"validation \(=48\) must be less than the 48"):
+        load_data(config_in(tmp_path, validation=48))
+
+
+def test_a_run_starts_from_the_averaged_weights_of_another(few: ImageData, tmp_path: Path) -> None:
+    train(config_in(tmp_path / "a", ema=0.5))
+    averaged = parameters(tmp_path / "a")
+    trained = torch.load(tmp_path / "a" / "last.ckpt")["state_dict"]
+    assert not torch.equal(averaged["conv1.weight"], trained["model.conv1.weight"])
+    assert_same(initial_model(config_in(tmp_path / "b", weights=str(tmp_path / "a"))).state_dict(), averaged)
+
+
 def test_a_run_learns(few: ImageData, tmp_path: Path) -> None:
     result = train(config_in(tmp_path, width=8, epochs=25, batch_size=12))
     assert result.train_error < 10 < result.test_error < 80
@@ -127,15 +185,19 @@ def test_same_seed_same_run(few: ImageData, tmp_path: Path) -> None:
     assert history(tmp_path / "a") == history(tmp_path / "b") != history(tmp_path / "c")
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+MODERN: dict[str, Any] = {
+    "optimizer": "adamw", "weight_decay": 0.1, "schedule": "cosine", "warmup": 1, "rotation": 180.0, "shift": 0.1,
+    "scale": 0.1, "label_smoothing": 0.1, "ema": 0.8, "validation": 6,
+}  # fmt: skip
+OPTIMIZERS: dict[str, dict[str, Any]] = {"adam": {}, "sgd": {"optimizer": "sgd", "momentum": 0.9}, "modern": MODERN}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("step", [1, 3, 5, 8])  # before any checkpoint, and in each of three later epochs
 def test_interrupted_and_resumed_is_never_interrupted(
     step: int, optimizer: str, few: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {
-        "epochs": 3, "milestones": (1, 2), "log_every": 2, "crop": True, "hflip": True, "optimizer": optimizer,
-        "momentum": 0.9 if optimizer == "sgd" else 0.0,
-    }  # fmt: skip
+    settings = {"epochs": 3, "milestones": (1, 2), "log_every": 2, "crop": 4, "hflip": True} | OPTIMIZERS[optimizer]
     whole = train(config_in(tmp_path / "whole", **settings))
     with monkeypatch.context() as patch:
         patch.setattr(Loop, "_do_step", interrupted_at(step))

@@ -18,7 +18,7 @@ from .cli_experiments import add_commands
 from .cli_options import takes_run_options
 from .errors import ArgumentError, SepgroupyError
 from .training import RunConfig
-from .training._config import PAPER
+from .training._config import PAPER, RECIPES
 
 __all__ = ["app", "exit_code", "main", "run"]
 
@@ -53,6 +53,9 @@ def _options(
 @takes_run_options
 def train(
     task: Annotated[str, typer.Argument(metavar="|".join(PAPER), help="The task, and its values of all options.")],
+    recipe: Annotated[
+        str, typer.Option(metavar="|".join(RECIPES), help="Where the values of all options are from.")
+    ] = "paper",
     augment: Annotated[bool, typer.Option("--augment", help="Short for --crop 4 --hflip: CIFAR10+.")] = False,
     **values: Any,
 ) -> None:
@@ -62,7 +65,7 @@ def train(
     """
     if augment:
         values |= {"crop": values["crop"] or 4, "hflip": True}
-    run(RunConfig.for_task(task, **values))
+    run(RunConfig.for_task(task, recipe, **values))
 
 
 @app.command()
@@ -197,6 +200,8 @@ def run(config: RunConfig) -> None:
         return
     print(f"{config.model} on {config.data}: the run is saved in {config.run_folder}")
     result = train(config, progress=sys.stdout.isatty())
+    if result.validation_error is not None:
+        print(f"validation error {result.validation_error:.2f} %, validation loss {result.validation_loss:.4f}")
     figures = _figures(result.test_error, result.test_loss, result.test_correct, result.test_images)
     print(f"{figures}, {result.parameters:,} parameters, {result.seconds:.0f} s")
 

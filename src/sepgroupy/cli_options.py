@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import typer
 
 from .training import RunConfig
-from .training._config import PAPER
+from .training._config import PAPER, RECIPES
 
 __all__ = ["takes_run_options"]
 
@@ -55,8 +55,12 @@ def _option(field: Field[Any]) -> inspect.Parameter:
 
 
 def _usual(field: Field[Any]) -> str:
-    """Return the paper's value of a field as text, task by task where they differ; empty if it is none."""
-    values = {task: _text(paper.get(field.name, field.default)) for task, paper in PAPER.items()}
+    """Return the value of a field by each recipe as text, task by task where they differ; empty if it is none."""
+    values = {}
+    for task in PAPER:
+        paper, *others = (_text(tasks[task].get(field.name, field.default)) for tasks in RECIPES.values())
+        more = [f"{name} {text}" for name, text in zip(list(RECIPES)[1:], others, strict=True) if text != paper]
+        values[task] = ", ".join(([paper] if paper else []) + more)
     if len(set(values.values())) == 1:
         return next(iter(values.values()))
     return "; ".join(f"{task}: {text}" for task, text in values.items())

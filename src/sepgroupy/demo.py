@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,7 +20,7 @@ __all__ = ["ANGLES", "FIGURE", "DemoRow", "demo"]
 
 NETWORKS = {"z2cnn": "Z2CNN", "gc-p4cnn": "gc-P4CNN"}
 # Much shorter than the paper's, for two minutes on two cores.
-SCHEDULE = {"epochs": 6, "batch_size": 128, "milestones": (4,), "log_every": 6}
+SCHEDULE: dict[str, Any] = {"epochs": 6, "batch_size": 128, "milestones": (4,), "log_every": 6}
 ANGLES = tuple(range(0, 361, 15))
 FIGURE = "error-against-angle.png"
 

@@ -29,10 +29,10 @@ def few_digits() -> ImageData:
 
 
 def small_run(folder: Path, **settings: Any) -> RunConfig:
-    """Six epochs of five steps, with all that a run has to remember: moments, drops of the rate, crops and flips."""
+    """Six epochs of five steps, with all that a run has to remember: moments, rate, augmentation, average."""
     usual: dict[str, Any] = {
         "model": "gc-p4cnn-small", "width": 3, "epochs": 6, "batch_size": 10, "milestones": (2, 4), "log_every": 2,
-        "crop": True, "hflip": True, "device": "cpu",
+        "crop": 4, "hflip": True, "rotation": 180.0, "shift": 0.1, "ema": 0.9, "device": "cpu",
     }  # fmt: skip
     return RunConfig.for_task("rotmnist", **(usual | settings), folder=str(folder))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ._amat import AMAT_FILES as AMAT_FILES
 from ._amat import load_amat as load_amat
+from ._augment import RandomAffine as RandomAffine
 from ._augment import RandomCropFlip as RandomCropFlip
 from ._cifar import load_cifar10 as load_cifar10
 from ._digits import load_digits as load_digits
@@ -21,6 +22,7 @@ __all__ = [
     "AMAT_FILES",
     "ZCA",
     "ImageData",
+    "RandomAffine",
     "RandomCropFlip",
     "Split",
     "contrast_normalize",

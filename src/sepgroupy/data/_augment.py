@@ -1,7 +1,8 @@
-"""Random crops and flips of whole batches."""
+"""Random crops, flips, rotations, shifts and scales of whole batches, each image by its own."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import pad
 
 from ..errors import ArgumentError
+from ._rotate import move
 
 
 @dataclass(frozen=True)
@@ -61,3 +63,50 @@ class RandomCropFlip:
         index = rows[:, :, None] * (width + 2 * self.padding) + columns[:, None, :]
         index = index.view(count, 1, -1).expand(-1, channels, -1)
         return pad(images, [self.padding] * 4).flatten(2).gather(2, index).view(images.shape)
+
+
+@dataclass(frozen=True)
+class RandomAffine:
+    """A random scale, rotation and shift of each image, bilinear, zeros coming in. For training images only.
+
+    Unlike ``torchvision.transforms.v2.RandomAffine``, which draws once for a batch, every image has its own draw: the
+    angle is uniform in ±rotation, the factor in 1 ± scale, the shift in ±shift on either axis.
+
+    Args:
+        rotation: largest angle in degrees; 180 for every orientation.
+        shift: largest shift, in parts of the image's height and width.
+        scale: largest change of the size.
+
+    Raises:
+        ArgumentError: a value is negative or not finite, or ``scale`` is not below 1.
+    """
+
+    rotation: float = 0.0
+    shift: float = 0.0
+    scale: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value, least_wrong in (
+            ("rotation", self.rotation, math.inf),
+            ("shift", self.shift, math.inf),
+            ("scale", self.scale, 1.0),
+        ):
+            if not 0 <= value < least_wrong:
+                raise ArgumentError(f"{name} (={value!r}) must be in [0, {least_wrong:g})")
+
+    def __call__(
+        self,
+        images: Tensor,  # (N, C, Y, X), floating point, on any device
+        generator: Generator | None = None,  # on the CPU, so that the draw is the same on every device
+    ) -> Tensor:
+        """Return a batch of the same shape; angles, factors and shifts are drawn in this order.
+
+        Raises:
+            ArgumentError: the images have another number of axes, or are not floating point.
+        """
+        if images.ndim != 4 or not images.is_floating_point():
+            shape = f"{images.dtype} of shape {tuple(images.shape)}"
+            raise ArgumentError(f"images must be floating point of shape (N, C, Y, X), not {shape}")
+        drawn = (2 * torch.rand(4, len(images), generator=generator) - 1).to(images)
+        angles, factors = math.radians(self.rotation) * drawn[0], 1 + self.scale * drawn[1]
+        return move(images, angles, factors, self.shift * drawn[2:].T)

@@ -49,11 +49,22 @@ def _rotate(
     images: Tensor,  # (N, C, Y, X)
     angles: Tensor,  # (N,) float64
 ) -> Tensor:
+    # In float64, so that the result in float32 does not depend on the machine's order of rounding.
+    still = torch.zeros_like(angles)
+    return move(images.double(), angles, still + 1, torch.stack([still, still], 1))
+
+
+def move(
+    images: Tensor,  # (N, C, Y, X)
+    angles: Tensor,  # (N,) in radians
+    scales: Tensor,  # (N,)
+    shifts: Tensor,  # (N, 2): down and to the right, in parts of the image's height and width
+) -> Tensor:
+    """Scale each image, rotate it counter-clockwise, and shift it: ``y(p) = x(R(-θ)(p - t)/s)``, as :func:`rotate`."""
     rows, columns = images.shape[-2:]
-    cos, sin = angles.cos(), angles.sin()
+    cos, sin = angles.cos() / scales, angles.sin() / scales
     # grid_sample's coordinates are (x, y), y pointing down, with the edges of the image at -1 and 1.
     inverse = torch.stack([cos, -sin * rows / columns, sin * columns / rows, cos], 1).view(-1, 2, 2)
-    matrix = torch.cat([inverse, torch.zeros_like(inverse[:, :, :1])], 2)
+    matrix = torch.cat([inverse, inverse @ (-2 * shifts.flip(1)).unsqueeze(2)], 2)
     grid = affine_grid(matrix, list(images.shape), align_corners=False)
-    # In float64, so that the result in float32 does not depend on the machine's order of rounding.
-    return grid_sample(images.double(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

@@ -52,6 +52,12 @@ class Split(Dataset[tuple[Tensor, Tensor]]):
         chosen = torch.as_tensor(indices)
         return self.images[chosen], self.labels[chosen]
 
+    def hold_out(self, indices: Tensor) -> tuple[Split, Split]:
+        """Return the images without those at the indices, in their order, and those at the indices."""
+        stays = torch.ones(len(self), dtype=torch.bool)
+        stays[indices] = False
+        return Split(self.images[stays], self.labels[stays]), Split(*self[indices])
+
     def first(self, count: int) -> Split:
         """Return the first ``count`` images, as a view.
 
@@ -72,6 +78,7 @@ class ImageData:
         train: the images to learn from.
         test: the images to be judged on.
         classes: the number of classes; labels are 0..classes-1.
+        validation: training images that are held out, to choose by; None for none.
 
     Raises:
         ArgumentError: a label is not in that range, or the splits differ in the shape of their images.
@@ -81,6 +88,7 @@ class ImageData:
     train: Split
     test: Split
     classes: int
+    validation: Split | None = None
 
     def __post_init__(self) -> None:
         if self.train.images.shape[1:] != self.test.images.shape[1:]:
@@ -95,7 +103,7 @@ class ImageData:
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits of a SHA-256 over all images and labels: equal data, equal digits."""
         digest = hashlib.sha256()
-        for split in (self.train, self.test):
+        for split in filter(None, (self.train, self.test, self.validation)):
             for tensor in (split.images, split.labels):
                 digest.update(str(tuple(tensor.shape)).encode())
                 digest.update(tensor.cpu().contiguous().numpy().data)

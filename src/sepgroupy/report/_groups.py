@@ -127,9 +127,9 @@ def put_together(runs: Iterable[Run]) -> list[Protocol]:
 def training_pictures(config: RunConfig) -> int | None:
     """Return how many images a run is trained on; None if that is all of them and they are not here to count."""
     if config.samples is not None:
-        return config.samples
+        return config.samples - config.validation
     try:
-        return len(load(config.task, config.data, config.data_path).train)
+        return len(load(config.task, config.data, config.data_path).train) - config.validation
     except (SepgroupyError, OSError) as error:
         _log.warning("the training images of %s cannot be counted: %s", config.data, error)
         return None

@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import torch
+
 from ..data import ImageData, load_cifar10, load_rotmnist, load_synthetic_cifar10
 from ..errors import ArgumentError
 from ._config import RunConfig
+from ._random import HELD_OUT, generator
 
 DOWNLOADS = "data"  # CIFAR-10 is looked for, and if need be fetched, here if a run names no path
 
 
 def load_data(config: RunConfig) -> ImageData:
-    """Read the data of a run, ``samples`` of them to train on.
+    """Read the data of a run: ``samples`` training images, of which ``validation`` are held out.
 
     Raises:
-        ArgumentError: the task has no such source, a path is missing or not wanted, or ``samples`` is too many.
+        ArgumentError: the task has no such source, a path is missing or not wanted, or ``samples`` or ``validation`` is
+            too many.
         DataError: a file is missing or broken.
     """
     data = load_rotmnist(config.data, config.data_path) if config.task == "rotmnist" else _load_cifar(config)
-    if config.samples is None:
-        return data
-    if config.samples > len(data.train):
-        raise ArgumentError(f"samples (={config.samples}) exceeds the {len(data.train)} training images of {data.name}")
-    return ImageData(data.name, data.train.first(config.samples), data.test, data.classes)
+    if config.samples is not None:
+        if config.samples > len(data.train):
+            raise ArgumentError(
+                f"samples (={config.samples}) exceeds the {len(data.train)} training images of {data.name}"
+            )
+        data = replace(data, train=data.train.first(config.samples))
+    if config.validation:
+        count = len(data.train)
+        if config.validation >= count:
+            raise ArgumentError(f"validation (={config.validation}) must be less than the {count} training images")
+        order = torch.randperm(count, generator=generator(config.seed, HELD_OUT))
+        train, validation = data.train.hold_out(order[: config.validation])
+        data = replace(data, train=train, validation=validation)
+    return data
 
 
 def _load_cifar(config: RunConfig) -> ImageData:

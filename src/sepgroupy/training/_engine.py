@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,7 @@ from ._interrupt import Interruption
 from ._loop import Loop, require_full_parts
 from ._parallel import device_of, first_does, launch, loss_named, share_batch_norm
 from ._score import Score, score
-from ._trust import checked_record
+from ._trust import checked_average, checked_record
 
 if TYPE_CHECKING:
     from ._fabric import Fabric
@@ -160,6 +160,7 @@ def _take_up(folder: Path, config: RunConfig) -> tuple[dict[str, Any] | None, di
         _folder.write_config(folder, config)
     if (folder / CHECKPOINT).exists():
         checkpoint = _folder.read_checkpoint(folder / CHECKPOINT)
+        _trained(checkpoint, folder / CHECKPOINT, config)
         return checkpoint, _fitting(checkpoint, folder / CHECKPOINT, config)
     return None, _start(config)
 
@@ -168,9 +169,23 @@ def _start(config: RunConfig) -> dict[str, Tensor] | None:
     """Return the parameters that a configuration names to start from."""
     if config.weights is None:
         return None
-    given = Path(config.weights)
-    path = given / CHECKPOINT if given.is_dir() else given
+    path = Path(config.weights)
+    if path.is_dir():
+        checkpoint = _folder.read_checkpoint(path / CHECKPOINT)
+        there = _folder.read_config(path)
+        return _trained(checkpoint, path / CHECKPOINT, replace(config, ema=there.ema))
     return _fitting(load_tensors(path), path, config)
+
+
+def _trained(checkpoint: dict[str, Any], path: Path, config: RunConfig) -> dict[str, Tensor]:
+    """Return the parameters with which the network of a run is evaluated: their average, if the run has one.
+
+    Raises:
+        DataError: they are missing or do not fit the network.
+    """
+    if config.ema is not None:
+        checkpoint = {"state_dict": checked_average(checkpoint, path)}
+    return _fitting(checkpoint, path, config)
 
 
 def _require_own(folder: Path, config: RunConfig) -> None:
@@ -218,7 +233,7 @@ def _fitting(found: Any, path: Path, config: RunConfig) -> dict[str, Tensor]:
 def _restore(folder: Path) -> tuple[RunConfig, nn.Module, dict[str, Any]]:
     config = _folder.read_config(folder)
     checkpoint = _folder.read_checkpoint(folder / CHECKPOINT)
-    state = _fitting(checkpoint, folder / CHECKPOINT, config)
+    state = _trained(checkpoint, folder / CHECKPOINT, config)
     model = fuse(_build(config))
     model.load_state_dict(state)
     return config, model.eval(), checkpoint
@@ -247,6 +262,8 @@ def _result(loop: Loop) -> Result:
         revision=_revision(Path(__file__).parent),
         test_correct=images - round(last["test_error"] * images / 100),
         test_images=images,
+        validation_error=last.get("validation_error"),
+        validation_loss=last.get("validation_loss"),
     )
 
 

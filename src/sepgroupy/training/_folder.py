@@ -20,7 +20,10 @@ from ..errors import ArgumentError, DataError
 from ._config import RunConfig
 
 CONFIG, RESULT, CHECKPOINT, METRICS = "config.json", "result.json", "last.ckpt", "metrics.csv"
-COLUMNS = ("epoch", "lr", "train_loss", "train_error", "test_loss", "test_error", "seconds")
+COLUMNS = (
+    *("epoch", "lr", "train_loss", "train_error", "validation_loss", "validation_error"),
+    *("test_loss", "test_error", "seconds"),
+)
 
 _LARGEST_TEXT = 2**20  # bytes; what is written here has a thousand
 
@@ -44,6 +47,8 @@ class Result:
             without git.
         test_correct: right answers on the test set after the last epoch.
         test_images: images of the test set; 0 in a file of an older version, which has neither.
+        validation_error: on the held-out training images after the last epoch, percent; None without such.
+        validation_loss: mean cross-entropy there, nats.
     """
 
     test_error: float
@@ -59,6 +64,8 @@ class Result:
     revision: str = ""
     test_correct: int = 0
     test_images: int = 0
+    validation_error: float | None = None
+    validation_loss: float | None = None
 
 
 def write_config(folder: Path, config: RunConfig) -> None:
@@ -89,7 +96,7 @@ def read_result(folder: Path) -> Result:
     Raises:
         DataError: there is none, or it is broken.
     """
-    types = {name: get_origin(hint) or hint for name, hint in get_type_hints(Result).items()}
+    types = {name: dict if get_origin(hint) is dict else hint for name, hint in get_type_hints(Result).items()}
     try:
         values = json.loads(_read_text(folder / RESULT))
     except (ValueError, RecursionError) as error:
@@ -122,9 +129,10 @@ def write_checkpoint(folder: Path, checkpoint: dict[str, Any]) -> None:
 
 
 def write_metrics(folder: Path, history: Sequence[dict[str, float]]) -> None:
-    """Write the table of a run, a row an epoch."""
+    """Write the table of a run, a row an epoch, with the columns that have values."""
+    columns = [name for name in COLUMNS if any(name in row for row in history)]
     with atomic(folder / METRICS) as path, path.open("w", newline="") as file:
-        table = csv.DictWriter(file, COLUMNS)
+        table = csv.DictWriter(file, columns)
         table.writeheader()
         table.writerows(history)
 

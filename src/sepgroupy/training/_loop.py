@@ -10,18 +10,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..data import ImageData, RandomCropFlip, Split
+from ..data import ImageData, RandomAffine, RandomCropFlip, Split
 from ..errors import ArgumentError, DataError, RunError
 from ._config import RunConfig
 from ._folder import CHECKPOINT, COLUMNS, require_room, write_checkpoint, write_metrics
 from ._interrupt import Interruption
 from ._parallel import end_together, first_does, part, summed
+from ._random import AFFINE, CROP_FLIP, ORDER, generator
 from ._score import mean, tally
 from ._trust import checked_moments, checked_record
 
@@ -36,26 +37,26 @@ SAVE_SECONDS = 300.0
 
 def order_of(count: int, seed: int, epoch: int) -> Tensor:
     """Return 0..count-1 in an order that depends on the seed and the epoch alone."""
-    return torch.randperm(count, generator=_generator(seed, 0, epoch))
+    return torch.randperm(count, generator=generator(seed, ORDER, epoch))
 
 
 def rate(config: RunConfig, step: int, steps: int) -> float:
     """Return the learning rate of a step, there being so many an epoch."""
-    decayed = config.lr * float(0.1 ** bisect_right(config.milestones, step // steps))
+    if config.schedule == "cosine":
+        factor = (1 + math.cos(math.pi * step / (config.epochs * steps))) / 2
+    else:
+        factor = float(0.1 ** bisect_right(config.milestones, step // steps))
+    decayed = config.lr * factor
     return decayed * min(1.0, (step + 1) / (config.warmup * steps)) if config.warmup else decayed
 
 
 def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
     """Return the optimizer of a configuration."""
     c = config
-    if c.optimizer == "adam":
-        return torch.optim.Adam(model.parameters(), lr=c.lr, weight_decay=c.weight_decay)
+    if c.optimizer != "sgd":
+        adaptive = torch.optim.Adam if c.optimizer == "adam" else torch.optim.AdamW
+        return adaptive(model.parameters(), lr=c.lr, weight_decay=c.weight_decay)
     return torch.optim.SGD(model.parameters(), lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay)
-
-
-def _generator(seed: int, *counters: int) -> torch.Generator:
-    """Return the random numbers of a place in a run: the same whether it was interrupted before or not."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence((seed, *counters)).generate_state(1)[0]))
 
 
 def require_full_parts(config: RunConfig, count: int, processes: int) -> None:
@@ -82,7 +83,13 @@ class Loop:
         self.history: list[dict[str, float]] = []  # a row for each epoch that is done
         self.totals = [0.0, 0.0, 0.0]  # of the epoch under way: cross-entropies, wrong answers, images
         self.steps = math.ceil(len(data.train) / config.batch_size)  # an epoch
-        self.augment = RandomCropFlip(config.crop, config.hflip) if config.crop or config.hflip else None
+        self.crop_flip = RandomCropFlip(config.crop, config.hflip) if config.crop or config.hflip else None
+        moves = config.rotation or config.shift or config.scale
+        self.affine = RandomAffine(config.rotation, config.shift, config.scale) if moves else None
+        self.average: AveragedModel | None = None  # of the parameters and batch statistics
+        if config.ema is not None:
+            mean_of = get_ema_multi_avg_fn(config.ema)
+            self.average = AveragedModel(model, fabric.device, multi_avg_fn=mean_of, use_buffers=True)
         self.optimizer = make_optimizer(model, config)
         self.wrapped, self.stepper = fabric.setup(model, self.optimizer)
         self._clock = self._saved = time.monotonic()
@@ -92,6 +99,7 @@ class Loop:
         """Return all that the run is."""
         return {
             "state_dict": {f"model.{name}": value for name, value in self.model.state_dict().items()},
+            **({} if self.average is None else {"average": dict(self.average.state_dict())}),
             "optimizer_states": [self.optimizer.state_dict()],
             "precision": self.fabric.strategy.precision.state_dict(),
             "global_step": self.step,
@@ -104,7 +112,7 @@ class Loop:
         }
 
     def resume(self, checkpoint: Mapping[str, Any]) -> None:
-        """Go on where a checkpoint ends, of which the parameters have been loaded.
+        """Go on where a checkpoint ends, of which the parameters have been loaded and their average checked.
 
         Raises:
             DataError: it is not a checkpoint of this run, or one on other data.
@@ -119,6 +127,8 @@ class Loop:
             moments = checked_moments(checkpoint, self.optimizer)
             self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
             self.fabric.strategy.precision.load_state_dict(checkpoint.get("precision", {}))
+            if self.average is not None:
+                self.average.load_state_dict(checkpoint["average"])
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise DataError(f"{self.folder / CHECKPOINT} does not fit this run: {error!s:.200}") from None
         self._clock = time.monotonic() - run["seconds"]
@@ -161,9 +171,10 @@ class Loop:
         self._saved = time.monotonic()
 
     def _require_room(self) -> None:
-        # A checkpoint has the parameters and up to two moments; the old one is there while the new one is written.
+        # A checkpoint has the parameters, up to two moments of each, and their average; the old one is there while the
+        # new one is written.
         floats = 4 * sum(value.numel() for value in self.model.state_dict().values())
-        require_room(self.folder, 3 * floats + 2**16)
+        require_room(self.folder, (3 if self.average is None else 4) * floats + 2**16)
 
     def _do_step(self, stop: Interruption) -> None:
         config, device = self.config, self.fabric.device
@@ -172,11 +183,15 @@ class Loop:
             self._order = epoch, order_of(len(self.data.train), config.seed, epoch)
         indices = self._order[1][position * config.batch_size : (position + 1) * config.batch_size]
         images, labels = (values.to(device) for values in self.data.train[indices])
-        if self.augment is not None:  # the whole batch, so that it is the same for any number of processes
-            images = self.augment(images, _generator(config.seed, 1, self.step))
+        if self.crop_flip is not None:  # the whole batch, so that it is the same for any number of processes
+            images = self.crop_flip(images, generator(config.seed, CROP_FLIP, self.step))
+        if self.affine is not None:
+            images = self.affine(images, generator(config.seed, AFFINE, self.step))
         images, labels = part(self.fabric, images), part(self.fabric, labels)
         outputs = self.wrapped(images)
-        loss = cross_entropy(outputs, labels)  # of log-probabilities too: log_softmax leaves them as they are
+        loss = cross_entropy(
+            outputs, labels, label_smoothing=config.label_smoothing
+        )  # of log-probabilities too: log_softmax leaves them as they are
         share = len(labels) / len(indices)
         self.stepper.zero_grad()
         self.fabric.backward(loss * (share * self.fabric.world_size))  # of which the processes' mean is taken
@@ -191,6 +206,8 @@ class Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = rate(config, self.step, self.steps)
         self.stepper.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
         self.step += 1
         self.totals = [a + b for a, b in zip(self.totals, (total, wrongs, len(indices)), strict=True)]
         if stops:
@@ -205,7 +222,10 @@ class Loop:
         row |= {"train_loss": loss / count, "train_error": 100 * wrong / count}
         if epoch % config.log_every == 0 or epoch == config.epochs:
             self.save()  # an evaluation may be long, and is given up when the run is asked to stop
-            row |= self._evaluate(stop)
+            if self.data.validation is not None:
+                row |= self._evaluate("validation", self.data.validation, stop)
+            if self.data.validation is None or epoch == config.epochs:
+                row |= self._evaluate("test", self.data.test, stop)
         row["seconds"] = round(time.monotonic() - self._clock, 3)
         self.history.append(row)
         self.totals = [0.0, 0.0, 0.0]
@@ -214,17 +234,16 @@ class Loop:
         self.save()
         return row
 
-    def _evaluate(self, stop: Interruption) -> dict[str, float]:
+    def _evaluate(self, name: str, split: Split, stop: Interruption) -> dict[str, float]:
         def between() -> None:
             if stop.signal:
                 self._stop(stop)
 
-        fabric, test = self.fabric, self.data.test
+        fabric, model = self.fabric, self.model if self.average is None else self.average.module
         mine = slice(fabric.global_rank, None, fabric.world_size)
-        part_of_mine = Split(test.images[mine], test.labels[mine])
-        counts = tally(self.model, part_of_mine, self.config.test_batch_size, between=between)
-        score = mean(summed(fabric, counts))
-        return {"test_loss": score.loss, "test_error": score.error}
+        shard = Split(split.images[mine], split.labels[mine])
+        score = mean(summed(fabric, tally(model, shard, self.config.test_batch_size, between=between)))
+        return {f"{name}_loss": score.loss, f"{name}_error": score.error}
 
     def _stop(self, stop: Interruption) -> None:
         if self.fabric.is_global_zero:

@@ -14,7 +14,8 @@ from ..errors import DataError
 from ._folder import CHECKPOINT, COLUMNS
 
 _ALWAYS = {"epoch", "lr", "train_loss", "train_error", "seconds"}  # of the columns
-_MOMENTS = {torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"}, torch.optim.SGD: {"momentum_buffer"}}
+_ADAM = {"step", "exp_avg", "exp_avg_sq"}
+_MOMENTS = {torch.optim.Adam: _ADAM, torch.optim.AdamW: _ADAM, torch.optim.SGD: {"momentum_buffer"}}
 
 
 def checked_record(checkpoint: Mapping[str, Any], data: ImageData, folder: Path) -> dict[str, Any]:
@@ -61,6 +62,21 @@ def checked_moments(checkpoint: Mapping[str, Any], optimizer: torch.optim.Optimi
             if name not in names or not _is_plain(values.get(name)) or values[name].shape != shape:
                 raise ValueError(f"{name} of parameter {index} is not what the optimizer remembers")
     return moments
+
+
+def checked_average(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return what a checkpoint says of the average of a network's parameters and buffers, in each step, by their names.
+
+    Raises:
+        DataError: it has none, or not of so many steps.
+    """
+    found, steps = checkpoint.get("average"), checkpoint.get("global_step")
+    count = found.get("n_averaged") if isinstance(found, dict) else None
+    if not isinstance(count, Tensor) or (count.dtype, count.shape) != (torch.int64, ()) or count.is_sparse:
+        raise DataError(f"{path} holds no average of the parameters, which ema asks for")
+    if type(steps) is not int or int(count) != steps:
+        raise DataError(f"{path} holds the average of {int(count)} steps, not of its {steps!r}")
+    return {name: value for name, value in found.items() if name != "n_averaged"}  # type: ignore[union-attr]
 
 
 def _is_history(rows: object) -> bool:
