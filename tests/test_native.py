@@ -176,8 +176,10 @@ def test_other_kinds_of_tensors_are_refused(name: str, change: str, untouched: N
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_expanded_filters_of_another_size_are_refused(kind: str, untouched: NativeConv) -> None:
-    given = tensors(kind)
-    size = native_conv(SPEC).expand_filters((2, 8, 3, 5, 6), given["weight"], given["depthwise"]).numel()
+    given, names = tensors(kind), ("x", "weight", "depthwise")
+    shapes = tuple(None if given[name] is None else given[name].shape for name in names)
+    problem, _, suffix = untouched._check("forward", names, shapes, 1, torch.float32)
+    size = getattr(kernels().library, "filters_size" + suffix)(problem)
     for shape in ((size + 1,), (size - 1,), (0,), (), (1, size), (size, 1)):
         with pytest.raises(ArgumentError, match="expanded has shape"):
             untouched.forward(ConvInputs(**given), expanded=torch.randn(shape))
@@ -308,7 +310,7 @@ def test_the_definition_of_the_stress_program_is_that_of_the_oracle(kind: str, g
         y, logical = definition.forward(), x[:, 0] if kind == "lifting" else x.swapaxes(1, 2)
         expected = oracle.layer(logical, {"weight": weight}, group, stride, padding, dilation)
         np.testing.assert_allclose(y.swapaxes(1, 2), expected, atol=1e-12)
-        grad, (dx, dweight) = np.random.randn(*y.shape), definition.gradients(np.random.randn(*y.shape))  # noqa: NPY002
+        grad = np.random.randn(*y.shape)  # noqa: NPY002
         dx, dweight = definition.gradients(grad)
         step_x, step_weight = np.random.randn(*x.shape), np.random.randn(*weight.shape)  # noqa: NPY002
         by_x = (stress.Definition(step_x, weight, spec).forward() * grad).sum()
@@ -320,7 +322,7 @@ def test_random_problems() -> None:
     counts = stress.check(120, seed=3)
     assert counts["empty"] > 3
     what = ("with norm", "with residual", "lifted", "gc of long rows", "on shuffled p4m", "1 threads", "2 threads")
-    assert min(counts[name] for name in (*KINDS, *what)) > 3
+    assert min(counts[name] for name in (*KINDS, *what)) >= 3
 
 
 @pytest.mark.parametrize("group", [C1, D2, C4, D4, stress.DIAGONAL, stress.SHUFFLED], ids=lambda group: group.name)
@@ -402,7 +404,7 @@ def test_fewer_threads_may_come_than_were_asked_for() -> None:
     assert "25 problems clean" in done.stdout, done.stderr
 
 
-class Maps(Dataset[Tensor]):
+class FeatureMaps(Dataset[Tensor]):
     """Convolves as it loads."""
 
     def __init__(self, convolution: nn.Module, x: Tensor) -> None:
@@ -421,7 +423,7 @@ def test_workers_of_a_data_loader_compute_what_their_parent_does() -> None:
     torch.set_num_threads(2)
     convolution, x = layer(), torch.randn(6, 3, 8, 20, 20)
     expected = convolution(x)  # with threads, which a forked process does not have
-    (found,) = DataLoader(Maps(convolution, x), batch_size=6, num_workers=1)
+    (found,) = DataLoader(FeatureMaps(convolution, x), batch_size=6, num_workers=1)
     torch.testing.assert_close(found, expected.detach())
 
 
@@ -714,7 +716,7 @@ def test_gradients_are_computed_where_they_are_needed(
     given = tensors(kind)
     wanted = wanted & {name for name, t in given.items() if t is not None}
     if not wanted:
-        return
+        pytest.skip("this kind has no such parameter")
     grad = torch.randn(2, 8, 4, 5, 6)
 
     def gradients(names: set[str]) -> dict[str, Tensor]:
@@ -810,12 +812,12 @@ def test_frozen_networks_compute_the_gradients_that_remain(
 
     of_norms = {name for name in parameters if name[0] in "14"}
     expected = gradients(plain, set(parameters))
+    scale = max(float(g.abs().max()) for g in expected.values())  # a bias before a norm has a gradient of 0
     for wanted in (of_norms, {name for name in parameters if name[0] in "34"}, {n for n in of_norms if n[0] == "4"}):
         for fused in (False, True):
             found = gradients(sepgroupy.fuse(plain) if fused else sepgroupy.fusion.restore(plain), wanted)
             assert found.keys() == wanted
             for name in wanted:
-                scale = float(expected[name].abs().max())
                 torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5 * scale)
             problems = [problem for name, problem, _ in launched if name == "backward"]
             assert len(problems) == (1 if any(name[0] in "13" for name in wanted) else 0)
@@ -886,7 +888,7 @@ def test_sizes_are_symbols_to_a_compiler(kind: str, backend: str) -> None:
     convolution = layer(kind, backend, stride=2)
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(convolution, dynamic=True, fullgraph=True, backend=counter)
-    for batch, size in ((2, (6, 6)), (3, (9, 7)), (2, (32, 33)), (5, (16, 16)), (9, (64, 20))):
+    for batch, size in ((2, (6, 7)), (3, (9, 7)), (2, (32, 33)), (5, (16, 16)), (9, (64, 20))):
         x = torch.randn(batch, 3, 8, *size, requires_grad=True)
         y = compiled(x)
         torch.testing.assert_close(y.double(), as_defined(convolution, x, stride=2, padding=1), rtol=1e-4, atol=1e-4)
@@ -996,7 +998,7 @@ def use_layers_on_the_cpu() -> None:
     cpu = {"device": "cpu"}
     for kind in (*KINDS, "lifting"):
         if kind == "lifting":
-            convolution: Any = LiftingConv2d(3, 4, 3, group="p4m", **cpu)
+            convolution: Any = LiftingConv2d(3, 4, 3, group="p4m", backend="native", **cpu)
             x = torch.randn(2, 3, 9, 16, **cpu)
         else:
             convolution = GroupConv2d(3, 4, 3, group="p4m", kind=kind, backend="native", **cpu)
@@ -1011,7 +1013,7 @@ def use_layers_on_the_cpu() -> None:
     pool = sepgroupy.PerElement(nn.MaxPool2d(2))
     with torch.device("cpu"):
         net = sepgroupy.fuse(nn.Sequential(layer(), sepgroupy.GroupBatchNorm2d(4), nn.ReLU(), pool))
-    y = net(x)
+    y = net(torch.randn(2, 3, 8, 9, 16, **cpu))
     y.sum().backward()
     assert y.is_cpu
 

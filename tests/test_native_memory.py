@@ -140,7 +140,7 @@ def test_the_environment_limits_what_is_held(text: str, monkeypatch: pytest.Monk
     if text in LIMITS:
         assert memory._max_free_bytes() == LIMITS[text]
         return
-    with pytest.raises(ArgumentError, match="SEPGROUPY_BUFFER_POOL_MIB .*must be a whole number of MiB"):
+    with pytest.raises(ArgumentError, match=r"SEPGROUPY_BUFFER_POOL_MIB .*must be a whole number of MiB"):
         memory._max_free_bytes()
 
 
