@@ -38,11 +38,12 @@ SPEC = ConvSpec.parse(D4, "dense", 3, padding=1)
 
 
 @pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    """Restore the number of threads."""
+def _restored() -> Iterator[None]:
+    """Restore the number of threads, and forget compiled programs, of which there may be few for one function."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+    torch._dynamo.reset()
 
 
 def lifting_of(spec: ConvSpec) -> NativeConv:
@@ -917,6 +918,22 @@ def test_short_dtypes_are_computed_in_float32(dtype: torch.dtype) -> None:
     exact = {name: value.float() for name, value in short.state_dict().items()}
     expected = torch.func.functional_call(layer(), exact, (x.to(dtype).float(),))
     assert torch.equal(short(x.to(dtype)), expected.to(dtype))
+
+
+LIFTED: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "compile": lambda lift, x: torch.compile(lift, backend="aot_eager", fullgraph=True)(x),
+    "export": lambda lift, x: torch.export.export(lift, (x,)).module()(x),
+    "vmap": lambda lift, x: torch.vmap(lambda one: lift(one[None])[0])(x),
+    "jvp": lambda lift, x: torch.func.jvp(lift, (x,), (x,))[0],
+}
+
+
+@pytest.mark.parametrize("how", LIFTED)
+def test_lifting_is_computed_by_pytorch_where_there_is_no_kernel_to_call(how: str) -> None:
+    lift, x = LiftingConv2d(3, 4, 3, padding=1, group=D4, backend="native"), torch.randn(2, 3, 9, 10)
+    torch.testing.assert_close(LIFTED[how](lift, x), lift(x), rtol=1e-4, atol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert lift(x).dtype is torch.bfloat16
 
 
 def test_functions_of_tensors_are_transformed_by_the_definition() -> None:
