@@ -1,4 +1,4 @@
-"""Memory that is kept between calls: lent once at a time, taken back when nothing reads it, bounded."""
+"""Buffers that are reused between calls: each by one tensor at a time, freed when nothing reads it, bounded."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import sepgroupy
 from sepgroupy.analysis import peak_memory
 from sepgroupy.backends.native import memory
 from sepgroupy.backends.native.library import kernels
+from sepgroupy.errors import ArgumentError
 from sepgroupy.groups import D4
 from sepgroupy.nn import GroupConv2d
 
@@ -26,15 +27,18 @@ SHAPE = (2, 8, 5, 64, 64)  # of 1.25 MiB
 
 
 @pytest.fixture(autouse=True)
-def _empty_pool(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "buffers", memory.BufferPool(2**29))
+def pool(monkeypatch: pytest.MonkeyPatch) -> memory.BufferPool:
+    """Start with an empty pool."""
+    fresh = memory.BufferPool(512 * 2**20)
+    monkeypatch.setattr(memory, "buffers", fresh)
+    return fresh
 
 
 def new(shape: tuple[int, ...] = SHAPE) -> Tensor:
     return memory.empty(shape, torch.zeros(1))
 
 
-def test_the_next_tensor_of_as_many_bytes_reuses_the_memory() -> None:
+def test_the_next_tensor_of_as_many_bytes_reuses_the_buffer() -> None:
     first = new()
     address = first.data_ptr()
     del first
@@ -49,9 +53,12 @@ def test_the_next_tensor_of_as_many_bytes_reuses_the_memory() -> None:
     assert new().data_ptr() != address
 
 
-def test_small_buffers_are_not_pooled() -> None:
+def test_small_buffers_and_other_dtypes_are_left_to_pytorch(pool: memory.BufferPool) -> None:
     new((10, 10))
-    assert not memory.buffers._free
+    memory.empty(SHAPE, torch.zeros(1, dtype=torch.bfloat16))
+    assert memory.empty(SHAPE, torch.zeros(1, device="meta")).is_meta
+    assert pool.free_bytes() == 0
+    assert not pool._used
 
 
 HOLDERS: dict[str, Callable[[Tensor], Any]] = {
@@ -66,7 +73,7 @@ HOLDERS: dict[str, Callable[[Tensor], Any]] = {
 
 
 @pytest.mark.parametrize("hold", HOLDERS.values(), ids=HOLDERS)
-def test_memory_that_anything_reads_is_not_reused(hold: Callable[[Tensor], Any]) -> None:
+def test_a_buffer_that_anything_reads_is_not_reused(hold: Callable[[Tensor], Any], pool: memory.BufferPool) -> None:
     y = new()
     address, held = y.data_ptr(), hold(y)
     del y
@@ -74,7 +81,7 @@ def test_memory_that_anything_reads_is_not_reused(hold: Callable[[Tensor], Any])
     assert new().data_ptr() != address
     del held
     gc.collect()
-    assert address in {block.ctypes.data for block in memory.buffers._free.values()}
+    assert address in {block.ctypes.data for block in pool._free.values()}
 
 
 def test_memory_moved_to_other_processes_is_not_written_again() -> None:
@@ -85,20 +92,75 @@ def test_memory_moved_to_other_processes_is_not_written_again() -> None:
     assert bool((shared == 1).all())
 
 
-def test_free_memory_is_bounded_and_the_least_recently_used_goes_first() -> None:
+def test_free_buffers_are_bounded_and_the_least_recently_used_is_freed_first(pool: memory.BufferPool) -> None:
     size = new().nbytes
-    memory.buffers.max_free_bytes = 3 * size
-    maps = [new((*SHAPE[:-1], 64 + n)) for n in range(5)]
-    largest = maps[-1].nbytes
-    while maps:
-        maps.pop(0)
-        assert sum(block.nbytes for block in memory.buffers._free.values()) <= 3 * size
-    assert list(memory.buffers._free.values())[-1].nbytes == largest
-    assert size not in {block.nbytes for block in memory.buffers._free.values()}
-    memory.buffers.max_free_bytes = 0
-    memory.buffers.clear()
-    new()
-    assert not memory.buffers._free
+    memory.empty_cache()
+    pool.max_free_bytes = 3 * size
+    tensors = [new((*SHAPE[:-1], 64 + n)) for n in range(5)]
+    largest = tensors[-1].nbytes
+    while tensors:
+        tensors.pop(0)
+        assert pool.free_bytes() <= 3 * size
+    assert list(pool._free.values())[-1].nbytes == largest
+    assert size not in {block.nbytes for block in pool._free.values()}
+
+
+def test_a_pool_of_no_bytes_takes_no_part(pool: memory.BufferPool) -> None:
+    """Its tensors are PyTorch's own, which can be resized."""
+    pool.max_free_bytes = 0
+    y = new()
+    assert not pool._used
+    assert y.untyped_storage().resizable()
+    del y
+    assert pool.free_bytes() == 0
+
+
+def test_the_cache_is_emptied_of_all_that_no_tensor_uses(pool: memory.BufferPool) -> None:
+    layer, x = GroupConv2d(3, 4, 3, padding=1, group=D4, backend="native"), torch.randn(2, 3, 8, 64, 64)
+    used = layer(x).detach()
+    layer(x)
+    expected = used.clone()
+    assert pool.free_bytes() > 0
+    assert memory.workspace.held is not None
+    sepgroupy.empty_cache()
+    assert pool.free_bytes() == 0
+    assert memory.workspace.held is None
+    torch.testing.assert_close(layer(x), expected)
+    assert torch.equal(used, expected)
+    del used
+    assert pool.free_bytes() > 0
+
+
+LIMITS = {"0": 0, "1": 2**20, "512": 2**29, "1000000000": 10**9 * 2**20}
+
+
+@pytest.mark.parametrize("text", [*LIMITS, "", "-1", "1.5", "many", "1e3"])
+def test_the_environment_limits_what_is_held(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(memory.POOL_VARIABLE, text)
+    if text in LIMITS:
+        assert memory._max_free_bytes() == LIMITS[text]
+        return
+    with pytest.raises(ArgumentError, match=r"SEPGROUPY_BUFFER_POOL_MIB .*must be a whole number of MiB"):
+        memory._max_free_bytes()
+
+
+@pytest.mark.parametrize(("text", "held"), [("0", 0), ("1", 0), ("5", 2**22), (None, 3 * 2**22)])
+def test_a_process_holds_what_its_environment_says(text: str | None, held: int) -> None:
+    """Of three feature maps of 4 MiB."""
+    code = """
+import torch, sepgroupy
+from sepgroupy.backends.native import memory
+layer = sepgroupy.GroupConv2d(1, 8, 1, group="p4m", backend="native")
+with torch.no_grad():
+    outputs = [layer(torch.zeros(1, 1, 8, 128, 128)) for _ in range(3)]
+del outputs
+print(memory.buffers.free_bytes())
+"""
+    environment = {name: value for name, value in os.environ.items() if name != memory.POOL_VARIABLE}
+    environment |= {} if text is None else {memory.POOL_VARIABLE: text}
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert int(done.stdout) == held
 
 
 def test_deterministic_algorithms_are_given_filled_memory() -> None:
@@ -110,7 +172,7 @@ def test_deterministic_algorithms_are_given_filled_memory() -> None:
         torch.use_deterministic_algorithms(False)
 
 
-def test_threads_never_share_a_buffer() -> None:
+def test_threads_never_share_a_buffer(pool: memory.BufferPool) -> None:
     failures = []
 
     def work(mark: float) -> None:
@@ -126,55 +188,24 @@ def test_threads_never_share_a_buffer() -> None:
     for thread in threads:
         thread.join()
     assert not failures
-    assert len(memory.buffers._free) <= 4 * 3  # each held two as it took the next
+    assert len(pool._free) <= 4 * 3  # each held two as it took the next
 
 
 @pytest.mark.parametrize("inference", [False, True])
-def test_layers_use_the_pool_and_results_stay(inference: bool) -> None:
+def test_layers_take_their_outputs_from_it(inference: bool, pool: memory.BufferPool) -> None:
     layer = GroupConv2d(3, 4, 3, padding=1, group=D4, kind="gc", backend="native")
     with torch.inference_mode(inference):
         images = [torch.randn(2, 3, 8, 64, 64) for _ in range(3)]
         outputs = [layer(x) for x in images]
-        assert not memory.buffers._free
+        assert not pool._free
         for x, y in zip(images, outputs, strict=True):
             torch.testing.assert_close(y, layer(x), rtol=0, atol=0)
-        assert len(memory.buffers._free) == 1
+        assert len(pool._free) == 1
         del outputs, y
-        assert len(memory.buffers._free) == 4
+        assert len(pool._free) == 4
 
 
-def test_free_memory_does_not_count_as_a_networks() -> None:
+def test_free_buffers_do_not_count_as_memory_of_a_network() -> None:
     layer = GroupConv2d(3, 4, 3, padding=1, group=D4, kind="gc", backend="native")
     x = torch.randn(2, 3, 8, 64, 64)
     assert peak_memory(layer, x) == peak_memory(layer, x) >= layer(x).nbytes
-
-
-def test_emptying_the_cache_frees_all_of_it() -> None:
-    new()
-    assert memory.buffers.free_bytes() > 0
-    sepgroupy.empty_cache()
-    assert memory.buffers.free_bytes() == 0
-    assert memory.workspace.held is None
-
-
-def test_the_environment_limits_the_pool() -> None:
-    code = """
-import torch, sepgroupy
-from sepgroupy.backends.native import memory
-layer = sepgroupy.GroupConv2d(3, 4, 3, padding=1, group="p4m", backend="native")
-for _ in range(3):
-    layer(torch.randn(2, 3, 8, 64, 64))
-print(memory.buffers.free_bytes())
-"""
-    for value, holds in (("0", "0"), ("512", None)):
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            env=os.environ | {memory.POOL_VARIABLE: value},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert (done.stdout.strip() == "0") == (holds == "0")
-    environment = os.environ | {memory.POOL_VARIABLE: "much"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert f"{memory.POOL_VARIABLE} (='much') must be a whole number of MiB" in done.stderr

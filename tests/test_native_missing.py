@@ -10,14 +10,16 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from ctypes import c_int64
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import sepgroupy
-from sepgroupy.backends import dispatch, native_for
+from sepgroupy.backends import dispatch, select_backend
 from sepgroupy.backends.native import Native, library
+from sepgroupy.backends.native import backend as native_backend
 from sepgroupy.backends.native.library import kernels
 from sepgroupy.errors import ArgumentError
 
@@ -30,10 +32,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(library, "FOLDER", tmp_path)
     monkeypatch.delenv("SEPGROUPY_NATIVE", raising=False)
     kernels.cache_clear()
-    dispatch._candidates.cache_clear()
     yield tmp_path
     kernels.cache_clear()
-    dispatch._candidates.cache_clear()
 
 
 def assert_works_without(reason: str) -> None:
@@ -42,30 +42,35 @@ def assert_works_without(reason: str) -> None:
     assert sepgroupy.available_backends()["native"] == f"unavailable: {kernels().summary}"
     layer = sepgroupy.GroupConv2d(3, 4, 3, padding=1, group="p4m")
     x = torch.randn(2, 3, 8, 40, 40)
-    with torch.no_grad():
-        expected = sepgroupy.GroupConv2d(3, 4, 3, padding=1, group="p4m", backend="reference")
-        expected.load_state_dict(layer.state_dict())
-        torch.testing.assert_close(layer(x), expected(x))
-        norm = sepgroupy.GroupBatchNorm2d(3)
-        fused = sepgroupy.fuse(torch.nn.Sequential(norm, torch.nn.ReLU(), layer))
-        torch.testing.assert_close(fused(x), expected(norm(x).relu()))
-    layer(x).sum().backward()
+    assert not isinstance(select_backend(layer.spec, x), Native)
+    assert dispatch.native_for(x) is None
+    expected = sepgroupy.GroupConv2d(3, 4, 3, padding=1, group="p4m", backend="reference")
+    expected.load_state_dict(layer.state_dict())
+    torch.testing.assert_close(layer(x), expected(x), rtol=1e-4, atol=1e-4)
+    network = torch.nn.Sequential(sepgroupy.GroupBatchNorm2d(3), torch.nn.ReLU(), layer)
+    y = network(x)
+    torch.testing.assert_close(sepgroupy.fuse(network)(x), y, rtol=1e-4, atol=1e-4)
+    network(x).sum().backward()
+    assert all(p.grad is not None for p in network.parameters())
+    with torch.no_grad(), sepgroupy.cached_filters(layer):
+        torch.testing.assert_close(layer(x), expected(x), rtol=1e-4, atol=1e-4)
+    sepgroupy.empty_cache()
     with pytest.raises(ArgumentError, match=r"backend \(='native'\) is unavailable") as refused:
         sepgroupy.GroupConv2d(3, 4, 3, group="p4m", backend="native")
     assert reason in str(refused.value)
 
 
-def test_without_alibrary(folder: Path) -> None:
+def test_without_a_library(folder: Path) -> None:
     assert_works_without("not compiled: pip install sepgroupy where there is a C compiler")
 
 
-def test_rubbish_in_place_of_alibrary(folder: Path) -> None:
+def test_garbage_in_place_of_a_library(folder: Path) -> None:
     for name in library.VARIANTS:
         Path(folder, f"_{name}.so").write_bytes(b"\x7fELF and nothing else")
     assert_works_without(str(folder / "_baseline.so"))
 
 
-def test_anotherlibrary_in_its_place(folder: Path) -> None:
+def test_another_library_in_its_place(folder: Path) -> None:
     spec = importlib.util.find_spec("_ctypes")
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         pytest.skip("this Python has no library to put there")
@@ -75,17 +80,17 @@ def test_anotherlibrary_in_its_place(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["Problem", "VERSION"])
-def test_alibrary_of_another_version(what: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_of_another_version(what: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     baseline = Path(library.__file__).with_name("_baseline.so")
     if not baseline.exists():
         pytest.skip("the kernels are not compiled")
     shutil.copy(baseline, folder)
-    other = {"Problem": type("Problem", (library.Problem,), {"_fields_": [("more", c_int64)]}), "VERSION": 1}[what]
+    other = {"Problem": type("Problem", (library.Problem,), {"_fields_": [("another", c_int64)]}), "VERSION": 1}[what]
     monkeypatch.setattr(library, what, other)
     assert_works_without("is of another version: install sepgroupy again")
 
 
-def test_alibrary_of_narrower_vectors_serves_where_the_wider_is_broken(folder: Path) -> None:
+def test_a_library_of_narrower_vectors_serves_where_the_wider_is_broken(folder: Path) -> None:
     baseline = Path(library.__file__).with_name("_baseline.so")
     if not baseline.exists():
         pytest.skip("not compiled")
@@ -99,12 +104,15 @@ def test_kernels_of_one_thread_leave_more_to_pytorch(monkeypatch: pytest.MonkeyP
     loaded = kernels()
     if not loaded:
         pytest.skip(loaded.summary)
-    monkeypatch.setattr(Native, "threaded", lambda self: False)
-    x, threads = torch.randn(2, 8, 8, 6, 6), torch.get_num_threads()
+    monkeypatch.setattr(native_backend, "kernels", lambda: replace(loaded, threaded=False))
+    layer, x = sepgroupy.GroupConv2d(8, 8, 3, group="p4m"), torch.randn(2, 8, 8, 6, 6)
+    threads = torch.get_num_threads()
     try:
-        for count in (1, 2, 8):
+        for count in (1, 2, 3, 8):
             torch.set_num_threads(count)
-            assert (native_for(x) is not None) == (count < 3)
+            assert isinstance(select_backend(layer.spec, x), Native) == (count < 3)
+            assert (dispatch.native_for(x) is None) == (count >= 3)
+            assert isinstance(select_backend(layer.spec, x, "native"), Native)
     finally:
         torch.set_num_threads(threads)
 
