@@ -9,9 +9,9 @@ import torch.fx
 from torch import nn
 from torch.nn.modules import module as torch_module
 
-from ..nn import GroupBatchNorm2d, GroupConv2d, LiftingConv2d
+from ..nn import GroupBatchNorm2d, GroupConv2d, LiftingConv2d, PerElement
 
-BYPASSED = (GroupConv2d, LiftingConv2d, nn.BatchNorm2d, GroupBatchNorm2d, nn.ReLU, nn.MaxPool2d)
+BYPASSED = (GroupConv2d, LiftingConv2d, nn.BatchNorm2d, GroupBatchNorm2d, nn.ReLU, nn.MaxPool2d, PerElement)
 """Modules that a fused kernel may stand for; exactly these classes, or subclasses with the same ``forward``."""
 
 

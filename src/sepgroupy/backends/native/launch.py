@@ -224,7 +224,8 @@ class NativeConv:
 
     def expand_filters(self, x: tuple[int, ...], weight: Tensor, depthwise: Tensor | None) -> Tensor:
         """Return the filters as the kernels transform them in each call, for an input of this shape."""
-        shapes = (x, weight.shape, None if depthwise is None else depthwise.shape)
+        one = (1, *x[1:])  # they do not depend on the batch, which may be empty
+        shapes = (one, weight.shape, None if depthwise is None else depthwise.shape)
         problem, _, suffix = self._checked_launch("forward", ("x", "weight", "depthwise"), shapes, 1, weight.dtype)
         size = getattr(library.kernels().library, "filters_size" + suffix)(problem)
         expanded = torch.zeros(size, dtype=weight.dtype, device="cpu")
