@@ -30,7 +30,7 @@ from sepgroupy import (
     functional,
 )
 from sepgroupy.exporting import FORMATS, _save, save
-from sepgroupy.functional import fold as fold_group
+from sepgroupy.functional import merge_group
 from sepgroupy.gconv.pooling import GroupMaxPool2d
 from sepgroupy.groups import C4, D4
 from sepgroupy.models import build_model, model_names
@@ -114,7 +114,7 @@ def test_layers(kind: str, case: dict[str, Any], group: Any) -> None:
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_whatever_the_algorithm(kernel: int) -> None:
+def test_whatever_the_backend(kernel: int) -> None:
     for way in ways_of(kernel_size=kernel):
         layer = build_layer(way, 4, 2, kernel, padding=1, group=D4, dtype=torch.float64)
         assert_exports(layer, random_input(layer, 5, 5))
@@ -200,8 +200,8 @@ def test_a_separable_layer_is_two_convolutions_where_that_is_cheaper() -> None:
         layer = GroupConv2d(8, 8, **options, group=D4, kind="gc")
         x = torch.randn(1, 8, 8, 64, 64)
         count = macs(export(layer), x)
-        for algorithm in ("dense", "full"):
-            other = GroupConv2d(8, 8, **options, group=D4, kind="gc", algorithm=algorithm)
+        for backend in ("two_step", "expanded"):
+            other = GroupConv2d(8, 8, **options, group=D4, kind="gc", backend=backend)
             assert count <= macs(other, x) * 1.0001
     assert len([*export(GroupConv2d(8, 8, 3, group=D4, kind="g")).parameters()]) == 2
 
@@ -223,8 +223,8 @@ class Odd(nn.Module):
         x = self.lift(image)
         x = x + self.conv(x, self.norm)
         x = self.conv(x, norm=self.other)  # the same layer again
-        rows = fold_group(x)
-        x = x * torch.sigmoid(self.gate(functional.unfold(F.adaptive_avg_pool2d(rows, 1), 4)))
+        rows = merge_group(x)
+        x = x * torch.sigmoid(self.gate(functional.split_group(F.adaptive_avg_pool2d(rows, 1), 4)))
         x = x * self.mask(x)  # one channel for four
         x = torch.cat([x, x.flip(1)], 1)
         x = 0.5 * self.mix(x) * self.scale
