@@ -342,7 +342,7 @@ def test_a_break_that_the_output_does_not_show_is_none() -> None:
 
 
 @pytest.mark.parametrize("order", ["CH", "HC"])
-def test_merged_and_folded_maps_are_read(order: str) -> None:
+def test_merged_maps_are_read(order: str) -> None:
     x = torch.randn(1, 3, 4, 5, 5, dtype=torch.float64)
     orbit = Orbit(C4, (0, 1, 2, 3), 1)
     y = stack_orbit(x, orbit, group_axis=True)

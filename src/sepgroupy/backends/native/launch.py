@@ -173,7 +173,7 @@ class NativeConv:
         else:
             filters = {"x": x, "weight": weight, "depthwise": depthwise, "bias": bias}
             norm = {"gamma": gamma, "beta": beta, "mean": mean, "var": var}
-            added = {"residual": residual, "expanded": expanded}
+            added = {"residual": residual, "expanded": expanded if computes else None}
             self._run("forward", {**filters, **norm, **added, **outputs}, computes, eps)
         if not computes:
             y.copy_(y.new_zeros(()) if residual is None else residual)
