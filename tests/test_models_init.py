@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from sepgroupy import build_model
-from sepgroupy.models import published_model_names
 from sepgroupy.errors import ArgumentError
 from sepgroupy.gconv import g_splitgconv2d, gc_splitgconv2d, splitgconv2d
+from sepgroupy.models import published_model_names
 from sepgroupy.nn import GroupConv2d, GroupConvTranspose2d, LiftingConv2d
 
 Draws = Iterator[tuple[str, Tensor]]
