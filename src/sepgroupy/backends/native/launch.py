@@ -214,8 +214,9 @@ class NativeConv:
     def backward_of_lifting(self, grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradients of weight and bias."""
         dw, db = torch.empty_like(weight), weight.new_empty(len(weight))
-        self._run("lift_back", {"x": x, "grad": grad, "dweight": dw, "dbias": db}, bool(grad.numel() and x.numel()))
-        return dw, db
+        computes = bool(grad.numel() and x.numel())
+        self._run("lift_back", {"x": x, "grad": grad, "dweight": dw, "dbias": db}, computes)
+        return dw, db if computes else grad.sum((0, 1, 3, 4))
 
     def filter_layout(self, width: int, dtype: torch.dtype) -> tuple[str, bool]:
         """Return what the layout of :meth:`expand_filters` depends on, for rows of ``width`` pixels."""
