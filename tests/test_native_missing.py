@@ -1,4 +1,4 @@
-"""Where the kernels are missing, switched off or broken, layers work all the same and it is said why."""
+"""Where the kernels are missing, switched off or broken, layers work all the same and say why."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from sepgroupy.functional._native import _library, kernels
 
 import sepgroupy
+from sepgroupy.backends import native_for
+from sepgroupy.backends.native import backend, library
+from sepgroupy.backends.native.library import kernels
 from sepgroupy.errors import ArgumentError
-from sepgroupy.functional import _native, _plan
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Look for the libraries in an empty folder."""
-    monkeypatch.setattr(_library, "FOLDER", tmp_path)
+    monkeypatch.setattr(library, "FOLDER", tmp_path)
     monkeypatch.delenv("SEPGROUPY_NATIVE", raising=False)
     kernels.cache_clear()
     yield tmp_path
@@ -37,16 +38,22 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def assert_works_without(reason: str) -> None:
     assert not kernels()
     assert reason in kernels().summary
-    assert sepgroupy.backends()["native"] == kernels().summary
+    assert sepgroupy.available_backends()["native"] == f"unavailable: {kernels().summary}"
     layer = sepgroupy.GroupConv2d(3, 4, 3, padding=1, group="p4m")
     x = torch.randn(2, 3, 8, 40, 40)
-    with torch.no_grad():
-        expected = sepgroupy.GroupConv2d(3, 4, 3, padding=1, group="p4m", algorithm="dense")
-        expected.load_state_dict(layer.state_dict())
-        torch.testing.assert_close(layer(x, torch.nn.BatchNorm2d(3)), expected(x, torch.nn.BatchNorm2d(3)))
+    expected = sepgroupy.GroupConv2d(3, 4, 3, padding=1, group="p4m", backend="reference")
+    expected.load_state_dict(layer.state_dict())
+    torch.testing.assert_close(layer(x), expected(x), rtol=1e-4, atol=1e-4)
     layer(x).sum().backward()
-    with pytest.raises(ArgumentError, match=r"algorithm \(='native'\) is not to be had here") as refused:
-        sepgroupy.GroupConv2d(3, 4, 3, group="p4m", algorithm="native")
+    with torch.no_grad(), sepgroupy.cached_filters(layer):
+        torch.testing.assert_close(layer(x), expected(x), rtol=1e-4, atol=1e-4)
+    pool = sepgroupy.PerElement(torch.nn.MaxPool2d(2))
+    net = torch.nn.Sequential(layer, sepgroupy.GroupBatchNorm2d(4), torch.nn.ReLU(), pool)
+    y = net(x)
+    torch.testing.assert_close(sepgroupy.fuse(net)(x), y)
+    sepgroupy.empty_cache()
+    with pytest.raises(ArgumentError, match=r"backend \(='native'\) is unavailable") as refused:
+        sepgroupy.GroupConv2d(3, 4, 3, group="p4m", backend="native")
     assert reason in str(refused.value)
 
 
@@ -54,8 +61,8 @@ def test_without_a_library(folder: Path) -> None:
     assert_works_without("not compiled: pip install sepgroupy where there is a C compiler")
 
 
-def test_rubbish_in_place_of_a_library(folder: Path) -> None:
-    for name in _library.VARIANTS:
+def test_garbage_in_place_of_a_library(folder: Path) -> None:
+    for name in library.VARIANTS:
         Path(folder, f"_{name}.so").write_bytes(b"\x7fELF and nothing else")
     assert_works_without(str(folder / "_baseline.so"))
 
@@ -64,27 +71,27 @@ def test_another_library_in_its_place(folder: Path) -> None:
     spec = importlib.util.find_spec("_ctypes")
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         pytest.skip("this Python has no library to put there")
-    for name in _library.VARIANTS:
+    for name in library.VARIANTS:
         shutil.copy(spec.origin, folder / f"_{name}.so")
     assert_works_without("version")
 
 
 @pytest.mark.parametrize("what", ["Problem", "VERSION"])
 def test_a_library_of_another_version(what: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    baseline = Path(_library.__file__).with_name("_baseline.so")
+    baseline = Path(library.__file__).with_name("_baseline.so")
     if not baseline.exists():
         pytest.skip("the kernels are not compiled")
     shutil.copy(baseline, folder)
-    other = {"Problem": type("Problem", (_library.Problem,), {"_fields_": [("more", c_int64)]}), "VERSION": 1}[what]
-    monkeypatch.setattr(_library, what, other)
+    other = {"Problem": type("Problem", (library.Problem,), {"_fields_": [("more", c_int64)]}), "VERSION": 1}[what]
+    monkeypatch.setattr(library, what, other)
     assert_works_without("is of another version: install sepgroupy again")
 
 
 def test_a_library_of_narrower_vectors_serves_where_the_wider_is_broken(folder: Path) -> None:
-    baseline = Path(_library.__file__).with_name("_baseline.so")
+    baseline = Path(library.__file__).with_name("_baseline.so")
     if not baseline.exists():
         pytest.skip("not compiled")
-    for wider in _library.VARIANTS[:-1]:
+    for wider in library.VARIANTS[:-1]:
         (folder / f"_{wider}.so").write_bytes(b"")
     shutil.copy(baseline, folder)
     assert kernels().summary == "C kernels, baseline"
@@ -94,12 +101,12 @@ def test_kernels_of_one_thread_leave_more_to_pytorch(monkeypatch: pytest.MonkeyP
     loaded = kernels()
     if not loaded:
         pytest.skip(loaded.summary)
-    monkeypatch.setattr(_native, "kernels", lambda: replace(loaded, threaded=False))
+    monkeypatch.setattr(backend, "kernels", lambda: replace(loaded, threaded=False))
     x, threads = torch.randn(2, 8, 8, 6, 6), torch.get_num_threads()
     try:
         for count in (1, 2, 8):
             torch.set_num_threads(count)
-            assert _plan.kernels_pay(x) == (count < 3)
+            assert (native_for(x) is not None) == (count < 3)
     finally:
         torch.set_num_threads(threads)
 
@@ -108,8 +115,8 @@ def test_compiled_without_threads(folder: Path) -> None:
     compiler = shutil.which("gcc") or shutil.which("clang")
     if not compiler or sys.platform != "linux":
         pytest.skip("no compiler")
-    source, library = Path(_library.__file__).with_name("kernels.c"), folder / "_baseline.so"
-    subprocess.run([compiler, "-O0", "-w", "-shared", "-fPIC", str(source), "-o", str(library)], check=True)
+    source, path = Path(library.__file__).with_name("kernels.c"), folder / "_baseline.so"
+    subprocess.run([compiler, "-O0", "-w", "-shared", "-fPIC", str(source), "-o", str(path)], check=True)
     assert kernels().summary == "C kernels, baseline, one thread: compiled without OpenMP"
     assert not kernels().threaded
 
@@ -135,5 +142,5 @@ def test_installing_without_a_compiler(tmp_path: Path) -> None:
     (wheel,) = tree.glob("sepgroupy-*.whl")
     assert wheel.name.split("-")[2:4] == ["py3", "none"]  # one for every Python
     names = zipfile.ZipFile(wheel).namelist()
-    assert "sepgroupy/functional/_native/convolution.inl" in names
+    assert "sepgroupy/backends/native/convolution.inl" in names
     assert not [name for name in names if name.endswith(".so")]
