@@ -38,7 +38,7 @@ def move(a: NDArray[Any], matrix: NDArray[np.int64]) -> NDArray[Any]:
     return moved
 
 
-def move_fiber(f: NDArray[Any], group: Group, element: int) -> NDArray[Any]:
+def move_feature_map(f: NDArray[Any], group: Group, element: int) -> NDArray[Any]:
     """``(t·f)[t·k] = t·(f[k])``: on the group, the axis before the spatial ones moves too."""
     t = group.arrays[element]
     axis = f.ndim - len(t) - 1
@@ -79,7 +79,7 @@ def layer(
     out_channels, in_channels = w.shape[:2]
     outputs: list[list[Array]] = []
     for element, matrix in enumerate(group.arrays):
-        bank = move(w, matrix) if lifting else move_fiber(w, group, element)
+        bank = move(w, matrix) if lifting else move_feature_map(w, group, element)
         outputs.append([])
         for o in range(out_channels):
             first = o // (out_channels // groups) * in_channels  # of the block of channels that o sees
@@ -110,7 +110,7 @@ def transposed_layer(
     y = np.zeros((len(x), groups, w.shape[1], len(group.arrays), *whole))
     block = x.shape[1] // groups
     for g, i in np.ndindex(len(group.arrays), x.shape[1]):
-        filters = move_fiber(w[i], group, g)  # (O/groups, |H|, …)
+        filters = move_feature_map(w[i], group, g)  # (O/groups, |H|, …)
         for q in np.ndindex(spatial):
             place = [slice(gaps[a] * q[a], gaps[a] * q[a] + steps[a] * (sizes[a] - 1) + 1, steps[a]) for a in axes]
             values = x[:, i, g].reshape(len(x), 1, 1, *sizes)

@@ -40,8 +40,8 @@ pytestmark = [
 
 
 def layer(way: tuple[str, str], kernel: int) -> tuple[nn.Module, tuple[int, ...]]:
-    fiber = () if way[0] == "lifting" else (8,)
-    return build_layer(way, 2, 3, kernel, padding=kernel // 2, group=D4), (2, *fiber, 5, 6)
+    group_axis = () if way[0] == "lifting" else (8,)
+    return build_layer(way, 2, 3, kernel, padding=kernel // 2, group=D4), (2, *group_axis, 5, 6)
 
 
 def rotmnist(kind: str, **options: Any) -> tuple[nn.Module, tuple[int, ...]]:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from sepgroupy.data import AMAT_FILES, ImageData, load_digits, write_synthetic_cifar10
-from sepgroupy.models import build_model, load_published, model_names
+from sepgroupy.models import build_model, load_published, published_model_names
 from sepgroupy.sweep import preset
 from sepgroupy.training import RunConfig, initial_model, load_model
 from sepgroupy.training import _data as data_module
@@ -94,7 +94,7 @@ def test_rotmnist_networks_and_widths(flags: str, model: str, configured: Config
         config = configured("rotmnist", f"{flags} --planes {planes} --seed {seed} --wd 1e-5")
         assert config == rotmnist(model=model, width=planes, seed=seed).canonical
     names = {configured("rotmnist", f"{flags} --planes {planes}").model for planes in (10, 17, 20, 30, 57)}
-    assert {name for name in model_names() if name.removesuffix("-small") == model} <= names
+    assert {name for name in published_model_names() if name.removesuffix("-small") == model} <= names
 
 
 @pytest.mark.parametrize("extra", ["", "--separable g", "--separable gc"])

@@ -1,31 +1,35 @@
-"""Filter banks against the definition, and the gradient of gathering one."""
+"""Filter banks against the definition, and the gradient of expanding a filter."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from sepgroupy.functional._filters import gather_bank, index_table
 
 import oracle
-from sepgroupy.functional import full_filter
+from sepgroupy.backends import ConvSpec, expand_filter, full_filter, group_index, planar_index
 from sepgroupy.groups import D2, D4, PointGroup
 
 
+def index_table(group: PointGroup, kernel: tuple[int, int], group_axis: bool) -> torch.Tensor:
+    (table,) = (group_index if group_axis else planar_index)(ConvSpec(group, "dense", kernel), torch.device("cpu"))
+    return table
+
+
 @pytest.mark.parametrize("kernel", [(1, 1), (2, 2), (3, 3), (4, 4), (5, 5)])
-@pytest.mark.parametrize("fiber", [False, True])
+@pytest.mark.parametrize("group_axis", [False, True])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_the_bank_holds_every_transformed_filter(
-    plane_group: PointGroup, kernel: tuple[int, int], fiber: bool, groups: int
+    plane_group: PointGroup, kernel: tuple[int, int], group_axis: bool, groups: int
 ) -> None:
     order = plane_group.order
-    weight = torch.randn(4, 3, order if fiber else 1, *kernel)
-    bank = gather_bank(weight, index_table(plane_group, kernel, fiber), groups)
+    weight = torch.randn(4, 3, order if group_axis else 1, *kernel)
+    bank = expand_filter(weight, index_table(plane_group, kernel, group_axis), groups)
     banks = bank.numpy().reshape(
         groups, order, 4 // groups, weight.shape[2], 3, *kernel
     )  # rows (block, g, o), cols (h, i)
     for g, matrix in enumerate(plane_group.arrays):
-        moved = oracle.move_fiber(weight.numpy(), plane_group, g) if fiber else oracle.move(weight.numpy(), matrix)
+        moved = oracle.move_feature_map(weight.numpy(), plane_group, g) if group_axis else oracle.move(weight.numpy(), matrix)
         for o in range(4):
             block, within = divmod(o, 4 // groups)
             np.testing.assert_array_equal(banks[block, g, within].swapaxes(0, 1), moved[o])
@@ -34,9 +38,9 @@ def test_the_bank_holds_every_transformed_filter(
 @pytest.mark.parametrize("kernel", [(2, 3), (1, 4)])
 def test_the_bank_of_rectangular_filters(kernel: tuple[int, int]) -> None:
     weight = torch.randn(2, 1, 4, *kernel)
-    bank = gather_bank(weight, index_table(D2, kernel, True)).numpy().reshape(4, 2, 4, *kernel)
+    bank = expand_filter(weight, index_table(D2, kernel, True)).numpy().reshape(4, 2, 4, *kernel)
     for g in range(4):
-        np.testing.assert_array_equal(bank[g], oracle.move_fiber(weight.numpy()[:, 0], D2, g))
+        np.testing.assert_array_equal(bank[g], oracle.move_feature_map(weight.numpy()[:, 0], D2, g))
 
 
 @pytest.mark.parametrize("depthwise_shape", [(3, 2, 5, 5), (3, 1, 1, 5, 5)], ids=["g", "gc"])
@@ -49,24 +53,24 @@ def test_full_filter_is_the_product_of_the_factors(depthwise_shape: tuple[int, .
     np.testing.assert_array_equal(full_filter(**factors).numpy(), expected)
 
 
-@pytest.mark.parametrize("fiber", [False, True])
-def test_the_gradient_of_the_bank_is_its_transpose(plane_group: PointGroup, fiber: bool) -> None:
-    table = index_table(plane_group, (3, 3), fiber)
+@pytest.mark.parametrize("group_axis", [False, True])
+def test_the_gradient_of_the_bank_is_its_transpose(plane_group: PointGroup, group_axis: bool) -> None:
+    table = index_table(plane_group, (3, 3), group_axis)
     order = plane_group.order
-    weight = torch.randn(4, 3, order if fiber else 1, 3, 3, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(4, 3, order if group_axis else 1, 3, 3, dtype=torch.float64, requires_grad=True)
     other = torch.randn_like(weight)
-    bank = gather_bank(weight, table, 2)
+    bank = expand_filter(weight, table, 2)
     cotangent = torch.randn_like(bank)
     (grad,) = torch.autograd.grad(bank, weight, cotangent)
-    torch.testing.assert_close((grad * other).sum(), (gather_bank(other, table, 2) * cotangent).sum())
-    assert torch.autograd.gradgradcheck(lambda w: gather_bank(w, table, 2), weight, fast_mode=True)
+    torch.testing.assert_close((grad * other).sum(), (expand_filter(other, table, 2) * cotangent).sum())
+    assert torch.autograd.gradgradcheck(lambda w: expand_filter(w, table, 2), weight, fast_mode=True)
 
 
 def test_vmap_over_a_batch_of_weights() -> None:
     table = index_table(D4, (3, 3), True)
     weights = torch.randn(5, 4, 2, 8, 3, 3)
-    banks = torch.func.vmap(lambda weight: gather_bank(weight, table, 2))(weights)
-    assert torch.equal(banks, torch.stack([gather_bank(weight, table, 2) for weight in weights]))
+    banks = torch.func.vmap(lambda weight: expand_filter(weight, table, 2))(weights)
+    assert torch.equal(banks, torch.stack([expand_filter(weight, table, 2) for weight in weights]))
 
 
 def test_vmap_over_gradients() -> None:
@@ -74,7 +78,7 @@ def test_vmap_over_gradients() -> None:
     weights, targets = torch.randn(3, 1, 1, 8, 2, 2), torch.randn(3, 8, 8, 2, 2)
 
     def loss(weight: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return (gather_bank(weight, table) * target).sum()
+        return (expand_filter(weight, table) * target).sum()
 
     together = torch.func.vmap(torch.func.grad(loss))(weights, targets)
     apart = torch.stack([torch.func.grad(loss)(w, t) for w, t in zip(weights, targets, strict=True)])

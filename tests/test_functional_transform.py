@@ -23,7 +23,7 @@ def test_transform_is_the_action(group: PointGroup, group_axis: bool) -> None:
     size = SIZE[: group.dimension]
     x = torch.randn(2, 3, *((group.order, *size) if group_axis else size))
     for g, matrix in enumerate(group.arrays):
-        expected = oracle.move_fiber(x.numpy(), group, g) if group_axis else oracle.move(x.numpy(), matrix)
+        expected = oracle.move_feature_map(x.numpy(), group, g) if group_axis else oracle.move(x.numpy(), matrix)
         np.testing.assert_array_equal(transform(x, group, g, group_axis).numpy(), expected)
 
 
@@ -64,7 +64,7 @@ def test_the_gradient_goes_back_by_the_inverse(group_axis: bool) -> None:
 def test_any_dtype(dtype: torch.dtype) -> None:
     f = torch.randint(0, 9, (2, 8, 3, 3))
     for g in range(8):
-        expected = oracle.move_fiber(f.numpy(), D4, g)
+        expected = oracle.move_feature_map(f.numpy(), D4, g)
         assert torch.equal(transform(f.to(dtype), D4, g, group_axis=True), torch.from_numpy(expected.copy()).to(dtype))
 
 

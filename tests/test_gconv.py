@@ -31,8 +31,8 @@ def published(prefix: str, name: str) -> Any:
 
 
 def picture(name: str) -> torch.Tensor:
-    fiber = () if name.endswith("Z2") else (GROUPS[name].order,)
-    return torch.randn(2, 2, *fiber, 6, 6)
+    group_axis = () if name.endswith("Z2") else (GROUPS[name].order,)
+    return torch.randn(2, 2, *group_axis, 6, 6)
 
 
 def parameters(prefix: str, name: str, kernel: int) -> dict[str, tuple[int, ...]]:

@@ -30,7 +30,7 @@ def test_table_moves_arrays_as_the_definition_does(group: PointGroup, group_axis
         table = action_table(group, size, group_axis)
         assert table.shape == (group.order, a.size)
         for g, matrix in enumerate(group.arrays):
-            expected = oracle.move_fiber(a, group, g) if group_axis else oracle.move(a, matrix)
+            expected = oracle.move_feature_map(a, group, g) if group_axis else oracle.move(a, matrix)
             np.testing.assert_array_equal(a.ravel()[table[g]], expected.ravel())
             assert moved_size(matrix, size) == expected.shape[group_axis:]
 
@@ -66,7 +66,7 @@ def test_steps_are_the_action_too(group: PointGroup) -> None:
         for g in range(group.order):
             steps = steps_of(group, g)
             moved = np.stack([np.flip(f[h].transpose(steps.axes), steps.flips) for h in steps.sources])
-            np.testing.assert_array_equal(moved, oracle.move_fiber(f, group, g))
+            np.testing.assert_array_equal(moved, oracle.move_feature_map(f, group, g))
 
 
 def test_the_table_of_an_image_is_not_cached() -> None:

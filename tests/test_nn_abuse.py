@@ -69,8 +69,8 @@ def inputs(draw: st.DrawFn, channels: int, order: int | None) -> Any:
     """Draw what is given to a layer: mostly maps that it reads, laid out in memory in any way, and what is none."""
     if draw(st.integers(0, 19)) == 7:
         return draw(st.sampled_from([None, "x", [[1.0]], 3.0, np.zeros((1, channels, 5, 5))]))
-    fiber = [] if order is None else [order]
-    shape = [draw(st.integers(0, 2)), channels, *fiber, *draw(st.tuples(*[st.integers(0, 12)] * 2))]
+    group_axis = [] if order is None else [order]
+    shape = [draw(st.integers(0, 2)), channels, *group_axis, *draw(st.tuples(*[st.integers(0, 12)] * 2))]
     match draw(st.integers(0, 9)):
         case 3:
             shape = draw(st.lists(st.integers(0, 5), max_size=6))
@@ -191,5 +191,5 @@ def test_parameters_that_no_machine_holds_are_refused_before_they_are_allocated(
 
 def test_maps_that_no_machine_holds_are_refused_before_they_are_allocated() -> None:
     layer = build_layer(("dense", "auto"), 1, 1, 3, group=C4, padding=2**25)
-    with pytest.raises(ArgumentError, match=r"x, 4 maps of 5×5 pixels with padding .* more than any machine holds"):
+    with pytest.raises(ArgumentError, match=r"x, 4 feature maps of 5×5 pixels with padding .* more than any machine holds"):
         layer(torch.zeros(1, 1, 4, 5, 5))

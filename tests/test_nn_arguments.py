@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import DIAGONAL, Build, build_layer
+from conftest import DIAGONAL, Build, build_layer, ways_of
 from sepgroupy.errors import ArgumentError, SepgroupyError
 from sepgroupy.functional import group_conv2d, lifting_conv2d, separable_group_conv2d
 from sepgroupy.groups import C4, D1, D2, PointGroup
 from sepgroupy.nn import GroupConv2d, GroupPool, PerElement
 
 one_way_each = pytest.mark.parametrize(
-    "way", [("lifting", "dense"), ("dense", "auto"), ("g", "auto"), ("gc", "auto")], ids="-".join
+    "way", [("lifting", "expanded"), ("dense", "auto"), ("g", "auto"), ("gc", "auto")], ids="-".join
 )
 
 GOOD: dict[str, Any] = {"in_channels": 4, "out_channels": 6, "kernel_size": 3, "group": "p4m"}
@@ -57,7 +57,9 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("dilation (=(1, 2)) must be the same on both axes", {"dilation": (1, 2)}),
     ("groups (=0)", {"groups": 0}),
     ("groups (=-2)", {"groups": -2}),
-    ("groups (=1.0)", {"groups": 1.0}),
+    ("groups (=1.0)", {"groups": 1.0}),  # although 1.0 == 1
+    ("kernel_size (=(3.0, 3.0))", {"kernel_size": (3.0, 3.0)}),
+    ("stride (=1.0)", {"stride": 1.0}),
     ("padding_mode (='mirror')", {"padding_mode": "mirror"}),
     ("padding_mode (=None)", {"padding_mode": None}),
     ("group 'p6'", {"group": "p6"}),
@@ -82,13 +84,13 @@ def test_a_bad_argument_is_refused(build: Build, message: str, bad: dict[str, An
         ("kind (=None)", {"kind": None}),
         ("backend (='fast')", {"backend": "fast"}),
         ("backend (=None)", {"backend": None}),
-        ("backend (='full') must be one of auto, torch, dense", {"backend": "full"}),
+        ("backend (='dense') must be one of auto, torch, native", {"backend": "dense"}),
         ("backend (='fourier')", {"backend": "fourier"}),
         ("backend (='fourier')", {"backend": "fourier", "kind": "gc", "groups": 2}),
     ],
     ids=str,
 )
-def test_a_bad_kind_or_algorithm_is_refused(message: str, bad: dict[str, Any]) -> None:
+def test_a_bad_kind_or_backend_is_refused(message: str, bad: dict[str, Any]) -> None:
     with pytest.raises(ArgumentError, match=re.escape(message)):
         GroupConv2d(**(GOOD | bad))
 
@@ -106,8 +108,12 @@ def test_pairs_may_be_any_sequence(build: Build, pair: Any) -> None:
     assert next(p for p in layer.parameters() if p.shape[-1] == 3).shape[-2:] == (2, 3)
 
 
-def test_a_group_without_turns_takes_uneven_pairs(build: Build) -> None:
-    build(1, 1, (1, 2), (1, 2), (0, 1), (1, 2), group=D1)
+UNEVEN: dict[str, Any] = {"kernel_size": (1, 2), "stride": (1, 2), "padding": (0, 1), "dilation": (1, 2)}
+
+
+@pytest.mark.parametrize("way", ways_of(**UNEVEN), ids="-".join)
+def test_a_group_without_rotations_takes_uneven_pairs(build: Build) -> None:
+    assert build(1, 1, group=D1, **UNEVEN).stride == (1, 2)
 
 
 @one_way_each
@@ -125,24 +131,24 @@ def test_an_input_of_another_shape_is_refused_by_a_group_layer(build: Build, sha
 
 @one_way_each
 @pytest.mark.parametrize("size", [(2, 5), (5, 2), (1, 1), (0, 5), (0, 0)])
-def test_a_picture_smaller_than_the_kernel_is_refused(build: Build, size: tuple[int, int]) -> None:
+def test_an_image_smaller_than_the_kernel_is_refused(build: Build, size: tuple[int, int]) -> None:
     layer = build(1, 1, 2, dilation=2, group=C4)
-    fiber = () if layer.kind == "lifting" else (4,)
+    group_axis = () if layer.kind == "lifting" else (4,)
     with pytest.raises(ArgumentError, match=f"x is {size[0]}×{size[1]} pixels"):
-        layer(torch.zeros(1, 1, *fiber, *size))
+        layer(torch.zeros(1, 1, *group_axis, *size))
 
 
 @one_way_each
 @pytest.mark.parametrize(
     ("padding_mode", "padding", "size"), [("reflect", 3, 3), ("reflect", 1, 1), ("circular", 4, 3)], ids=str
 )
-def test_padding_that_the_picture_is_too_small_to_fill_is_refused(
+def test_padding_that_the_image_is_too_small_to_fill_is_refused(
     build: Build, padding_mode: str, padding: int, size: int
 ) -> None:
     layer = build(1, 1, 3, padding=padding, padding_mode=padding_mode, group=C4)
-    fiber = () if layer.kind == "lifting" else (4,)
+    group_axis = () if layer.kind == "lifting" else (4,)
     with pytest.raises(ArgumentError, match=f"padding.*{padding}.*{padding_mode}|{padding_mode}.*padding.*{padding}"):
-        layer(torch.zeros(1, 1, *fiber, size, size))
+        layer(torch.zeros(1, 1, *group_axis, size, size))
 
 
 X4 = torch.zeros(1, 2, 4, 5, 5)
@@ -161,9 +167,9 @@ OF_G, OF_GC = torch.zeros(3, 2, 3, 3), torch.zeros(3, 1, 1, 3, 3)
         ("(1, 1, 4, 5, 5)", lambda: group_conv2d(X4[:, :1], DENSE, group="p4")),
         ("(2, 2, 4, 1, 1)", lambda: separable_group_conv2d(X4, OF_GC, POINTWISE[:2], group="p4")),
         ("(2, 2, 4, 1, 1)", lambda: separable_group_conv2d(X4, OF_G, POINTWISE[:2], group="p4")),
-        ("(1, 1, 1, 3, 3)", lambda: separable_group_conv2d(X4, OF_GC[:1], POINTWISE, group="p4", backend="full")),
-        ("(3, 1, 3, 3)", lambda: separable_group_conv2d(X4, OF_G[:, :1], POINTWISE, group="p4", backend="full")),
-        ("(3, 2, 4, 3, 3)", lambda: separable_group_conv2d(X4, OF_GC, DENSE, group="p4", backend="full")),
+        ("(1, 1, 1, 3, 3)", lambda: separable_group_conv2d(X4, OF_GC[:1], POINTWISE, group="p4", backend="expanded")),
+        ("(3, 1, 3, 3)", lambda: separable_group_conv2d(X4, OF_G[:, :1], POINTWISE, group="p4", backend="expanded")),
+        ("(3, 2, 4, 3, 3)", lambda: separable_group_conv2d(X4, OF_GC, DENSE, group="p4", backend="expanded")),
         ("(4,)", lambda: separable_group_conv2d(torch.zeros(4), OF_GC, POINTWISE, group="p4")),
         ("(4,)", lambda: group_conv2d(torch.zeros(4), POINTWISE, group="p4")),
         ("(3, 3)", lambda: separable_group_conv2d(X4, OF_GC[0, 0, 0], POINTWISE, group="p4")),
@@ -172,7 +178,7 @@ OF_G, OF_GC = torch.zeros(3, 2, 3, 3), torch.zeros(3, 1, 1, 3, 3)
         ("bias", lambda: group_conv2d(X4, DENSE, torch.zeros(2), group="p4")),
         ("bias", lambda: group_conv2d(X4, DENSE, torch.zeros(12), group="p4")),
         ("groups (=2)", lambda: group_conv2d(X4, DENSE[:, :1], groups=2, group="p4")),
-        ("backend (='full')", lambda: group_conv2d(X4, DENSE, group="p4", backend="full")),
+        ("backend (='two_step')", lambda: group_conv2d(X4, DENSE, group="p4", backend="two_step")),
         ("stride (=0)", lambda: group_conv2d(X4, DENSE, stride=0, group="p4")),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import WAYS, Build, assert_as_defined, build_layer, random_input, use, ways_of
+from conftest import WAYS, Build, assert_as_defined, build_layer, random_input, refuses, use, ways_of
 from sepgroupy.groups import C4, D4, PointGroup
 from sepgroupy.nn import GroupConv2d, LiftingConv2d
 
@@ -45,7 +45,7 @@ def test_the_state_is_the_published_parameters_alone(
             assert {name: tuple(value.shape) for name, value in layer.named_parameters()} == expected
 
 
-def test_a_state_moves_between_algorithms() -> None:
+def test_a_state_moves_between_backends() -> None:
     for kind in ("dense", "g", "gc"):
         layers = [
             build_layer(way, 3, 2, 1, group=D4, dtype=torch.float64) for way in ways_of(kernel_size=1) if way[0] == kind
@@ -116,6 +116,8 @@ def test_autocast_computes_in_its_type_and_leaves_nothing_behind(build: Build, w
     x = random_input(layer, 5, 5, dtype=torch.float32)
     before = layer(x)
     with torch.set_grad_enabled(wants_gradients), torch.autocast("cpu", torch.bfloat16):
+        if refuses(layer, x):
+            return
         y = layer(x)
     assert y.dtype == torch.bfloat16
     assert (y.float() - before).abs().max() < 0.05
@@ -130,8 +132,8 @@ def test_dtype_and_device_are_passed_down(build: Build) -> None:
 
 @pytest.mark.parametrize("way", WAYS, ids="-".join)
 def test_skip_init(way: tuple[str, str]) -> None:
-    kind, algorithm = way
-    options = {} if kind == "lifting" else {"kind": kind, "backend": algorithm}
+    kind, backend = way
+    options = {} if kind == "lifting" else {"kind": kind, "backend": backend}
     layer = torch.nn.utils.skip_init(
         LiftingConv2d if kind == "lifting" else GroupConv2d, 2, 3, 1, group=D4, dtype=torch.float64, **options
     )
@@ -153,7 +155,8 @@ def test_to_meta_and_back(build: Build) -> None:
 
 def test_shapes_on_the_meta_device(build: Build) -> None:
     layer = build(2, 3, 3, padding=1, group=D4, device="meta")
-    assert layer(random_input(layer, 5, 6, dtype=torch.float32).to("meta")).shape == (2, 3, 8, 5, 6)
+    x = random_input(layer, 5, 6, dtype=torch.float32).to("meta")
+    assert refuses(layer, x) or layer(x).shape == (2, 3, 8, 5, 6)
 
 
 def test_repr_says_what_the_layer_is() -> None:

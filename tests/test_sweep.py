@@ -18,7 +18,7 @@ import pytest
 from sepgroupy import __version__
 from sepgroupy.data import ImageData, load_digits
 from sepgroupy.errors import ArgumentError, RunError
-from sepgroupy.models import model_names
+from sepgroupy.models import published_model_names
 from sepgroupy.sweep import _sweep as sweep_module
 from sepgroupy.sweep import find_runs, grid, preset, sweep, to_csv
 from sepgroupy.training import RunConfig, train
@@ -210,7 +210,10 @@ def test_the_published_grids_by_name() -> None:
     assert {config.data for config in preset("rotmnist", "paper", data="amat", data_path="x")} == {"amat"}
     cifar = preset("cifar10", "paper")
     assert {(c.model, c.crop, c.hflip, c.seed) for c in cifar} == {
-        (name, *augmented, 1) for name in model_names() if "resnet" in name for augmented in ((0, False), (4, True))
+        (name, *augmented, 1)
+        for name in published_model_names()
+        if "resnet" in name
+        for augmented in ((0, False), (4, True))
     }
     assert len(cifar) == 8
     for task, name in (("rotmnist", "all"), ("cifar10", "data-efficiency"), ("mnist", "paper")):

@@ -83,7 +83,7 @@ def test_the_numbers_are_those_of_the_definition(make: Any) -> None:
 
 
 def act(a: oracle.Array, element: int) -> oracle.Array:
-    return oracle.move_fiber(a, D4, element) if a.ndim == 5 else oracle.move(a, D4.arrays[element])
+    return oracle.move_feature_map(a, D4, element) if a.ndim == 5 else oracle.move(a, D4.arrays[element])
 
 
 def test_an_ordinary_convolution_is_caught() -> None:

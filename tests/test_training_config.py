@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sepgroupy.errors import ArgumentError
-from sepgroupy.models import model_names
+from sepgroupy.models import published_model_names
 from sepgroupy.training import RunConfig, milestones_every
 from sepgroupy.training._engine import _build
 from sepgroupy.training._loop import rate
@@ -148,11 +148,13 @@ def test_crops_of_older_versions_are_of_4_pixels() -> None:
     assert len(folders) == 4
 
 
-@pytest.mark.parametrize("name", model_names())
+@pytest.mark.parametrize("name", published_model_names())
 def test_a_network_of_a_published_width_has_its_name(name: str) -> None:
     """Every width is named by the network of the same shapes, and by no other."""
     task = "cifar10" if "resnet" in name else "rotmnist"
-    shapes = {other: _shapes(RunConfig.for_task(task, model=other)) for other in model_names() if _fits(other, task)}
+    shapes = {
+        other: _shapes(RunConfig.for_task(task, model=other)) for other in published_model_names() if _fits(other, task)
+    }
     for width in (5, 10, 11, 17, 19, 20, 28, 30, 32, 57):
         config = RunConfig.for_task(task, model=name, width=width)
         equal = [other for other in shapes if shapes[other] == _shapes(config)]

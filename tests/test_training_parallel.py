@@ -18,6 +18,7 @@ from torch import nn
 
 from sepgroupy.data import ImageData, Split
 from sepgroupy.errors import ArgumentError
+from sepgroupy.nn import GroupBatchNorm2d
 from sepgroupy.training import RunConfig, _data, evaluate, train
 from sepgroupy.training._loop import Loop
 from sepgroupy.training._parallel import share_batch_norm
@@ -76,16 +77,18 @@ def test_two_processes_are_one_with_the_same_batches(model: str, tmp_path: Path)
     assert log.count("epoch 3 of 3") == 1
 
 
-def test_shared_statistics_are_those_of_the_whole_batch(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("norm", "shape"), [(nn.BatchNorm2d, (7, 3, 4, 4)), (GroupBatchNorm2d, (7, 3, 8, 4, 4))])
+def test_shared_statistics_are_those_of_the_whole_batch(
+    norm: type[nn.BatchNorm2d], shape: tuple[int, ...], tmp_path: Path
+) -> None:
     torch.manual_seed(0)
-    x, weights = torch.randn(7, 3, 4, 4) * 5 + 100, torch.randn(7, 3, 4, 4)
-    torch.save((x, weights), tmp_path / "x.pt")
-    plain = nn.BatchNorm2d(3)
+    x, weights = torch.randn(shape) * 5 + 100, torch.randn(shape)
+    plain = norm(3)
     nn.init.uniform_(plain.weight)
     x.requires_grad_()
     (plain(x) * weights).sum().backward()
-    model = nn.Sequential(nn.Identity(), nn.Sequential(nn.BatchNorm2d(3)))
-    model[1][0].load_state_dict(nn.BatchNorm2d(3).state_dict() | {"weight": plain.weight.detach()})
+    model = nn.Sequential(nn.Identity(), nn.Sequential(norm(3)))
+    model[1][0].load_state_dict(norm(3).state_dict() | {"weight": plain.weight.detach()})
     share_batch_norm(model)
     assert model.state_dict().keys() == {f"1.0.{name}" for name in plain.state_dict()}
 
@@ -96,17 +99,20 @@ def test_shared_statistics_are_those_of_the_whole_batch(tmp_path: Path) -> None:
         y = model(mine)
         (y * weights.tensor_split(2)[rank]).sum().backward()
         parameters = [p.grad for p in model.parameters()]
-        torch.save((y.detach(), mine.grad, parameters, model.state_dict()), tmp_path / f"{rank}.pt")
+        evaluated = model.eval()(mine).detach()
+        torch.save((y.detach(), mine.grad, parameters, model.state_dict(), evaluated), tmp_path / f"{rank}.pt")
 
     assert together(2, action, tmp_path / "log.txt") == [0, 0], (tmp_path / "log.txt").read_text()
-    (y0, g0, p0, s0), (y1, g1, p1, s1) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    (y0, g0, p0, s0, e0), (y1, g1, p1, s1, e1) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     close = partial(torch.testing.assert_close, atol=1e-4, rtol=1e-4)
     close(torch.cat([y0, y1]), plain(x).detach())
     close(torch.cat([g0, g1]), x.grad)
     for part, other, whole in zip(p0, p1, plain.parameters(), strict=True):
         close(part + other, whole.grad)
-    plain_state = nn.BatchNorm2d(3)
+    plain_state = norm(3)
     plain_state(x)
+    plain_state.weight.data = plain.weight.data
+    close(torch.cat([e0, e1]), plain_state.eval()(x).detach())
     for name in ("running_mean", "running_var", "num_batches_tracked"):
         close(s0[f"1.0.{name}"], plain_state.state_dict()[name])
         assert torch.equal(s0[f"1.0.{name}"], s1[f"1.0.{name}"])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sepgroupy.data import ImageData, Split, load_digits, rotate
 from sepgroupy.errors import ArgumentError, DataError
-from sepgroupy.models import build_model, model_names
+from sepgroupy.models import build_model, published_model_names
 from sepgroupy.training import (
     Result,
     RunConfig,
@@ -33,7 +33,7 @@ from sepgroupy.training import (
 from sepgroupy.training import _data as data_module
 from sepgroupy.training._loop import Loop, order_of
 
-ROTMNIST = [name for name in model_names() if "resnet" not in name]
+ROTMNIST = [name for name in published_model_names() if "resnet" not in name]
 
 
 @pytest.fixture(scope="module")

@@ -169,6 +169,22 @@ def export(
     print(export_run(folder, file_format, output))
 
 
+@app.command()
+def weights(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
+    output: Annotated[
+        Path | None, typer.Option(help="The file to write; none is ever replaced.", show_default="RUN/<model>.npz")
+    ] = None,
+) -> None:
+    """Write the parameters that a run has left, with a card of the training, for build_model(MODEL, weights=FILE)."""
+    from .training import save_run_weights
+    from .training._folder import read_config
+
+    path = folder / f"{read_config(folder).model}.npz" if output is None else output
+    save_run_weights(folder, path)
+    print(path)
+
+
 add_commands(app)
 
 

@@ -72,11 +72,12 @@ class ConvSpec:
                 ``padding="same"`` would pad one side more than the side to which the group moves it.
         """
         arguments = (kernel_size, stride, padding, dilation, groups, padding_mode, transposed, output_padding)
-        hashable = (tuple(a) if isinstance(a, list) else a for a in arguments)
+        hashable = tuple(tuple(a) if isinstance(a, list) else a for a in arguments)
+        types = tuple(type(v) for a in hashable for v in (a if isinstance(a, tuple) else (a,)))
         try:
-            return _parse(group, kind, *hashable)
+            return _parse(types, group, kind, *hashable)
         except TypeError:  # unhashable, which no right value is
-            return _parse.__wrapped__(group, kind, *arguments)
+            return _parse.__wrapped__(types, group, kind, *arguments)
 
     def __post_init__(self) -> None:
         names = ("kind", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "transposed")
@@ -192,6 +193,7 @@ def _check_size(spec: ConvSpec, shape: torch.Size) -> None:
 
 @lru_cache(maxsize=1024)
 def _parse(
+    types: tuple[type, ...],  # to the cache alone 1.0 is 1
     group: PointGroup,
     kind: str,
     kernel_size: Pair,

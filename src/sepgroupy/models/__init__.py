@@ -8,14 +8,22 @@ from ._layers import check_images as check_images
 from ._resnet import ResNet as ResNet
 from ._rotmnist import RotMNISTNet as RotMNISTNet
 from ._unet import UNet as UNet
+from ._weights import WeightsCard as WeightsCard
+from ._weights import WeightSet as WeightSet
+from ._weights import list_weights as list_weights
+from ._weights import save_weights as save_weights
 
 __all__ = [
     "ResNet",
     "RotMNISTNet",
     "UNet",
+    "WeightSet",
+    "WeightsCard",
     "build_model",
     "check_images",
+    "list_weights",
     "load_published",
     "model_names",
     "published_model_names",
+    "save_weights",
 ]

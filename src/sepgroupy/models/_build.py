@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from os import PathLike
 from typing import Any
 
 from torch import nn
@@ -11,6 +12,7 @@ from ..errors import ArgumentError
 from ._resnet import ResNet
 from ._rotmnist import RotMNISTNet
 from ._unet import UNet
+from ._weights import load_weights
 
 _PUBLISHED: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "z2cnn": (RotMNISTNet, {"kind": "plain", "width": 20}),
@@ -25,6 +27,7 @@ _PUBLISHED: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "g-p4m-resnet44": (ResNet, {"kind": "g", "widths": (19, 38, 76)}),
     "gc-p4m-resnet44": (ResNet, {"kind": "gc", "widths": (28, 56, 112)}),
 }
+_NEUTRAL = ("backend", "init", "width", "widths")  # options that leave the meaning of given weights as it is
 _MODELS = _PUBLISHED | {"p4m-unet": (UNet, {"kind": "gc"})}
 
 
@@ -38,16 +41,20 @@ def published_model_names() -> tuple[str, ...]:
     return tuple(_PUBLISHED)
 
 
-def build_model(name: str, **options: Any) -> nn.Module:
+def build_model(name: str, *, weights: str | PathLike[str] | None = None, **options: Any) -> nn.Module:
     """Build a network by name.
 
     Args:
         name: one of :func:`model_names`, in any case.
+        weights: trained parameters, with which the network is in inference mode: a name of :func:`list_weights`, or a
+            file that :func:`save_weights` has written. None to draw them.
         **options: arguments of the network's class that replace those of the name, such as ``width``, ``group``
             or ``backend``.
 
     Raises:
-        ArgumentError: the name is unknown, or an option or its value is, or a plain network is given a group.
+        ArgumentError: the name is unknown, or an option or its value is, or a plain network is given a group, or an
+            option changes what the weights mean.
+        DataError: the file of the weights is missing or broken, or does not fit the network.
 
     >>> sum(p.numel() for p in build_model("gc-p4cnn").parameters())
     24640
@@ -62,4 +69,11 @@ def build_model(name: str, **options: Any) -> nn.Module:
     if "group" in options and settings["kind"] in ("plain", "c"):
         kind = settings["kind"]
         raise ArgumentError(f"group (={options['group']!r}) has no meaning in {name}, of kind {kind!r}: give kind= too")
-    return network(**settings)
+    model = network(**settings)
+    if weights is None:
+        return model
+    if changed := options.keys() - _NEUTRAL:
+        changes = ", ".join(sorted(changed))
+        raise ArgumentError(f"weights (={str(weights)!r}) belong to {name} as it is: leave out {changes}")
+    load_weights(model, name.lower(), weights)
+    return model.eval()

@@ -15,6 +15,7 @@ from ._score import predict as predict
 from ._score import score as score
 from ._states import require_free as require_free
 from ._states import save_initial_state as save_initial_state
+from ._states import save_run_weights as save_run_weights
 from ._states import save_trained_state as save_trained_state
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "predict",
     "require_free",
     "save_initial_state",
+    "save_run_weights",
     "save_trained_state",
     "score",
     "train",

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.functional import batch_norm
 
 from ..errors import ArgumentError, RunError
+from ..nn import GroupBatchNorm2d
 from ._config import RunConfig
 
 if TYPE_CHECKING:
@@ -156,35 +158,37 @@ class _Sum(torch.autograd.Function):
 
 
 class SharedBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm with the mean and variance of all processes' maps: what one process would find in the whole batch.
+    """Batch norm with the mean and variance over all processes: those that one process would find in the whole batch.
 
-    torch's ``SyncBatchNorm`` does the same on GPUs, and there alone.
+    Takes (B, C, Y, X), or a group feature map (B, C, |H|, Y, X). torch's ``SyncBatchNorm`` does the same on GPUs only.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise x, (B, C, Y, X)."""
+        """Normalize each channel."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.momentum is not None
         if not self.training:
-            return super().forward(x)
+            return batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        axes = [axis for axis in range(x.ndim) if axis != 1]
+        shape = [-1 if axis == 1 else 1 for axis in range(x.ndim)]
         count = x.new_full((1,), x.numel() // x.shape[1], dtype=torch.float32)
-        totals = _Sum.apply(torch.cat([count, x.float().sum((0, 2, 3))]))
+        totals = _Sum.apply(torch.cat([count, x.float().sum(axes)]))
         count, mean = totals[0].detach(), totals[1:] / totals[0].detach()
-        centred = x.float() - mean.view(-1, 1, 1)
-        var = _Sum.apply(centred.square().sum((0, 2, 3))) / count
+        centered = x.float() - mean.view(shape)
+        var = _Sum.apply(centered.square().sum(axes)) / count
         with torch.no_grad():
-            assert self.running_mean is not None
-            assert self.running_var is not None
-            assert self.momentum is not None
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
             self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
         scale = self.weight * (var + self.eps).rsqrt()
-        return (centred * scale.view(-1, 1, 1) + self.bias.view(-1, 1, 1)).to(x.dtype)
+        return (centered * scale.view(shape) + self.bias.view(shape)).to(x.dtype)
 
 
 def share_batch_norm(model: nn.Module) -> None:
-    """Replace every batch norm of a network by one that all processes share."""
+    """Replace every batch norm of a network by one whose statistics all processes share."""
     for name, norm in list(model.named_modules()):
-        if type(norm) is nn.BatchNorm2d:
+        if type(norm) in (nn.BatchNorm2d, GroupBatchNorm2d):
             shared = SharedBatchNorm2d(norm.num_features, norm.eps, norm.momentum)
             shared.load_state_dict(norm.state_dict())
             parent, _, leaf = name.rpartition(".")

