@@ -85,7 +85,7 @@ class Definition:
         """Return g·w."""
         if self.spec.kind == "lifting":
             return oracle.move(weight, self.group.arrays[element])
-        return oracle.move_fiber(weight, self.group, element)
+        return oracle.move_feature_map(weight, self.group, element)
 
     def _windows(self) -> Iterator[tuple[tuple[int, int], Any]]:
         """Yield each kernel element with the pixels of the padded input that it meets."""
