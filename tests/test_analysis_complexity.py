@@ -76,7 +76,7 @@ def test_memory_of_the_plain_nets_is_near_the_papers(rows):
         (GroupConv2d(3, 5, 3, 2, 1, group="p4m"), (3, 8, 7, 7), 5 * 3 * 64 * 9 * 16),
         (GroupConv2d(3, 5, 3, 2, 1, group="p4", kind="g"), (3, 4, 7, 7), 5 * 3 * 4 * (4 + 9) * 16),
         (GroupConv2d(3, 5, 3, 2, 1, group="p4m", kind="gc"), (3, 8, 7, 7), 5 * 8 * (3 * 8 + 9) * 16),
-        (GroupConv2d(3, 5, 3, 2, 1, group="p4m", kind="gc", backend="full"), (3, 8, 7, 7), 5 * 8 * (24 + 9) * 16),
+        (GroupConv2d(3, 5, 3, 2, 1, group="p4m", kind="gc", backend="expanded"), (3, 8, 7, 7), 5 * 8 * (24 + 9) * 16),
         (GroupConv2d(4, 6, (1, 3), group="pm", kind="gc", groups=2), (4, 2, 7, 7), 6 * 2 * (2 * 2 + 3) * 35),
         (nn.Conv2d(3, 5, (3, 2), bias=False), (3, 7, 7), 5 * 3 * 6 * 5 * 6),
         (nn.Conv1d(3, 5, 3), (3, 7), 5 * 3 * 3 * 5),
@@ -129,9 +129,9 @@ def test_executed_multiply_accumulates_of_a_plain_net_by_hand():
 def test_what_a_two_step_layer_executes():
     """The pointwise step runs at the 7×7 pixels before the stride, or not at all once the factors are multiplied."""
     options = {"group": "p4m", "kind": "gc"}
-    two_steps = GroupConv2d(3, 5, 3, 2, 1, backend="dense", **options)
+    two_steps = GroupConv2d(3, 5, 3, 2, 1, backend="two_step", **options)
     assert complexity(two_steps, (3, 8, 7, 7)).macs_executed == 5 * 8 * (3 * 8 * 49 + 9 * 16)
-    full = GroupConv2d(3, 5, 3, 2, 1, backend="full", **options)
+    full = GroupConv2d(3, 5, 3, 2, 1, backend="expanded", **options)
     assert complexity(full, (3, 8, 7, 7)).macs_executed == 5 * 3 * 64 * 9 * 16
 
 

@@ -20,7 +20,7 @@ from sepgroupy.auditing import AuditReport, AuditRow, audit, exact_sizes
 from sepgroupy.auditing._axis_layout import AxisLayout, Orbit, find_layout, stack_orbit
 from sepgroupy.auditing._tracing import Resize
 from sepgroupy.errors import ArgumentError
-from sepgroupy.functional import fold, unfold
+from sepgroupy.functional import merge_group, split_group
 from sepgroupy.groups import C4, PointGroup
 from sepgroupy.models import ResNet, RotMNISTNet, build_model
 from sepgroupy.nn import GroupConv2d, GroupPool, LiftingConv2d, PerElement
@@ -168,7 +168,7 @@ CAUSES = {
     "spatial affine": (lambda: nn.Sequential(lift(), GroupPool(), nn.LayerNorm((8, 8))), 8, "2", "positions"),
     "flip": (lambda: nn.Sequential(lift(), Function(lambda x: x.flip(2)), lift2(), *head(4)), 8, "1", "Function"),
     "step": (
-        lambda: Function(lambda x, a, b: b(F.max_pool2d(fold(a(x)), 2)), lift(), nn.ReLU()),
+        lambda: Function(lambda x, a, b: b(F.max_pool2d(merge_group(a(x)), 2)), lift(), nn.ReLU()),
         9, "parts.1 (input)", "takes 9×9 pixels to 4×4",
     ),
     "step pad": (
@@ -261,12 +261,12 @@ def test_pooling_proposals_are_exact(kernel: int, size: int, ceil: bool) -> None
 
 
 def test_a_pooling_between_modules_has_exact_sizes_too() -> None:
-    net = Function(lambda x, a, b: b(F.avg_pool2d(fold(a(x)), 2)), lift(), nn.ReLU())
+    net = Function(lambda x, a, b: b(F.avg_pool2d(merge_group(a(x)), 2)), lift(), nn.ReLU())
     report = audit(net, "p4", 9)
     assert report.sizes == exact_sizes(net, "p4", 9) == (8, 10)
     assert "a window of 3 with stride 2" in report.suggested_fix
     assert audit(net, "p4", 8).exact
-    assert audit(Function(lambda x, a, b: b(F.avg_pool2d(fold(a(x)), 3, 2)), lift(), nn.ReLU()), "p4", 9).exact
+    assert audit(Function(lambda x, a, b: b(F.avg_pool2d(merge_group(a(x)), 3, 2)), lift(), nn.ReLU()), "p4", 9).exact
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
@@ -349,7 +349,7 @@ def test_merged_and_folded_maps_are_read(order: str) -> None:
     merged = y.flatten(1, 2) if order == "CH" else y.transpose(1, 2).flatten(1, 2)
     sizes = {"CH": (3, 4), "HC": (4, 3)}[order]
     assert find_layout(merged, orbit, 1e-10) == (AxisLayout("TB" + order + "YX", (4, 1, *sizes, 5, 5)), (0.0,) * 4)
-    assert find_layout(fold(y), orbit, 1e-10)[0].labels == "TBHCYX"
+    assert find_layout(merge_group(y), orbit, 1e-10)[0].labels == "TBHCYX"
     assert find_layout(merged.flatten(1), orbit, 1e-10)[1] == (0.0,) * 4
     assert find_layout(merged.movedim(1, -1), orbit, 1e-10)[0].labels == "TBYX" + order
     assert find_layout(merged.flatten(2).mT, orbit, 1e-10)[0].labels == "TBYX" + order
@@ -429,9 +429,9 @@ class Decoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
-        y = fold(self.down(x))
+        y = merge_group(self.down(x))
         y = self.up(y) if isinstance(self.up, nn.Module) else self.up(y, size=x.shape[-2:])
-        return unfold(self.last(y + fold(x)), 4)
+        return split_group(self.last(y + merge_group(x)), 4)
 
 
 RESIZES: dict[str, tuple[Any, str, dict[str, Any]]] = {

@@ -21,7 +21,7 @@ from sepgroupy._nested import map_leaves
 from sepgroupy.conversion import MergedGroupConv, MergedGroupPool, convert
 from sepgroupy.conversion._replace_layers import LayerReplacer
 from sepgroupy.errors import ArgumentError
-from sepgroupy.functional import transform, unfold
+from sepgroupy.functional import split_group, transform
 from sepgroupy.groups import as_group
 from sepgroupy.nn import GroupConv2d, LiftingConv2d
 from sepgroupy.testing import assert_equivariant, equivariance_error
@@ -356,7 +356,7 @@ def test_with_lifted_filters_the_identity_component_is_the_plain_network(name: s
     layers = {key for key, m in plain.named_modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d | nn.LayerNorm)}
     assert layers <= compared
     for key in compared:
-        torch.testing.assert_close(unfold(found[key], 8)[:, :, 0], expected[key], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(split_group(found[key], 8)[:, :, 0], expected[key], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", [name for name in NETS if name != "vgg"])  # which has three linear layers
@@ -701,7 +701,7 @@ def test_subclasses_that_compute_what_their_class_does_are_converted(match: str)
         lifted: Any = convert(plain, "p4", "dense", in_size=9, weights="lift").double()
         _, maps = watch(lifted, images(9))
         _, expected = watch(plain.double(), images(9))
-        torch.testing.assert_close(unfold(maps["4"], 4)[:, :, 0], expected["4"])
+        torch.testing.assert_close(split_group(maps["4"], 4)[:, :, 0], expected["4"])
 
 
 class Standardised(nn.Conv2d):

@@ -30,7 +30,7 @@ from sepgroupy import (
     functional,
 )
 from sepgroupy.exporting import FORMATS, _save, save
-from sepgroupy.functional import fold as fold_group
+from sepgroupy.functional import merge_group, split_group
 from sepgroupy.gconv.pooling import GroupMaxPool2d
 from sepgroupy.groups import C4, D4
 from sepgroupy.models import build_model, model_names
@@ -93,7 +93,7 @@ def test_the_named_networks(name: str) -> None:
     assert sum(isinstance(m, nn.BatchNorm2d) for m in plain.modules()) == (4 if "resnet" in name else 0)
 
 
-@pytest.mark.parametrize("options", [{"downsampling": "exact"}, {"head": "invariant"}])
+@pytest.mark.parametrize("options", [{"downsampling": "equivariant"}, {"head": "invariant"}])
 def test_options_of_the_networks(options: dict[str, str]) -> None:
     model = build_model("gc-p4m-resnet44", depth=8, widths=(2, 3, 4), group="p4", **options).double()
     x = torch.randn(2, 3, 16, 16).double()
@@ -114,7 +114,7 @@ def test_layers(kind: str, case: dict[str, Any], group: Any) -> None:
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_whatever_the_algorithm(kernel: int) -> None:
+def test_whatever_the_backend(kernel: int) -> None:
     for way in ways_of(kernel_size=kernel):
         layer = build_layer(way, 4, 2, kernel, padding=1, group=D4, dtype=torch.float64)
         assert_exports(layer, random_input(layer, 5, 5))
@@ -200,8 +200,8 @@ def test_a_separable_layer_is_two_convolutions_where_that_is_cheaper() -> None:
         layer = GroupConv2d(8, 8, **options, group=D4, kind="gc")
         x = torch.randn(1, 8, 8, 64, 64)
         count = macs(export(layer), x)
-        for algorithm in ("dense", "full"):
-            other = GroupConv2d(8, 8, **options, group=D4, kind="gc", algorithm=algorithm)
+        for backend in ("two_step", "expanded"):
+            other = GroupConv2d(8, 8, **options, group=D4, kind="gc", backend=backend)
             assert count <= macs(other, x) * 1.0001
     assert len([*export(GroupConv2d(8, 8, 3, group=D4, kind="g")).parameters()]) == 2
 
@@ -221,10 +221,10 @@ class Odd(nn.Module):
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         x = self.lift(image)
-        x = x + self.conv(x, self.norm)
-        x = self.conv(x, norm=self.other)  # the same layer again
-        rows = fold_group(x)
-        x = x * torch.sigmoid(self.gate(functional.unfold(F.adaptive_avg_pool2d(rows, 1), 4)))
+        x = x + self.conv(split_group(F.relu(self.norm(merge_group(x))), 4))
+        x = self.conv(split_group(F.relu(self.other(merge_group(x))), 4))  # the same layer again
+        rows = merge_group(x)
+        x = x * torch.sigmoid(self.gate(split_group(F.adaptive_avg_pool2d(rows, 1), 4)))
         x = x * self.mask(x)  # one channel for four
         x = torch.cat([x, x.flip(1)], 1)
         x = 0.5 * self.mix(x) * self.scale
@@ -297,7 +297,7 @@ def double(x: Tensor) -> Tensor:
         ),
         (
             Calling(lambda x: functional.full_filter(x, x)),
-            r"module '1\.module' calls full_filter of sepgroupy\.functional",
+            r"module '1\.module' calls full_filter of sepgroupy\.backends",
         ),
         (InPlace(), r"module '1\.module' calls mul_ in place on a group feature map"),
     ],

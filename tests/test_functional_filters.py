@@ -29,7 +29,11 @@ def test_the_bank_holds_every_transformed_filter(
         groups, order, 4 // groups, weight.shape[2], 3, *kernel
     )  # rows (block, g, o), cols (h, i)
     for g, matrix in enumerate(plane_group.arrays):
-        moved = oracle.move_feature_map(weight.numpy(), plane_group, g) if group_axis else oracle.move(weight.numpy(), matrix)
+        moved = (
+            oracle.move_feature_map(weight.numpy(), plane_group, g)
+            if group_axis
+            else oracle.move(weight.numpy(), matrix)
+        )
         for o in range(4):
             block, within = divmod(o, 4 // groups)
             np.testing.assert_array_equal(banks[block, g, within].swapaxes(0, 1), moved[o])

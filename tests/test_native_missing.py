@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import sepgroupy
-from sepgroupy.backends import native_for
+from sepgroupy.backends import dispatch, native_for
 from sepgroupy.backends.native import backend, library
 from sepgroupy.backends.native.library import kernels
 from sepgroupy.errors import ArgumentError
@@ -31,8 +31,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(library, "FOLDER", tmp_path)
     monkeypatch.delenv("SEPGROUPY_NATIVE", raising=False)
     kernels.cache_clear()
+    dispatch._candidates.cache_clear()
     yield tmp_path
     kernels.cache_clear()
+    dispatch._candidates.cache_clear()
 
 
 def assert_works_without(reason: str) -> None:
@@ -48,7 +50,8 @@ def assert_works_without(reason: str) -> None:
     with torch.no_grad(), sepgroupy.cached_filters(layer):
         torch.testing.assert_close(layer(x), expected(x), rtol=1e-4, atol=1e-4)
     pool = sepgroupy.PerElement(torch.nn.MaxPool2d(2))
-    net = torch.nn.Sequential(layer, sepgroupy.GroupBatchNorm2d(4), torch.nn.ReLU(), pool)
+    norms = sepgroupy.GroupBatchNorm2d(3), sepgroupy.GroupBatchNorm2d(4)
+    net = torch.nn.Sequential(norms[0], torch.nn.ReLU(), layer, norms[1], torch.nn.ReLU(), pool)
     y = net(x)
     torch.testing.assert_close(sepgroupy.fuse(net)(x), y)
     sepgroupy.empty_cache()

@@ -191,5 +191,7 @@ def test_parameters_that_no_machine_holds_are_refused_before_they_are_allocated(
 
 def test_maps_that_no_machine_holds_are_refused_before_they_are_allocated() -> None:
     layer = build_layer(("dense", "auto"), 1, 1, 3, group=C4, padding=2**25)
-    with pytest.raises(ArgumentError, match=r"x, 4 feature maps of 5×5 pixels with padding .* more than any machine holds"):
+    with pytest.raises(
+        ArgumentError, match=r"x, 4 feature maps of 5×5 pixels with padding .* more than any machine holds"
+    ):
         layer(torch.zeros(1, 1, 4, 5, 5))

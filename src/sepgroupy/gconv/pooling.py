@@ -1,8 +1,6 @@
 """Pooling over space and over the group axis, under the published names."""
 
-from typing import Any
-
-from torch import Tensor, nn
+from torch import nn
 
 from ..nn import GroupPool, PerElement
 
@@ -24,14 +22,6 @@ class GroupMaxPool2d(PerElement):
         ceil_mode: bool = False,
     ) -> None:
         super().__init__(nn.MaxPool2d(kernel_size, stride, padding, dilation, return_indices, ceil_mode))
-
-    def forward(self, x: Tensor) -> Any:
-        """Pool the feature map of every group element."""
-        if not self.module.return_indices:
-            return super().forward(x)
-        batch, _, order = x.shape[:3]
-        pooled = self.module(x.transpose(1, 2).flatten(0, 1))
-        return tuple(y.unflatten(0, (batch, order)).transpose(1, 2) for y in pooled)
 
 
 class GroupCosetMaxPool(GroupPool):

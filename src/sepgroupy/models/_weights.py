@@ -136,9 +136,7 @@ def _find(name: str, weights: str | PathLike[str]) -> Path:
     if str(weights) not in sets:
         raise ArgumentError(f"weights (={str(weights)!r}) is unknown: use {', '.join(sets)}, or a file (….npz)")
     if name not in sets[str(weights)]:
-        raise ArgumentError(
-            f"weights (={str(weights)!r}) has no {name}: it has {', '.join(sets[str(weights)])}"
-        )
+        raise ArgumentError(f"weights (={str(weights)!r}) has no {name}: it has {', '.join(sets[str(weights)])}")
     return FOLDER / str(weights) / f"{name}{SUFFIX}"
 
 

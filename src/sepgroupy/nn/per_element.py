@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.fx
 from torch import Tensor, nn
 
@@ -18,7 +20,7 @@ class PerElement(nn.Module):
     there is :class:`GroupBatchNorm2d`.
 
     Args:
-        module: any module from (N, C, Y, X) to (N, C', Y', X').
+        module: any module from (N, C, Y, X) to (N, C', Y', X'), or to a tuple of such.
 
     Shape:
         (B, C, |H|, Y, X) to (B, C', |H|, Y', X').
@@ -33,11 +35,14 @@ class PerElement(nn.Module):
         super().__init__()
         self.module = module
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         """Apply the module to the feature maps of every group element."""
         if isinstance(x, torch.fx.Proxy):
             return call_as_leaf(self, x)
-        return split_group(self.module(merge_group(x)), x.shape[2])
+        y = self.module(merge_group(x))
+        if isinstance(y, tuple):  # such as pooling with indices
+            return tuple(split_group(part, x.shape[2]) for part in y)
+        return split_group(y, x.shape[2])
 
 
 class GroupBatchNorm2d(nn.BatchNorm2d):
