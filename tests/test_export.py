@@ -30,7 +30,7 @@ from sepgroupy import (
     functional,
 )
 from sepgroupy.exporting import FORMATS, _save, save
-from sepgroupy.functional import merge_group
+from sepgroupy.functional import merge_group, split_group
 from sepgroupy.gconv.pooling import GroupMaxPool2d
 from sepgroupy.groups import C4, D4
 from sepgroupy.models import build_model, model_names
