@@ -607,7 +607,7 @@ def save_run(folder: Path, task: str, model: str, first: int, **options: Any) ->
 
 @pytest.fixture
 def digits(tmp_path: Path) -> str:
-    return save_run(tmp_path / "digits", "rotmnist", "gc-p4cnn-small", 2, width=6)
+    return save_run(tmp_path / "digits", "rotmnist", "gc-p4cnn-small", 6, width=6)
 
 
 def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
