@@ -19,7 +19,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.autograd.forward_ad as fwd
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
@@ -393,21 +392,6 @@ def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
         assert_close(found, [p.grad / 2 for p in module.parameters()])  # DistributedDataParallel takes the mean
 
 
-def test_forward_mode_derivatives(subject: tuple[Any, Tensor]) -> None:
-    module, x = subject
-    module.double().eval()
-    x = x.double().requires_grad_()
-    y, direction = module(x), torch.randn_like(x)
-    cotangent = torch.randn_like(y)
-    (back,) = torch.autograd.grad(y, x, cotangent)
-    for gradients_enabled in (True, False):
-        with torch.set_grad_enabled(gradients_enabled), fwd.dual_level():
-            tangent = fwd.unpack_dual(module(fwd.make_dual(x.detach(), direction))).tangent
-        torch.testing.assert_close((tangent * cotangent).sum(), (back * direction).sum())
-    _, tangent = torch.func.jvp(module, (x.detach(),), (direction,))
-    torch.testing.assert_close((tangent * cotangent).sum(), (back * direction).sum())
-
-
 def test_checkpointing_recomputes_the_same(subject: tuple[Any, Tensor]) -> None:
     module, x = subject
     module.eval()
@@ -430,39 +414,11 @@ def test_under_a_dispatch_mode(subject: tuple[Any, Tensor]) -> None:
         assert_close(gradients(module, x), wanted)
 
 
-def test_another_default_device_leaves_what_lies_on_the_cpu(subject: tuple[Any, Tensor]) -> None:
-    module, x = subject
-    module.eval()
-    with torch.device("meta"):
-        found = gradients(module, x, lambda x: module(x).cpu())
-    assert_close(found, gradients(module, x))
-
-
-def test_training_mode_without_gradients(subject: tuple[Any, Tensor]) -> None:
-    module, x = subject
-    other = copy.deepcopy(module)
-    with torch.no_grad():
-        wanted = module.train()(x)
-    with torch.inference_mode():
-        assert_close([other.train()(x)], [wanted])
-    assert_close(other.buffers(), module.buffers())
-
-
 def test_a_whole_model_in_channels_last(subject: tuple[Any, Tensor]) -> None:
     module, x = subject
     wanted = gradients(module, x)
     module.to(memory_format=torch.channels_last)
     assert_close(gradients(module, x), wanted)
-
-
-@pytest.mark.parametrize("name", [*(f"{kind}-auto" for kind in ("lifting", "dense", "g", "gc")), *MODELS])
-def test_torch_fx_takes_layers_as_they_are(name: str) -> None:
-    module, x = make(name)
-    module.eval()
-    traced = torch.fx.symbolic_trace(nn.Sequential(module))
-    used = {type(m) for m in module.modules() if isinstance(m, GroupConvolution | GroupBatchNorm2d)}
-    assert used <= {type(traced.get_submodule(str(n.target))) for n in traced.graph.nodes if n.op == "call_module"}
-    assert_close(gradients(traced, x), gradients(module, x))
 
 
 class Widened(nn.Module):

@@ -429,7 +429,7 @@ def test_dtype_and_a_layer_that_occurs_twice_are_kept() -> None:
     assert isinstance(net[1][0], MergedGroupConv)
 
 
-def test_two_convolutions_may_read_the_picture() -> None:
+def test_two_convolutions_may_read_the_image() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -224,7 +224,7 @@ class Odd(nn.Module):
         x = x + self.conv(split_group(F.relu(self.norm(merge_group(x))), 4))
         x = self.conv(split_group(F.relu(self.other(merge_group(x))), 4))  # the same layer again
         rows = merge_group(x)
-        x = x * torch.sigmoid(self.gate(split_group(F.adaptive_avg_pool2d(rows, 1), 4)))
+        x = x * torch.sigmoid(self.gate(functional.split_group(F.adaptive_avg_pool2d(rows, 1), 4)))
         x = x * self.mask(x)  # one channel for four
         x = torch.cat([x, x.flip(1)], 1)
         x = 0.5 * self.mix(x) * self.scale

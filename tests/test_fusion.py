@@ -391,7 +391,9 @@ def test_modules_may_be_edited_between_calls(pair: tuple[nn.Module, nn.Module, T
         lambda norm: norm.weight.data.mul_(3),
         lambda norm: setattr(norm, "weight", nn.Parameter(norm.weight.detach() * 2)),
         lambda norm: setattr(norm, "bias", None),
-        lambda norm: [setattr(norm, name, None) for name in ("running_mean", "running_var", "num_batches_tracked")],
+        lambda norm: setattr(norm, "track_running_stats", False),
+        lambda norm: setattr(norm, "track_running_stats", True),
+        lambda norm: [setattr(norm, name, None) for name in ("running_mean", "running_var")],
     ]
     for edit in edits:
         for net in (fused, plain):
@@ -576,6 +578,28 @@ def test_a_state_moves_in_both_directions(pair: tuple[nn.Module, nn.Module, Tens
     assert_same(fused, plain, x)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_replicas_as_data_parallel_makes_them() -> None:
+    plain, x = make("chain-gc")
+    fused = fused_copy(plain)
+    fused(x)
+
+    def replicate(net: nn.Module) -> nn.Module:
+        replica = net._replicate_for_data_parallel()
+        for name, parameter in net._parameters.items():
+            setattr(replica, name, None if parameter is None else parameter * 2)
+        replica._buffers = {name: None if b is None else b.clone() for name, b in net._buffers.items()}
+        replica._modules = {name: m and replicate(m) for name, m in net._modules.items()}
+        return replica
+
+    doubled = copy.deepcopy(plain)
+    with torch.no_grad():
+        for parameter in doubled.parameters():
+            parameter.mul_(2)
+    torch.testing.assert_close(replicate(fused)(x), doubled(x), atol=1e-9, rtol=1e-8)
+    torch.testing.assert_close(fused(x), plain(x), atol=1e-9, rtol=1e-8)
+
+
 def test_functional_call(pair: tuple[nn.Module, nn.Module, Tensor]) -> None:
     fused, plain, x = pair
     state = {name: p.detach() * 0.9 for name, p in plain.named_parameters()}
@@ -601,6 +625,8 @@ def test_the_report_says_what_is_fused_and_why_not() -> None:
     net, _ = make("chain-gc")
     text = str(fusion_report(net))
     assert "0 fused kernels" in text
+    assert "3: sepgroupy.fuse was not called" in text
+    assert "3: not in a network of sepgroupy.models or an nn.Sequential" in str(fusion_report(nn.ModuleList(net)))
     report = fusion_report(fuse(net))
     assert report.fused[1:] == (("1", "2", "3"), ("4", "5", "6"), ("7", "8", "9", "9.module"))
     handle = net[2].register_forward_hook(lambda m, args, y: None)

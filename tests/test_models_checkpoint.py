@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sepgroupy.errors import DataError
-from sepgroupy.models import ResNet, RotMNISTNet, build_model, model_names
+from sepgroupy.models import ResNet, RotMNISTNet, build_model, published_model_names
 from sepgroupy.models._checkpoint import load_published
 
 
@@ -51,7 +51,7 @@ def state():
     return dict(build_model("gc-p4cnn", width=3).state_dict())
 
 
-@pytest.mark.parametrize("name", model_names())
+@pytest.mark.parametrize("name", published_model_names())
 def test_every_published_model_comes_back(name, file):
     net = scrambled(build_model(name))
     torch.save(net.state_dict(), file)

@@ -1,4 +1,4 @@
-"""The ResNets for CIFAR-10: published counts, names and function; the exact variants; what is refused."""
+"""The ResNets for CIFAR-10: published counts, names and function; the equivariant variants; what is refused."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def narrow(kind, group="p4m", depth=8, widths=(3, 4, 5), **options):
     return net
 
 
-def pictures(size, count=2, channels=3):
+def images(size, count=2, channels=3):
     return torch.randn(count, channels, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
@@ -100,53 +100,53 @@ def test_depth_counts_3x3_convolutions_and_the_linear_layer(depth):
 @pytest.mark.parametrize(("kind", "group"), [("plain", "p4m"), *ON_A_GROUP])
 def test_the_network_is_the_published_function(kind, group):
     net = narrow(kind, group, depth=14)
-    x = pictures(12)
+    x = images(12)
     torch.testing.assert_close(net(x), published_forward(net, x), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(("kind", "group"), ON_A_GROUP)
-def test_exact_downsampling_is_invariant_at_32_pixels(kind, group):
+def test_equivariant_downsampling_is_invariant_at_32_pixels(kind, group):
     net = narrow(kind, group, head="invariant", downsampling="equivariant")
-    assert_equivariant(net, group, pictures(32))
+    assert_equivariant(net, group, images(32))
 
 
 def test_the_whole_resnet44_is_invariant_at_32_pixels():
     net = narrow("gc", depth=44, widths=(2, 3, 4), head="invariant", downsampling="equivariant")
-    assert_equivariant(net, "p4m", pictures(32, count=1))
+    assert_equivariant(net, "p4m", images(32, count=1))
 
 
 @pytest.mark.parametrize("kind", ["dense", "g", "gc"])
-def test_published_downsampling_is_invariant_at_odd_sizes_only(kind):
+def test_strided_downsampling_is_invariant_at_odd_sizes_only(kind):
     net = narrow(kind, head="invariant")
-    assert_equivariant(net, "p4m", pictures(29))
-    assert_equivariant(net, "p4m", pictures(33))
-    assert equivariance_error(net, "p4m", pictures(32)).max() > 1e-3
+    assert_equivariant(net, "p4m", images(29))
+    assert_equivariant(net, "p4m", images(33))
+    assert equivariance_error(net, "p4m", images(32)).max() > 1e-3
 
 
-def test_the_published_head_and_the_plain_network_are_not_invariant():
-    assert equivariance_error(narrow("gc", downsampling="equivariant"), "p4m", pictures(32)).max() > 1e-3
-    assert equivariance_error(narrow("plain", downsampling="equivariant"), "p4m", pictures(32)).max() > 1e-3
+def test_the_oriented_head_and_the_plain_network_are_not_invariant():
+    assert equivariance_error(narrow("gc", downsampling="equivariant"), "p4m", images(32)).max() > 1e-3
+    assert equivariance_error(narrow("plain", downsampling="equivariant"), "p4m", images(32)).max() > 1e-3
 
 
-def test_the_published_head_sees_the_orientation_as_a_permutation():
-    """Before the head a turned picture moves the group's axis and nothing else."""
+def test_the_oriented_head_sees_the_orientation_as_a_permutation():
+    """Before the head a rotated image moves the group's axis and nothing else."""
     net = narrow("gc", downsampling="equivariant")
     features: list[torch.Tensor] = []
     net.fc.register_forward_pre_hook(lambda module, args: features.append(args[0].unflatten(1, (5, 8))))
-    x = pictures(32)
+    x = images(32)
     net(x)
     net(torch.rot90(x, 1, (-2, -1)))
     source = as_group("p4m").left_quotients[1]  # (t·f)[g] = f[t⁻¹g]
     torch.testing.assert_close(features[1], features[0][:, :, source.tolist()], rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("downsampling", ["published", "exact"])
-def test_stages_halve_the_picture(downsampling):
+@pytest.mark.parametrize("downsampling", ["strided", "equivariant"])
+def test_stages_halve_the_image(downsampling):
     net = narrow("gc", downsampling=downsampling)
     sizes = []
     for stage in (net.layer1, net.layer2, net.layer3):
         stage.register_forward_hook(lambda module, args, output: sizes.append(tuple(output.shape[-2:])))
-    assert net(pictures(32)).shape == (2, 10)
+    assert net(images(32)).shape == (2, 10)
     assert sizes == [(32, 32), (16, 16), (8, 8)]
 
 
@@ -154,13 +154,13 @@ def test_stages_halve_the_picture(downsampling):
 def test_widths_classes_and_channels_are_arguments(kind, order):
     net = narrow(kind, "pm", widths=(2, 3, 6), in_channels=1, classes=7)
     assert net.fc.weight.shape == (7, 6 * order)
-    assert net(pictures(16, channels=1)).shape == (2, 7)
+    assert net(images(16, channels=1)).shape == (2, 7)
     assert narrow(kind, "pm", widths=(2, 3, 6), head="invariant").fc.weight.shape == (10, 6)
 
 
 def test_gradients_reach_every_parameter():
     net = narrow("gc", head="invariant", downsampling="equivariant").train()
-    net(pictures(32)).logsumexp(1).sum().backward()
+    net(images(32)).logsumexp(1).sum().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in net.parameters())
 
 
@@ -174,8 +174,8 @@ def test_gradients_reach_every_parameter():
         ({"kind": "gc", "widths": (8, 16)}, r"widths \(=\(8, 16\)\) must be three"),
         ({"kind": "gc", "widths": (8, 0, 16)}, r"=0\) must be a positive integer"),
         ({"kind": "gc", "group": "p6"}, "group 'p6' is unknown"),
-        ({"kind": "gc", "head": "mean"}, r"head \(='mean'\) must be one of published, invariant"),
-        ({"kind": "gc", "downsampling": "blur"}, r"downsampling \(='blur'\) must be one of published, exact"),
+        ({"kind": "gc", "head": "mean"}, r"head \(='mean'\) must be one of oriented, invariant"),
+        ({"kind": "gc", "downsampling": "blur"}, r"downsampling \(='blur'\) must be one of strided, equivariant"),
         ({"kind": "gc", "backend": "fast"}, r"backend \(='fast'\) must be one of"),
     ],
 )

@@ -1,9 +1,10 @@
-"""Memory that is kept between calls: lent once at a time, taken back when nothing reads it, bounded."""
+"""Memory that is reused between calls: given out once at a time, taken back when nothing reads it, bounded."""
 
 from __future__ import annotations
 
 import gc
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ import sepgroupy
 from sepgroupy.analysis import peak_memory
 from sepgroupy.backends.native import memory
 from sepgroupy.backends.native.library import kernels
+from sepgroupy.errors import ArgumentError
 from sepgroupy.groups import D4
 from sepgroupy.nn import GroupConv2d
 
@@ -26,15 +28,22 @@ SHAPE = (2, 8, 5, 64, 64)  # of 1.25 MiB
 
 
 @pytest.fixture(autouse=True)
-def _empty_pool(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "buffers", memory.BufferPool(2**29))
+def pool(monkeypatch: pytest.MonkeyPatch) -> memory.BufferPool:
+    """Start with an empty pool."""
+    buffers = memory.BufferPool(2**29)
+    monkeypatch.setattr(memory, "buffers", buffers)
+    return buffers
 
 
 def new(shape: tuple[int, ...] = SHAPE) -> Tensor:
     return memory.empty(shape, torch.zeros(1))
 
 
-def test_the_next_tensor_of_as_many_bytes_reuses_the_memory() -> None:
+def free_sizes(pool: memory.BufferPool) -> list[int]:
+    return [block.nbytes for block in pool._free.values()]
+
+
+def test_the_next_tensor_of_as_many_bytes_takes_the_memory_over() -> None:
     first = new()
     address = first.data_ptr()
     del first
@@ -49,9 +58,9 @@ def test_the_next_tensor_of_as_many_bytes_reuses_the_memory() -> None:
     assert new().data_ptr() != address
 
 
-def test_small_buffers_are_not_pooled() -> None:
+def test_small_tensors_are_left_to_pytorch(pool: memory.BufferPool) -> None:
     new((10, 10))
-    assert not memory.buffers._free
+    assert not pool.free_bytes()
 
 
 HOLDERS: dict[str, Callable[[Tensor], Any]] = {
@@ -66,7 +75,9 @@ HOLDERS: dict[str, Callable[[Tensor], Any]] = {
 
 
 @pytest.mark.parametrize("hold", HOLDERS.values(), ids=HOLDERS)
-def test_memory_that_anything_reads_is_not_reused(hold: Callable[[Tensor], Any]) -> None:
+def test_memory_that_anything_reads_is_not_given_out_again(
+    hold: Callable[[Tensor], Any], pool: memory.BufferPool
+) -> None:
     y = new()
     address, held = y.data_ptr(), hold(y)
     del y
@@ -74,7 +85,7 @@ def test_memory_that_anything_reads_is_not_reused(hold: Callable[[Tensor], Any])
     assert new().data_ptr() != address
     del held
     gc.collect()
-    assert address in {block.ctypes.data for block in memory.buffers._free.values()}
+    assert address in {block.ctypes.data for block in pool._free.values()}
 
 
 def test_memory_moved_to_other_processes_is_not_written_again() -> None:
@@ -85,20 +96,16 @@ def test_memory_moved_to_other_processes_is_not_written_again() -> None:
     assert bool((shared == 1).all())
 
 
-def test_free_memory_is_bounded_and_the_least_recently_used_goes_first() -> None:
+def test_free_memory_is_bounded_and_the_least_recently_used_is_freed_first(pool: memory.BufferPool) -> None:
     size = new().nbytes
-    memory.buffers.max_free_bytes = 3 * size
+    pool.max_free_bytes = 3 * size
     maps = [new((*SHAPE[:-1], 64 + n)) for n in range(5)]
     largest = maps[-1].nbytes
     while maps:
         maps.pop(0)
-        assert sum(block.nbytes for block in memory.buffers._free.values()) <= 3 * size
-    assert list(memory.buffers._free.values())[-1].nbytes == largest
-    assert size not in {block.nbytes for block in memory.buffers._free.values()}
-    memory.buffers.max_free_bytes = 0
-    memory.buffers.clear()
-    new()
-    assert not memory.buffers._free
+        assert pool.free_bytes() <= 3 * size
+    assert free_sizes(pool)[-1] == largest
+    assert size not in free_sizes(pool)
 
 
 def test_deterministic_algorithms_are_given_filled_memory() -> None:
@@ -110,7 +117,7 @@ def test_deterministic_algorithms_are_given_filled_memory() -> None:
         torch.use_deterministic_algorithms(False)
 
 
-def test_threads_never_share_a_buffer() -> None:
+def test_threads_never_share_memory(pool: memory.BufferPool) -> None:
     failures = []
 
     def work(mark: float) -> None:
@@ -126,21 +133,21 @@ def test_threads_never_share_a_buffer() -> None:
     for thread in threads:
         thread.join()
     assert not failures
-    assert len(memory.buffers._free) <= 4 * 3  # each held two as it took the next
+    assert len(pool._free) <= 4 * 3  # each held two as it took the next
 
 
 @pytest.mark.parametrize("inference", [False, True])
-def test_layers_use_the_pool_and_results_stay(inference: bool) -> None:
+def test_layers_write_to_it_and_their_results_stay(inference: bool, pool: memory.BufferPool) -> None:
     layer = GroupConv2d(3, 4, 3, padding=1, group=D4, kind="gc", backend="native")
     with torch.inference_mode(inference):
         images = [torch.randn(2, 3, 8, 64, 64) for _ in range(3)]
         outputs = [layer(x) for x in images]
-        assert not memory.buffers._free
+        assert not pool._free
         for x, y in zip(images, outputs, strict=True):
             torch.testing.assert_close(y, layer(x), rtol=0, atol=0)
-        assert len(memory.buffers._free) == 1
+        assert len(pool._free) == 1
         del outputs, y
-        assert len(memory.buffers._free) == 4
+        assert len(pool._free) == 4
 
 
 def test_free_memory_does_not_count_as_a_networks() -> None:
@@ -149,32 +156,59 @@ def test_free_memory_does_not_count_as_a_networks() -> None:
     assert peak_memory(layer, x) == peak_memory(layer, x) >= layer(x).nbytes
 
 
-def test_emptying_the_cache_frees_all_of_it() -> None:
-    new()
-    assert memory.buffers.free_bytes() > 0
+# ---- what users can do about it ----------------------------------------------------------------------------------
+
+
+def test_the_cache_is_emptied_and_what_is_in_use_stays(pool: memory.BufferPool) -> None:
+    layer = GroupConv2d(3, 4, 3, padding=1, group=D4, kind="gc", backend="native")
+    x = torch.randn(2, 3, 8, 64, 64)
+    y, other = layer(x), layer(x)
+    expected = y.clone()
+    del other
+    assert pool.free_bytes() == y.nbytes
+    assert memory.workspace.held is not None
     sepgroupy.empty_cache()
-    assert memory.buffers.free_bytes() == 0
+    assert pool.free_bytes() == 0
     assert memory.workspace.held is None
+    assert torch.equal(y, expected)
+    assert torch.equal(layer(x), expected)
+    address = y.data_ptr()
+    del y, expected
+    assert address in {block.ctypes.data for block in pool._free.values()}  # in use then, it comes back
 
 
-def test_the_environment_limits_the_pool() -> None:
-    code = """
-import torch, sepgroupy
-from sepgroupy.backends.native import memory
-layer = sepgroupy.GroupConv2d(3, 4, 3, padding=1, group="p4m", backend="native")
-for _ in range(3):
-    layer(torch.randn(2, 3, 8, 64, 64))
-print(memory.buffers.free_bytes())
-"""
-    for value, holds in (("0", "0"), ("512", None)):
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            env=os.environ | {memory.POOL_VARIABLE: value},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert (done.stdout.strip() == "0") == (holds == "0")
-    environment = os.environ | {memory.POOL_VARIABLE: "much"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert f"{memory.POOL_VARIABLE} (='much') must be a whole number of MiB" in done.stderr
+def test_small_limits_and_none(pool: memory.BufferPool) -> None:
+    for limit in (3, 1, 0):
+        sepgroupy.empty_cache()
+        pool.max_free_bytes = limit * 2**20
+        tensors = [new((2**20 // 4,)) for _ in range(5)]
+        del tensors
+        assert pool.free_bytes() == limit * 2**20
+
+
+@pytest.mark.parametrize(("text", "limit"), [(None, 512), ("0", 0), ("3", 3), ("1000000000000", 10**12)])
+def test_the_environment_sets_the_limit(text: str | None, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(memory.POOL_VARIABLE, raising=False)
+    if text is not None:
+        monkeypatch.setenv(memory.POOL_VARIABLE, text)
+    assert memory._max_free_bytes() == limit * 2**20
+
+
+MUST_BE = r"SEPGROUPY_BUFFER_POOL_MIB \(='.*'\) must be a whole number of MiB, 0 to hold nothing"
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1.5", "many", "9" * 5000, "0x10"], ids=lambda text: text[:8])
+def test_other_values_of_the_variable_are_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(memory.POOL_VARIABLE, text)
+    with pytest.raises(ArgumentError, match=MUST_BE):
+        memory._max_free_bytes()
+
+
+@pytest.mark.parametrize(("text", "returncode"), [("0", 0), ("many", 1)])
+def test_the_variable_is_read_at_the_import(text: str, returncode: int) -> None:
+    code = "from sepgroupy.backends.native import memory; assert memory.buffers.max_free_bytes == 0"
+    environment = os.environ | {memory.POOL_VARIABLE: text}
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == returncode, done.stderr
+    assert (re.search(f"ArgumentError: {MUST_BE}", done.stderr) is None) == (returncode == 0)

@@ -253,7 +253,7 @@ def test_folders_of_older_versions_are_read_and_gone_on_with(
 
 
 def test_a_batch_too_small_for_batch_norm_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match=r"batch_size \(=47\) leaves 1 of 48 pictures .* need 2"):
+    with pytest.raises(ArgumentError, match=r"batch_size \(=47\) leaves 1 of 48 images .* need 2"):
         train(small_run(tmp_path / "run", model="z2cnn", batch_size=47))
     assert not (tmp_path / "run").exists()
 

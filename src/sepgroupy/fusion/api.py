@@ -93,10 +93,12 @@ def fusion_report(model: nn.Module) -> FusionReport:
             reason = reason_to_call(part)
             if reason is not None or is_bypassable(part):
                 left[dot + name] = reason or "no kernel for it together with its neighbours"
+    fusible = {part for outermost in _outermost(model) for part in outermost.modules()}
     covered = {name for group in fused for name in group} | left.keys()
     for name, part in model.named_modules():
         if name not in covered and is_bypassable(part):
-            left[name] = "not in a network of sepgroupy.models or an nn.Sequential"
+            elsewhere = "not in a network of sepgroupy.models or an nn.Sequential"
+            left[name] = "sepgroupy.fuse was not called" if part in fusible else elsewhere
     return FusionReport(tuple(fused), left)
 
 

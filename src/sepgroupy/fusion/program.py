@@ -310,11 +310,11 @@ def _is_max_pool(module: nn.Module) -> bool:
 
 
 def _has_kernel(norm: nn.BatchNorm2d, x: Tensor) -> bool:
-    """Whether the kernels compute such a norm of x; torch refuses statistics of a single value."""
+    """Whether the kernels compute such a norm of x; torch refuses statistics of a single value, and half of them."""
     if not can_bypass_dispatcher(x) or not x.numel() or x.shape[1] != norm.num_features:
         return False
     own_stats = norm.training or norm.running_mean is None
-    if own_stats and x.numel() <= x.shape[1]:
+    if (own_stats and x.numel() <= x.shape[1]) or (norm.running_mean is None) != (norm.running_var is None):
         return False
     tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
     return all(t is None or (t.dtype == x.dtype and t.device == x.device) for t in tensors)
@@ -334,8 +334,9 @@ def batch_norm_parameters(norm: nn.BatchNorm2d, x: Tensor, stats: Stats | None =
             mean, var = mean.clone(), var.clone()
         return BatchNormReLU(mean, var, norm.weight, norm.bias, norm.eps, batch_stats=False)
     momentum = norm.momentum
-    running_mean, running_var = (norm.running_mean, norm.running_var) if norm.training else (None, None)
-    if running_mean is not None and norm.num_batches_tracked is not None:
+    tracks = norm.training and norm.track_running_stats
+    running_mean, running_var = (norm.running_mean, norm.running_var) if tracks else (None, None)
+    if tracks and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
         if momentum is None:
             momentum = 1.0 / float(norm.num_batches_tracked)

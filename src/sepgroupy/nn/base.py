@@ -192,9 +192,10 @@ def call_as_leaf(module: nn.Module, x: torch.fx.Proxy) -> Any:
 
 
 def _is_eager(x: Tensor) -> bool:
-    """Whether x is a plain tensor and no compiler, tracer, dispatch mode or function transform is at work."""
+    """Whether x is a plain tensor with values, and no compiler, tracer, mode or function transform is at work."""
     return (
         type(x) in (Tensor, nn.Parameter)
+        and not x.is_meta
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and not torch._C._len_torch_dispatch_stack()

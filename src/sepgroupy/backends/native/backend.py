@@ -17,6 +17,7 @@ from ..base import Backend, Filters, can_bypass_dispatcher, pad
 from ..batch_norm import BatchNormReLU
 from ..constants import group_index, planar_index
 from ..conv_spec import ConvSpec
+from ..expanded import Expanded
 from ..filter_bank import expand_filter, five_axes, full_filter
 from ..tracing import constant_to_dynamo
 from . import flops
@@ -53,8 +54,8 @@ class Native(Backend):
             return reason
         if x.device.type not in ("cpu", "meta"):
             return f"an input on a CPU, not on {x.device}"
-        if spec.kind == "lifting" and not (supports_lifting(spec, x.shape[1]) and can_bypass_dispatcher(x)):
-            return "in lifting layers at most 49 kernel elements times channels, and a plain eager tensor"
+        if spec.kind == "lifting" and not supports_lifting(spec, x.shape[1]):
+            return "at most 49 kernel elements times channels in lifting layers"
         return None
 
     def expand_filters(self, spec: ConvSpec, parameters: Mapping[str, Tensor]) -> Filters:
@@ -82,6 +83,10 @@ class Native(Backend):
 
     def run(self, spec: ConvSpec, x: Tensor, filters: Filters, bias: Tensor | None) -> Tensor:
         """Convolve."""
+        if spec.kind == "lifting" and not can_bypass_dispatcher(x):  # of which there is no operator
+            (weight, *_), expanded = filters, Expanded()
+            assert weight is not None
+            return expanded.run(spec, x, expanded.expand_filters(spec, {"weight": weight}), bias)
         if not torch.compiler.is_compiling():
             return self.run_fused(spec, x, filters, bias).y
         maps = x.transpose(1, 2)

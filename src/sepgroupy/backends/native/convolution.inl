@@ -207,7 +207,7 @@ static void NAME(write_planes)(const Problem *p, const Tile *t, const Thread *w,
 
 /* ---- filters -------------------------------------------------------------------------------------------------- */
 
-/* Whether blocks of this size stay in factors, in a phase of so many taps. */
+/* Whether blocks of this size stay in factors, in a phase with this number of taps. */
 INLINE int NAME(in_factors)(const Problem *p, index_t size, index_t taps)
 {
     return KEEPS_FACTORS && p->kind == FACTORED && size == 2 && taps == FACTORED_TAPS && p->taps == taps;
@@ -455,7 +455,7 @@ INLINE void NAME(spread)(const Thread *w, index_t f, index_t outputs, index_t co
     }
 }
 
-/* So many vectors of bias + more + Σ_t weight[t] from[t], of which `count` values are wanted; more may be null. */
+/* Vectors of bias + more + Σ_t weight[t] from[t], of which `count` values are wanted; more may be null. */
 INLINE void NAME(weighted_sum)(const REAL *weight, REAL *const *from, index_t at, REAL bias, const REAL *more, REAL *to,
                                index_t count, int vectors, int T)
 {
@@ -804,7 +804,7 @@ static Layout NAME(whole_layout)(const Problem *p, const Division *d, int backwa
 }
 
 /* What forward reads in place of a filter: its blocks, and in fused layers the same once more, interleaved. Fused are
- * those whose rows fill vectors of so many values; then the number of values, and the values themselves. */
+ * those whose rows fill vectors. First the number of values in a vector, then the values that forward reads. */
 index_t NAME(vector_values)(void) { return LANES; }
 
 index_t NAME(filters_size)(const Problem *p)

@@ -14,7 +14,7 @@
  *   tile     a few images, or a band of rows of one image: the work that one thread takes;
  *   phase    the input pixels whose rows and columns leave one remainder by the stride; stride 1 has one phase;
  *   column   a pixel of a tile as the matrix products see it, phase after phase;
- *   plane    pixels of a tile with so many zeros between rows and images that a shift is one offset for all of them.
+ *   plane    pixels of a tile with enough zeros between rows and images for a shift to be one offset for all of them.
  *
  * Maps lie in memory as (B, |H|, C, Y, X). Plain C, the widest vectors that the compiler's flags allow. Here stands what
  * knows no type of number; products.inl to convolution.inl compute the above, lifting.inl the step from the plane to
@@ -156,7 +156,7 @@ static Division divide(const Problem *p, index_t rows, int backward)
     return d;
 }
 
-/* Where a band of so many rows begins: at whole strides, so that all tiles have the same phases. */
+/* Where one of several bands of the rows begins: at whole strides, so that all tiles have the same phases. */
 INLINE index_t first_of(index_t rows, index_t band, index_t bands, index_t stride)
 {
     return smaller(rows, round_up(rows * band / bands, stride));
@@ -190,7 +190,7 @@ static Tile tile_at(const Problem *p, const Division *d, index_t number, int bac
     return t;
 }
 
-/* Lay out a tile for vectors of so many values; return whether anything changed. */
+/* Lay out a tile for vectors of `lanes` values; return whether anything changed. */
 static int lay_out(const Problem *p, const Tile *t, index_t lanes, Layout *l)
 {
     index_t s = p->stride_y, low[2] = {0, 0}, high[2] = {0, 0};

@@ -108,7 +108,7 @@ def unsupported_reason(spec: ConvSpec) -> str | None:
 
 
 def supports_lifting(spec: ConvSpec, in_channels: int) -> bool:
-    """Whether the kernels lift images of so many channels to the group."""
+    """Whether the kernels lift images of this many channels to the group."""
     elements = spec.kernel_size[0] * spec.kernel_size[1]
     return elements * in_channels <= MAX_KERNEL_ELEMENTS and unsupported_reason(spec) is None
 
@@ -173,7 +173,7 @@ class NativeConv:
         else:
             filters = {"x": x, "weight": weight, "depthwise": depthwise, "bias": bias}
             norm = {"gamma": gamma, "beta": beta, "mean": mean, "var": var}
-            added = {"residual": residual, "expanded": expanded}
+            added = {"residual": residual, "expanded": expanded if computes else None}
             self._run("forward", {**filters, **norm, **added, **outputs}, computes, eps)
         if not computes:
             y.copy_(y.new_zeros(()) if residual is None else residual)
@@ -214,8 +214,9 @@ class NativeConv:
     def backward_of_lifting(self, grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradients of weight and bias."""
         dw, db = torch.empty_like(weight), weight.new_empty(len(weight))
-        self._run("lift_back", {"x": x, "grad": grad, "dweight": dw, "dbias": db}, bool(grad.numel() and x.numel()))
-        return dw, db
+        computes = bool(grad.numel() and x.numel())
+        self._run("lift_back", {"x": x, "grad": grad, "dweight": dw, "dbias": db}, computes)
+        return dw, db if computes else grad.sum((0, 1, 3, 4))
 
     def filter_layout(self, width: int, dtype: torch.dtype) -> tuple[str, bool]:
         """Return what the layout of :meth:`expand_filters` depends on, for rows of ``width`` pixels."""
@@ -254,7 +255,7 @@ class NativeConv:
         if computes:
             launch(name, (problem,), [*values, workspace.take(size * x.itemsize)], suffix)
             return
-        for result in ("dx", "dweight", "ddepthwise", "dgamma", "dbeta", "dbias"):
+        for result in ("dx", "dweight", "ddepthwise", "dgamma", "dbeta"):
             if (gradient := tensors.get(result)) is not None:
                 gradient.zero_()
 

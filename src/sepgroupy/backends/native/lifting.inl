@@ -1,4 +1,4 @@
-/* Direct convolution of a few planes with filters turned by every element, for one type of number:
+/* Direct convolution of a few planes with filters transformed by every group element, for one type of number:
  *
  *     y[o,g](q) = bias[o] + Σ_i Σ_t w[o,i,t] x[i](q + g·t - padding).
  *
@@ -22,7 +22,7 @@ static Frame NAME(frame)(const Problem *p)
     return f;
 }
 
-/* Copy the band of the input that so many output rows from `first` on read. */
+/* Copy the band of the input that `rows` output rows from `first` on read. */
 static void NAME(fill)(const Problem *p, const Frame *f, const REAL *x, index_t first, index_t rows, REAL *frame)
 {
     index_t top = first - p->padding_y, low = larger(0, top);

@@ -20,7 +20,7 @@ INLINE void NAME(put)(REAL *to, vector v, index_t count)
         memcpy(to, &v, count * sizeof(REAL));
 }
 
-/* C (R rows × V wide vectors) = or += Σ A B over so many parts, each depth long, those of B contiguous. */
+/* C (R rows × V wide vectors) = or += Σ A B over the parts, each depth long, those of B contiguous. */
 INLINE void NAME(block_product)(int add, int R, int V, index_t parts, index_t depth, const REAL *restrict a,
                                 index_t a_row, index_t a_depth, index_t a_part, const REAL *restrict b,
                                 index_t b_step, REAL *restrict c, index_t c_step)
@@ -208,7 +208,7 @@ static void NAME(through_back)(int add, index_t count, const REAL *point, const 
         wide v0 = point[0] * x0 + point[1] * x1, v1 = point[2] * x0 + point[3] * x1;
         wide w[2][2] = {{{0}}}; /* two sums of each side, that none waits for the one before */
         const REAL *from = strip + p;
-        __asm__("" : "+r"(depth)); /* read anew each time: registers are for the sums */
+        __asm__("" : "+r"(depth)); /* read again each time: registers are for the sums */
 #pragma GCC unroll 9
         for (int t = 0; t < FACTORED_TAPS; t++, from += step) {
             wide u0 = WIDE_AT(from), u1 = WIDE_AT(from + side);
