@@ -1,26 +1,34 @@
-"""Filters kept from one call to the next never outlive the parameters that they were made of."""
+"""Cached filters never outlive the values that they were made from, and outside the context there are none."""
 
 from __future__ import annotations
 
 import copy
+import io
 import pickle
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from conftest import Build, assert_as_defined, random_input, use
+from conftest import Build, assert_as_defined, random_input
+from sepgroupy import build_model, cached_filters
+from sepgroupy.backends import ConvSpec, Filters, register, unregister
+from sepgroupy.backends.expanded import Expanded
+from sepgroupy.errors import ArgumentError
 from sepgroupy.groups import C4
+from sepgroupy.nn import GroupConv2d, GroupConvTranspose2d, LiftingConv2d
 
 pytestmark = pytest.mark.usefixtures("as_if_large")
 
 
 def step(layer: Any) -> None:
-    optimiser = torch.optim.SGD(layer.parameters(), 0.1)
+    optimizer = torch.optim.SGD(layer.parameters(), 0.1)
     with torch.enable_grad():
         sum(p.sum() for p in layer.parameters()).backward()
-    optimiser.step()
+    optimizer.step()
 
 
 def replace(layer: Any) -> None:
@@ -38,20 +46,38 @@ def set_data(layer: Any) -> None:
         parameter.data = parameter.data * 2
 
 
+def set_data_of_another_layout(layer: Any) -> None:
+    for parameter in layer.parameters():
+        doubled = parameter.data * 2
+        parameter.data = doubled.transpose(0, -1).contiguous().transpose(0, -1)
+
+
 def change_in_place(layer: Any) -> None:
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.mul_(2)
 
 
+def copy_into(layer: Any) -> None:
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(parameter * 2)
+
+
 def change_one_entry(layer: Any) -> None:
     with torch.no_grad():
-        next(layer.parameters()).view(-1)[0] += 1
+        next(layer.parameters()).view(-1)[-1] += 1
 
 
 def change_through_numpy(layer: Any) -> None:
     for parameter in layer.parameters():
         parameter.detach().numpy()[...] *= 2
+
+
+def change_the_storage(layer: Any) -> None:
+    for parameter in layer.parameters():
+        whole = torch.empty(0, dtype=parameter.dtype).set_(parameter.untyped_storage())
+        whole *= 2
 
 
 def load(layer: Any) -> None:
@@ -60,6 +86,11 @@ def load(layer: Any) -> None:
 
 def load_by_assignment(layer: Any) -> None:
     layer.load_state_dict({name: value * 2 for name, value in layer.state_dict().items()}, assign=True)
+
+
+def swap(layer: Any) -> None:
+    for parameter in layer.parameters():
+        torch.utils.swap_tensors(parameter, nn.Parameter(parameter.detach() * 2))
 
 
 def reset(layer: Any) -> None:
@@ -71,74 +102,296 @@ CHANGES = [
     replace,
     change_data,
     set_data,
+    set_data_of_another_layout,
     change_in_place,
+    copy_into,
     change_one_entry,
     change_through_numpy,
+    change_the_storage,
     load,
     load_by_assignment,
+    swap,
     reset,
 ]
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_the_output_follows_the_parameters_without_gradients(build: Build, change: Any) -> None:
+def layer_and_input(build: Build) -> tuple[Any, Tensor]:
     layer = build(2, 3, 3, group=C4, dtype=torch.float64).eval()
-    x = random_input(layer, 5, 5)
-    for mode in (torch.no_grad, torch.inference_mode):
-        with mode():
-            before = layer(x)
-        change(layer)
-        with mode():
-            after = layer(x)
-        assert not torch.equal(before, after)
-        assert_as_defined(layer, x)
+    return layer, random_input(layer, 5, 5)
 
 
-@pytest.mark.parametrize("before", ["no_grad", "inference_mode"])
-def test_gradients_after_an_evaluation(build: Build, before: str) -> None:
-    layer = build(2, 3, 3, group=C4, dtype=torch.float64)
-    fresh = copy.deepcopy(layer)
-    x = random_input(layer, 5, 5)
-    use(layer, x, before)
-    for _ in range(2):  # twice, since what is kept must not belong to a graph that is gone
-        for module in (layer, fresh):
-            module.zero_grad()
-            module(x).square().sum().backward()
-    for parameter, other in zip(layer.parameters(), fresh.parameters(), strict=True):
-        torch.testing.assert_close(parameter.grad, other.grad)
-
-
-def test_another_input_size_without_gradients(build: Build) -> None:
-    layer = build(2, 3, 3, group=C4, dtype=torch.float64)
-    for size in (5, 8, 4, 5):
-        assert_as_defined(layer, random_input(layer, size, size + 1))
-
-
-def test_a_layer_made_in_inference_mode(build: Build) -> None:
-    with torch.inference_mode():
-        layer = build(2, 3, 3, group=C4, dtype=torch.float64)
-        x = random_input(layer, 5, 5)
-        for _ in range(2):
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_the_output_follows_the_parameters(build: Build, change: Any) -> None:
+    layer, x = layer_and_input(build)
+    with cached_filters(layer):
+        for mode in (torch.no_grad, torch.inference_mode):
+            with mode():
+                before = layer(x)
+                assert torch.equal(layer(x), before)
+            change(layer)
+            with mode():
+                after = layer(x)
+            assert not torch.equal(before, after)
             assert_as_defined(layer, x)
+    change(layer)
+    assert_as_defined(layer, x)
 
 
-def test_what_is_kept_between_calls_is_not_written_to_files(build: Build) -> None:
-    layer = build(2, 3, 3, group=C4, dtype=torch.float64)
+class Counting(Expanded):
+    """A backend that counts how often it expands filters, for one call or for reuse."""
+
+    name = "counting"
+
+    def __init__(self) -> None:
+        self.expanded = self.reused = 0
+
+    def expand_filters(self, spec: ConvSpec, parameters: Mapping[str, Tensor]) -> Filters:
+        self.expanded += 1
+        return super().expand_filters(spec, parameters)
+
+    def expand_filters_for_reuse(self, spec: ConvSpec, parameters: Mapping[str, Tensor], x: Tensor) -> Filters:
+        self.reused += 1
+        return super().expand_filters_for_reuse(spec, parameters, x)
+
+    def counts(self) -> tuple[int, int]:
+        """Return how often filters were expanded since the last call: for one call, for reuse."""
+        found = self.expanded - self.reused, self.reused
+        self.expanded = self.reused = 0
+        return found
+
+
+@pytest.fixture
+def counting() -> Iterator[Counting]:
+    backend = Counting()
+    register(backend)
+    yield backend
+    unregister("counting")
+
+
+@pytest.fixture
+def layer(counting: Counting) -> GroupConv2d:
+    return GroupConv2d(2, 3, 3, group="p4", kind="gc", backend="counting")
+
+
+X = torch.randn(2, 2, 4, 6, 6)
+
+
+def test_filters_are_expanded_once_inside_and_in_every_call_outside(counting: Counting, layer: GroupConv2d) -> None:
+    with torch.no_grad():
+        for _ in range(3):
+            layer(X)
+        assert counting.counts() == (3, 0)
+        with cached_filters(layer) as same:
+            assert same is layer
+            for _ in range(3):
+                layer(X)
+            assert counting.counts() == (0, 1)
+        layer(X)
+        assert counting.counts() == (1, 0)
+        with cached_filters(layer):  # a new context begins with nothing
+            layer(X)
+        assert counting.counts() == (0, 1)
+
+
+def test_only_the_named_model_is_cached(counting: Counting, layer: GroupConv2d) -> None:
+    other = copy.deepcopy(layer)
+    with torch.no_grad(), cached_filters(other):
+        for _ in range(2):
+            layer(X)
+        assert counting.counts() == (2, 0)
+
+
+def test_calls_with_gradients_do_not_use_the_cache(counting: Counting, layer: GroupConv2d) -> None:
+    plain = copy.deepcopy(layer)
+    with cached_filters(layer):
+        with torch.no_grad():
+            layer(X)
+        assert counting.counts() == (0, 1)
+        for _ in range(2):  # twice, since nothing may belong to a graph that is freed
+            for module in (layer, plain):
+                module.zero_grad()
+                module(X).square().sum().backward()
+        assert counting.counts() == (4, 0)
+        for parameter, other in zip(layer.parameters(), plain.parameters(), strict=True):
+            assert parameter.grad is not None
+            torch.testing.assert_close(parameter.grad, other.grad)
+
+
+def test_an_exception_ends_the_context(counting: Counting, layer: GroupConv2d) -> None:
+    with torch.no_grad():
+        with pytest.raises(ArgumentError), cached_filters(layer):
+            layer(layer(X))  # of three channels
+        counting.counts()
+        layer(X)
+        layer(X)
+        assert counting.counts() == (2, 0)
+    assert layer.filter_cache is None
+
+
+def test_contexts_nest(counting: Counting, layer: GroupConv2d) -> None:
+    net = nn.Sequential(layer)
+    with torch.no_grad():
+        with cached_filters(net):
+            net(X)
+            with cached_filters(layer), cached_filters(net):
+                net(X)
+            net(X)
+            assert counting.counts() == (0, 1)
+        net(X)
+        assert counting.counts() == (1, 0)
+
+
+def test_layers_that_occur_twice_and_wrapped_models(counting: Counting) -> None:
+    layer = GroupConv2d(2, 2, 3, padding=1, group="p4", backend="counting")
+    net = nn.ModuleDict({"a": nn.Sequential(layer, layer), "b": nn.Sequential(nn.Sequential(layer))})
+    with torch.no_grad(), cached_filters(net):
+        net["a"](X)
+        net["b"](X)
+        assert counting.counts() == (0, 1)
+
+
+def test_dtypes_autocast_and_sizes_have_filters_of_their_own(build: Build) -> None:
+    layer, x = layer_and_input(build)
+    plain = copy.deepcopy(layer)
+    with cached_filters(layer), torch.no_grad():
+        for _ in range(2):
+            for size in (5, 8, 32, 4):
+                assert_as_defined(layer, random_input(layer, size, size + 1))
+            for dtype in (torch.float32, torch.bfloat16, torch.float64):
+                torch.testing.assert_close(layer.to(dtype)(x.to(dtype)), plain.to(dtype)(x.to(dtype)))
+                if dtype == torch.float32:
+                    for precision in (torch.bfloat16, torch.float16):
+                        with torch.autocast("cpu", precision):
+                            found, wanted = layer(x.float()), plain(x.float())
+                        assert found.dtype == precision
+                        torch.testing.assert_close(found, wanted)
+            plain.load_state_dict(layer.state_dict())
+
+
+def test_other_devices(build: Build) -> None:
+    layer, x = layer_and_input(build)
+    state = copy.deepcopy(layer.state_dict())
+    with cached_filters(layer), torch.no_grad():
+        y = layer(x)
+        layer.to("meta")
+        for _ in range(2):
+            assert layer(x.to("meta")).shape == y.shape
+        layer.load_state_dict(state, assign=True)
+        assert torch.equal(layer(x), y)
+
+
+def reopened(layer: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(layer, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize(
+    "duplicate",
+    [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer)), reopened],
+    ids=["copy", "pickle", "file"],
+)
+def test_copies_have_no_cache_and_stand_alone(build: Build, duplicate: Any) -> None:
+    layer, x = layer_and_input(build)
     before = len(pickle.dumps(layer))
-    use(layer, random_input(layer, 5, 5), "no_grad")
-    assert len(pickle.dumps(layer)) == before
+    with cached_filters(layer), torch.no_grad():
+        y = layer(x)
+        assert len(pickle.dumps(layer)) == before
+        assert "filter_cache" not in layer.state_dict()
+        other = duplicate(layer)
+        assert other.filter_cache is None
+        change_data(other)
+        assert_as_defined(other, x)
+        assert torch.equal(layer(x), y)
+    assert_as_defined(duplicate(layer), x)
 
 
-def test_weight_norm_and_other_parametrizations(build: Build) -> None:
-    layer = build(2, 3, 3, group=C4, dtype=torch.float64)
-    x = random_input(layer, 5, 5)
+def test_parametrized_layers(build: Build) -> None:
+    layer, x = layer_and_input(build)
     name = next(name for name, _ in layer.named_parameters() if "weight" in name)
     torch.nn.utils.parametrizations.weight_norm(layer, name)
     original = dict(layer.named_parameters())[f"parametrizations.{name}.original0"]
-    for _ in range(2):
-        with torch.no_grad():
-            original.mul_(2)
-            assert_as_defined(layer, x)
-    layer.double()
-    layer(x).sum().backward()
-    assert original.grad is not None
+    with cached_filters(layer):
+        for _ in range(2):
+            with torch.no_grad():
+                layer(x)
+                original.mul_(2)
+                assert_as_defined(layer, x)
+        layer(x).sum().backward()
+        assert original.grad is not None
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # of vmap over products in place
+def test_function_transforms(build: Build) -> None:
+    layer, x = layer_and_input(build)
+    with cached_filters(layer), torch.no_grad():
+        y = layer(x)
+        values = {name: p.detach() * 2 for name, p in layer.named_parameters()}
+        other = copy.deepcopy(layer)
+        other.load_state_dict(values)
+        torch.testing.assert_close(torch.func.functional_call(layer, values, (x,)), other(x))
+        stacked = {name: torch.stack([p.detach(), values[name]]) for name, p in layer.named_parameters()}
+        together = torch.func.vmap(lambda v: torch.func.functional_call(layer, v, (x,)))(stacked)
+        torch.testing.assert_close(together, torch.stack([y, other(x)]))
+
+
+def test_threads(build: Build) -> None:
+    layer, _ = layer_and_input(build)
+    inputs = [random_input(layer, 4 + index % 5, 6) for index in range(40)]
+    with torch.no_grad():
+        wanted = [layer(x) for x in inputs]
+
+    def call(x: Tensor) -> Tensor:
+        with torch.no_grad():  # which is of a thread
+            return layer(x)
+
+    with cached_filters(layer), ThreadPoolExecutor(4) as pool:
+        for found, y in zip(pool.map(call, inputs), wanted, strict=True):
+            torch.testing.assert_close(found, y)
+
+
+@pytest.mark.parametrize("kind", ["dense", "g", "gc"])
+def test_transposed_layers(kind: str) -> None:
+    layer = GroupConvTranspose2d(2, 3, 3, stride=2, group=C4, kind=kind, dtype=torch.float64)
+    x = random_input(layer, 5, 4)
+    with cached_filters(layer):
+        for _ in range(2):
+            assert_as_defined(layer, x, stride=2)
+            change_data(layer)
+
+
+@pytest.mark.parametrize("name", ["gc-p4cnn", "p4m-unet"])
+def test_whole_networks_in_a_moving_average(name: str) -> None:
+    """As a momentum encoder or an average of weights is updated: through ``.data``, without a trace."""
+    options: dict[str, Any] = {"width": 3} if name == "gc-p4cnn" else {"width": 2, "depth": 1}
+    net, source = (build_model(name, **options).eval() for _ in range(2))
+    x = torch.randn(1, 1, 28, 28) if name == "gc-p4cnn" else torch.randn(1, 3, 8, 8)
+    with cached_filters(net), torch.no_grad():
+        for _ in range(5):
+            for mine, other in zip(net.parameters(), source.parameters(), strict=True):
+                mine.data = 0.5 * mine.data + 0.5 * other.data
+            torch.testing.assert_close(net(x), copy.deepcopy(net)(x))
+
+
+@pytest.fixture
+def lazy(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return a second device that every machine has, which counts no edits through ``.data``."""
+    import torch._lazy.ts_backend
+
+    if not hasattr(lazy, "ready"):
+        torch._lazy.ts_backend.init()
+        lazy.ready = True  # type: ignore[attr-defined]
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device=None: False)  # which does not know the device
+    return "lazy"
+
+
+def test_edits_through_data_on_another_device(lazy: str) -> None:
+    layer = LiftingConv2d(2, 3, 3, group="p4").to(lazy)
+    x = torch.randn(1, 2, 6, 6)
+    with cached_filters(layer), torch.no_grad():
+        for _ in range(3):
+            y = layer(x.to(lazy)).cpu()
+            torch.testing.assert_close(y, copy.deepcopy(layer).to("cpu")(x))
+            for parameter in layer.parameters():
+                parameter.data = parameter.data * 2

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from conftest import DIAGONAL
+from conftest import DIAGONAL, PLANE_GROUPS, as_defined
 from sepgroupy.errors import ArgumentError
 from sepgroupy.groups import C4, D1, D4, PointGroup
 from sepgroupy.nn import GroupConv2d, GroupConvTranspose2d, GroupPool, LiftingConv2d, PerElement
@@ -27,6 +28,28 @@ CASES: dict[str, dict[str, Any]] = {
     "dilated": {"kernel_size": 3, "stride": 2, "dilation": 2, "padding": 1},
     "in blocks": {"kernel_size": 3, "stride": 2, "groups": 2},
 }
+
+
+WAYS = [(kind, rule) for kind in KINDS for rule in ("auto", "torch", "expanded", "reference")] + [("gc", "two_step")]
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("way", WAYS, ids="-".join)
+def test_every_backend_computes_the_definition(way: tuple[str, str], case: dict[str, Any]) -> None:
+    geometry = {name: value for name, value in case.items() if name != "kernel_size"}
+    for group in PLANE_GROUPS:
+        layer = GroupConvTranspose2d(4, 6, group=group, kind=way[0], backend=way[1], dtype=torch.float64, **case)
+        nn.init.normal_(layer.bias)  # type: ignore[arg-type]
+        x = torch.randn(2, 4, group.order, 3, 4, dtype=torch.float64)
+        y = layer(x).detach().numpy()
+        np.testing.assert_allclose(y, as_defined(layer, x, **geometry), atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_backends_refuse_transposed_layers(kind: str) -> None:
+    for backend in ("native", "fourier", *(["two_step"] if kind != "gc" else [])):
+        with pytest.raises(ArgumentError, match=rf"backend \(='{backend}'\) needs"):
+            GroupConvTranspose2d(4, 6, 3, group="p4", kind=kind, backend=backend)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -54,7 +77,7 @@ def test_it_is_equivariant_at_every_size(plane_group: PointGroup, kind: str, cas
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_point_spreads_each_filter_as_it_is(kind: str) -> None:
-    """One lit value of element g leaves the filter turned by g: by hand, for a quarter turn."""
+    """A single 1 at element g leaves the filter transformed by g: by hand, for rotations by 90°."""
     layer: Any = GroupConvTranspose2d(1, 1, 3, group=C4, kind=kind, bias=False)
     if kind == "dense":
         w = layer.weight[0, 0]
@@ -99,10 +122,12 @@ def test_a_new_layer_keeps_the_mean_square(kind: str, stride: int) -> None:
 
 def test_output_padding_is_for_sides_that_stay() -> None:
     options: dict[str, Any] = {"kernel_size": 3, "stride": 2, "dtype": torch.float64}
-    for group, added in ((D1, (0, 1)), (DIAGONAL, 1)):  # rows mirrored; the diagonal maps last sides to last sides
+    for group, added in ((D1, (0, 1)), (DIAGONAL, 1)):  # rows reflected; the diagonal maps last sides to last sides
         layer = GroupConvTranspose2d(2, 3, output_padding=added, group=group, **options)
         x = torch.randn(1, 2, 2, 4, 4, dtype=torch.float64)
         assert layer(x).shape[-2:] == ((9, 10) if group is D1 else (10, 10))
+        defined = as_defined(layer, x, stride=2, output_padding=added)
+        np.testing.assert_allclose(layer(x).detach().numpy(), defined, atol=1e-10, rtol=0)
         assert_equivariant(layer, group, x)
 
 
@@ -136,7 +161,7 @@ def test_an_input_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
         GroupConvTranspose2d(4, 6, 3, group="p4m")(torch.zeros(shape))
 
 
-def test_a_map_that_padding_would_use_up_is_refused() -> None:
+def test_a_feature_map_that_padding_would_use_up_is_refused() -> None:
     with pytest.raises(ArgumentError, match="x is 1×1 pixels"):
         GroupConvTranspose2d(1, 1, 3, padding=2, group="p4")(torch.zeros(1, 1, 4, 1, 1))
 

@@ -27,12 +27,14 @@ class Backend(ABC):
     name: ClassVar[str]
     """What ``backend=`` calls it."""
     double_backward: ClassVar[bool] = True
+    """Whether it has second derivatives."""
     forward_mode: ClassVar[bool] = True
     vmap: ClassVar[bool] = True
     compiles: ClassVar[bool] = True
     exports: ClassVar[bool] = True
-    """Whether it serves second derivatives, forward-mode derivatives, ``torch.vmap``, ``torch.compile`` and
-    ``torch.export``. "auto" chooses another backend where it does not."""
+    """Whether it serves forward-mode derivatives, ``torch.vmap`` and other function transforms, ``torch.compile``, and
+    ``torch.export`` and ``torch.jit.trace``. "auto" chooses another backend while one is at work that it does not
+    serve."""
 
     def unavailable_reason(self) -> str | None:
         """Return why this machine cannot use the backend, or None."""

@@ -108,7 +108,7 @@ def select_backend(spec: ConvSpec, x: Tensor, requested: str = "auto") -> Backen
         # A function transform would need rules for the kernels' operator, which PyTorch's operations have.
         transformed = torch._C._are_functorch_transforms_active()
         native = x.device.type == "cpu" and x.dtype in NATIVE_DTYPES and not (is_exporting() or transformed)
-        return _registry[_select_while_tracing(spec, requested, native)]
+        return _registry[_select_while_tracing(spec, requested, native, is_exporting(), transformed)]
     candidates = _candidates(spec, requested)
     if requested not in RULES:
         (backend,) = candidates
@@ -116,17 +116,28 @@ def select_backend(spec: ConvSpec, x: Tensor, requested: str = "auto") -> Backen
             raise ArgumentError(f"backend (={requested!r}) needs {reason}")
         return backend
     for backend in candidates[:-1]:
-        if _pays(backend, spec, x) and backend.unsupported_reason(spec, x) is None:
+        if _serves_transforms(backend) and _pays(backend, spec, x) and backend.unsupported_reason(spec, x) is None:
             return backend
     return candidates[-1]
 
 
+def _serves_transforms(backend: Backend) -> bool:
+    """Whether the backend serves the function transforms and the tracer that are at work outside of a compiler."""
+    if not backend.exports and torch.jit.is_tracing():
+        return False
+    if not backend.forward_mode and torch.autograd.forward_ad._current_level >= 0:
+        return False
+    return backend.vmap or not torch._C._are_functorch_transforms_active()
+
+
 @constant_to_dynamo
-def _select_while_tracing(spec: ConvSpec, requested: str, native: bool) -> str:
+def _select_while_tracing(spec: ConvSpec, requested: str, native: bool, exporting: bool, transformed: bool) -> str:
     """Return the name of the backend for an input whose sizes may be symbols, which a threshold would fix."""
     for backend in (candidates := _candidates(spec, requested)):
         if requested not in RULES:
             return backend.name
+        if not (backend.exports if exporting else backend.compiles) or (transformed and not backend.vmap):
+            continue
         if isinstance(backend, Native):
             if native and spec.kind != "lifting":  # of which there is no operator
                 return backend.name

@@ -1,0 +1,83 @@
+"""The pure functions under compilers and transforms; values: ``test_nn_conv``, refusals: ``test_nn_arguments``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from conftest import build_layer, ways_of
+from sepgroupy.backends import constants
+from sepgroupy.functional import group_conv2d, lifting_conv2d, separable_group_conv2d
+from sepgroupy.groups import C4
+
+pytestmark = pytest.mark.usefixtures("as_if_large")
+WAYS = [way for way in ways_of(kernel_size=3) if way[0] != "lifting"] + [("lifting", "auto")]
+
+
+def subject(way: tuple[str, str]) -> tuple[Callable[..., Tensor], Any, Tensor]:
+    """Make a function of x and parameters, a layer that computes the same, and an input."""
+    kind, backend = way
+    calls: dict[str, Any] = {"lifting": lifting_conv2d, "dense": group_conv2d}
+    function = calls.get(kind, separable_group_conv2d)
+    options = {} if kind == "lifting" else {"backend": backend}
+
+    def call(x: Tensor, **parameters: Tensor) -> Tensor:
+        return function(x, **parameters, padding=1, group=C4, **options)
+
+    layer = build_layer(way, 2, 3, 3, padding=1, group=C4)
+    return call, layer, torch.randn(2, 2, *(() if kind == "lifting" else (4,)), 5, 6)
+
+
+@pytest.fixture(autouse=True)
+def _constants_as_in_a_new_process() -> None:
+    constants.clear()
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("way", WAYS, ids="-".join)
+def test_compiled_whole(way: tuple[str, str]) -> None:
+    call, layer, x = subject(way)
+    compiled = torch.compile(call, fullgraph=True, backend="eager")
+    parameters = dict(layer.named_parameters())
+    torch.testing.assert_close(compiled(x, **parameters), layer(x), atol=1e-5, rtol=1e-5)
+
+
+def test_a_name_of_a_group_is_read_while_compiling() -> None:
+    _, layer, x = subject(("gc", "auto"))
+    parameters = dict(layer.named_parameters())
+    compiled = torch.compile(
+        lambda x, **p: separable_group_conv2d(x, **p, padding=1, group="p4"), fullgraph=True, backend="eager"
+    )
+    torch.testing.assert_close(compiled(x, **parameters), layer(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("way", [(kind, "auto") for kind in ("lifting", "dense", "g", "gc")], ids="-".join)
+def test_one_program_for_all_sizes(way: tuple[str, str]) -> None:
+    call, layer, _ = subject(way)
+    programs: list[Any] = []
+
+    def count(program: torch.fx.GraphModule, _inputs: Any) -> Any:
+        programs.append(program)
+        return program
+
+    compiled = torch.compile(layer, fullgraph=True, backend=count, dynamic=True)
+    for rows, columns, batch in ((5, 6, 3), (9, 7, 5), (12, 8, 7), (33, 31, 6)):
+        x = torch.randn(batch, 2, *(() if way[0] == "lifting" else (4,)), rows, columns)
+        torch.testing.assert_close(compiled(x), call(x, **dict(layer.named_parameters())), atol=1e-5, rtol=1e-5)
+    assert len(programs) == 1
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("way", WAYS, ids="-".join)
+def test_mapped_over_inputs_and_parameters(way: tuple[str, str]) -> None:
+    call, layer, x = subject(way)
+    parameters = {name: torch.stack([p.detach(), p.detach() * 2]) for name, p in layer.named_parameters()}
+    inputs = torch.stack([x, x + 1])
+    together = torch.func.vmap(lambda x, p: call(x, **p))(inputs, parameters)
+    for index in range(2):
+        alone = call(inputs[index], **{name: p[index] for name, p in parameters.items()})
+        torch.testing.assert_close(together[index], alone, atol=1e-5, rtol=1e-5)
