@@ -353,18 +353,6 @@ LEVELS = (
 )
 LEVEL = {package: level for level, packages in enumerate(LEVELS) for package in packages}
 FILES = {str(path.relative_to(SOURCE)): path for path in sorted(SOURCE.rglob("*.py"))}
-KNOWN = {
-    "cli.py": "exporting._run, training._config, training._folder",
-    "cli_experiments.py": "compression._run",
-    "cli_options.py": "training._config",
-    "compression/_run.py": "training, above it",
-    "conversion/_convert.py": "models._layers",
-    "exporting/_run.py": "training, above it",
-    "report/_groups.py": "training._data",
-    "sweep/_runs.py": "training._folder",
-    "training/_engine.py": "models._checkpoint",
-}
-"""Files that still import what they should not, with what that is."""
 
 
 def package_of(file: str) -> str:
@@ -390,10 +378,7 @@ def imports_of(file: str) -> Iterator[tuple[str, str]]:
                 yield module.partition(".")[2] or "__init__", name
 
 
-@pytest.mark.parametrize(
-    "file",
-    [pytest.param(file, marks=[pytest.mark.xfail(reason=KNOWN[file])] if file in KNOWN else []) for file in FILES],
-)
+@pytest.mark.parametrize("file", FILES)
 def test_imports_go_one_way_and_to_public_modules(file: str) -> None:
     mine = package_of(file)
     assert mine in LEVEL, f"{mine} has no place in the order of the packages"

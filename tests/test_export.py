@@ -456,7 +456,6 @@ def test_hooks_that_change_nothing_in_layers_and_anything_elsewhere() -> None:
     assert seen
 
 
-@pytest.mark.xfail(strict=False, reason="a threshold on sizes becomes a guard of the program")
 @pytest.mark.parametrize("kind", ["dense", "g", "gc"])
 def test_a_program_of_torch_export_takes_any_height_and_width(kind: str) -> None:
     net = nn.Sequential(
@@ -637,3 +636,25 @@ def test_the_command(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert command(str(run_folder), "--format", "safetensors", "--output", str(run_folder / "w.safetensors")) == 0
     assert command(str(run_folder), "--format", "tflite") == 2
     assert command(str(run_folder / "none")) == 1
+
+
+class ReadsNorm(nn.Module):
+    """Reads a norm's parameters beside calling it, and passes a layer an argument that it does not take."""
+
+    def __init__(self, extra: bool) -> None:
+        super().__init__()
+        self.lift, self.norm = LiftingConv2d(3, 4, 3, group=C4), nn.BatchNorm2d(4)
+        self.conv, self.extra = GroupConv2d(4, 4, 3, group=C4), extra
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = split_group(self.norm(merge_group(self.lift(x))), 4) * self.norm.weight.view(-1, 1, 1, 1)
+        return self.conv(y, self.norm) if self.extra else self.conv(y)
+
+
+def test_a_norm_may_be_read_besides_being_called() -> None:
+    assert_exports(lived(ReadsNorm(extra=False).double(), x := torch.randn(2, 3, 8, 8).double()), x)
+
+
+def test_a_layer_called_with_more_than_one_argument_is_named() -> None:
+    with pytest.raises(ArgumentError, match=r"module 'conv' \(GroupConv2d\) is called with more than one argument"):
+        export(ReadsNorm(extra=True))

@@ -488,6 +488,11 @@ def test_sums_over_nothing_are_the_bias(inputs: int, size: tuple[int, int]) -> N
         assert dweight is not None
         assert dweight.shape == (4, 0, 8, 1, 1)
         assert conv.expand_filters(given.x.shape, given.weight, None).numel() == 0
+        images, filters = torch.zeros(2, 1, 0, *size), torch.zeros(4, 0, 1, 1, 1)
+        dweight, dbias = lifting_of(conv.spec).backward_of_lifting(y, images, filters)
+        assert dweight is not None
+        assert dweight.numel() == 0
+        assert torch.equal(dbias, y.sum((0, 1, 3, 4)))
 
 
 # ---- expanded filters --------------------------------------------------------------------------------------------
@@ -918,6 +923,24 @@ def test_only_a_forced_layer_exports_the_operator(backend: str, times: int) -> N
     program = torch.export.export(convolution, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     assert program.graph_module.code.count("torch.ops.sepgroupy.group_conv") == times
     torch.testing.assert_close(program.module()(x[:1]), convolution(x[:1]))
+
+
+WITHOUT_KERNELS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "compile": lambda lift, x: torch.compile(lift, backend="aot_eager", fullgraph=True)(x),
+    "export": lambda lift, x: torch.export.export(lift, (x,)).module()(x),
+    "vmap": lambda lift, x: torch.vmap(lambda one: lift(one[None])[0])(x),
+    "jvp": lambda lift, x: torch.func.jvp(lift, (x,), (x,))[0],
+}
+
+
+@pytest.mark.parametrize("how", WITHOUT_KERNELS)
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # torch's own, in jvp
+def test_native_lifting_is_computed_by_pytorch_where_no_kernel_can_be_called(how: str) -> None:
+    torch._dynamo.reset()
+    lift, x = LiftingConv2d(3, 4, 3, padding=1, group=D4, backend="native"), torch.randn(2, 3, 9, 10)
+    torch.testing.assert_close(WITHOUT_KERNELS[how](lift, x), lift(x), rtol=1e-4, atol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert lift(x).dtype is torch.bfloat16
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

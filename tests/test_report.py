@@ -81,7 +81,7 @@ def test_runs_that_differ_in_their_seed_alone_are_one_group(few: None) -> None:
         made_up(8.0, model="z2cnn", epochs=7),
     ]
     paper, other = put_together([runs[-1], *runs[:-1]])
-    assert [(g.label, g.pictures, len(g.runs)) for g in paper.groups] == [
+    assert [(g.label, g.train_images, len(g.runs)) for g in paper.groups] == [
         ("p4cnn", 6, 1), ("p4cnn", 24, 3), ("gc-p4cnn", 24, 1), ("gc-p4cnn, w=7", 24, 1)
     ]  # fmt: skip
     assert [g.label for g in paper.main] == ["p4cnn", "gc-p4cnn", "gc-p4cnn, w=7"]

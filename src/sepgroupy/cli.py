@@ -17,8 +17,7 @@ from . import __version__
 from .cli_experiments import add_commands
 from .cli_options import takes_run_options
 from .errors import ArgumentError, SepgroupyError
-from .training import RunConfig
-from .training._config import PAPER, RECIPES
+from .training import PAPER, RECIPES, RunConfig
 
 __all__ = ["app", "exit_code", "main", "run"]
 
@@ -167,7 +166,7 @@ def export(
     ] = None,
 ) -> None:
     """Write the network that a run has left for other programs, which need no sepgroupy."""
-    from .exporting._run import export_run
+    from .training import export_run
 
     print(export_run(folder, file_format, output))
 
@@ -180,8 +179,7 @@ def weights(
     ] = None,
 ) -> None:
     """Write the parameters that a run has left, with a card of the training, for build_model(MODEL, weights=FILE)."""
-    from .training import save_run_weights
-    from .training._folder import read_config
+    from .training import read_config, save_run_weights
 
     path = folder / f"{read_config(folder).model}.npz" if output is None else output
     save_run_weights(folder, path)

@@ -57,7 +57,7 @@ def compress(
     ] = None,
 ) -> None:
     """Make a run's dense network separable by the nearest filters; says what is lost, and how to train on."""
-    from .compression._run import compress_run
+    from .training import compress_run
 
     done = compress_run(folder, kind, output)
     table = Table("layer", title=f"Nearest filters of kind {kind}")

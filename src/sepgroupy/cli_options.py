@@ -10,8 +10,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
-from .training import RunConfig
-from .training._config import PAPER, RECIPES
+from .training import PAPER, RECIPES, RunConfig
 
 __all__ = ["takes_run_options"]
 

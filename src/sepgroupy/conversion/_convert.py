@@ -14,7 +14,7 @@ from .._plain_weights import copy_with_plain_weights
 from ..auditing import INPUT, AuditReport, audit
 from ..errors import ArgumentError
 from ..groups import GroupLike, as_group
-from ..models._layers import check_choice, check_counts
+from ..models import check_choice, check_counts
 from ._inspect_model import inspect_model
 from ._match_cost import find_widths
 from ._modules import MergedGroupPool

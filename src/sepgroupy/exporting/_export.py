@@ -228,7 +228,7 @@ class _GraphWriter:
         calls = Counter(node.target for node in self.graph.nodes if node.op == "call_module")
         for node in list(self.graph.nodes):
             norm = self.parts.get(str(node.target))
-            if not _has_fixed_affine(norm) or is_hooked(norm):
+            if node.op != "call_module" or not _has_fixed_affine(norm) or is_hooked(norm):
                 continue
             (before,) = node.all_input_nodes
             convolution: Any = self.parts.get(str(before.target))

@@ -106,6 +106,10 @@ class _Tracer(fx.Tracer):
             merged = self._step(functional.merge_group, *args)
             result = m.module(merged) if isinstance(m, PerElement) else super().call_module(m, forward, (merged,), {})
             result = self._step(functional.split_group, result, *args)
+        elif isinstance(m, _LEAVES) and len(args) + len(kwargs) != 1:
+            raise _RefusalError(
+                f"{describe_module(self.at)} ({type(m).__name__}) is called with more than one argument"
+            )
         else:
             result = super().call_module(m, forward, args, kwargs)
         self.at = before  # not after an error, whose message names this module

@@ -3,7 +3,11 @@
 from ._build import build_model as build_model
 from ._build import model_names as model_names
 from ._build import published_model_names as published_model_names
+from ._checkpoint import find_state as find_state
 from ._checkpoint import load_published as load_published
+from ._checkpoint import misfit as misfit
+from ._layers import check_choice as check_choice
+from ._layers import check_counts as check_counts
 from ._layers import check_images as check_images
 from ._resnet import ResNet as ResNet
 from ._rotmnist import RotMNISTNet as RotMNISTNet

@@ -71,8 +71,8 @@ def _test_error(main: Sequence[Group], rotations: int) -> Section:
         for group in main
     ]
     head = ["model", "parameters", "seeds", "test error (%)", "test error, paper (%)"]
-    pictures = f" after training on {main[0].pictures:,} images" if main[0].config.samples else ""
-    text = [f"Mean test error{pictures}.", *order(main)]
+    after = f" after training on {main[0].train_images:,} images" if main[0].config.samples else ""
+    text = [f"Mean test error{after}.", *order(main)]
     if rotations > 1:
         text.append(
             f"With {rotations} rotations: class probabilities averaged over rotations of each test image by "
@@ -118,16 +118,16 @@ def _training_images(protocol: Protocol, stem: str) -> Section | None:
         return None
     figure = curves(
         [
-            Curve(label, [g.pictures for g in groups], [(g.mean, g.sd) for g in groups])
+            Curve(label, [g.train_images for g in groups], [(g.mean, g.sd) for g in groups])
             for label, groups in lines.items()
         ],
         "training images",
         log=True,
     )
-    counts = sorted({group.pictures for groups in lines.values() for group in groups})
+    counts = sorted({group.train_images for groups in lines.values() for group in groups})
     rows = []
     for label, groups in lines.items():
-        cells = {group.pictures: spread(group.mean, group.sd) for group in groups}
+        cells = {group.train_images: spread(group.mean, group.sd) for group in groups}
         rows.append([label, *(cells.get(count, "") for count in counts)])
     table = Table(["test error (%) with", *(f"{count:,} images" for count in counts)], rows)
     caption = "Test error against the number of training images; bars are one standard deviation over seeds."

@@ -13,8 +13,7 @@ from ..analysis import PAPER
 from ..data import ImageData
 from ..errors import SepgroupyError
 from ..sweep import Run
-from ..training import RunConfig
-from ..training._data import load_data
+from ..training import RunConfig, load_data
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +34,7 @@ class Group:
     runs: tuple[Run, ...]
 
     @property
-    def pictures(self) -> float:
+    def train_images(self) -> float:
         """Number of training images; infinite if that is all of them and nobody knows how many there are."""
         return self.config.samples or math.inf
 
@@ -95,8 +94,8 @@ class Protocol:
     @property
     def main(self) -> list[Group]:
         """The groups with the most training images."""
-        most = max(group.pictures for group in self.groups)
-        return [group for group in self.groups if group.pictures == most]
+        most = max(group.train_images for group in self.groups)
+        return [group for group in self.groups if group.train_images == most]
 
     @property
     def changes(self) -> dict[str, object]:
@@ -114,7 +113,7 @@ def put_together(runs: Iterable[Run]) -> list[Protocol]:
         if run.result is not None:
             usual = RunConfig.for_task(run.config.task)
             shared = {name: getattr(usual, name) for name in _MACHINE}
-            group = replace(run.config.canonical, seed=usual.seed, samples=training_pictures(run.config), **shared)
+            group = replace(run.config.canonical, seed=usual.seed, samples=train_image_count(run.config), **shared)
             protocol = replace(group, **{name: getattr(usual, name) for name in _AXES})
             protocols.setdefault(protocol, {}).setdefault(group, []).append(run)
     found = [
@@ -124,7 +123,7 @@ def put_together(runs: Iterable[Run]) -> list[Protocol]:
     return sorted(found, key=lambda protocol: (protocol.config.task, len(protocol.changes)))
 
 
-def training_pictures(config: RunConfig) -> int | None:
+def train_image_count(config: RunConfig) -> int | None:
     """Return how many images a run is trained on; None if that is all of them and they are not here to count."""
     if config.samples is not None:
         return config.samples - config.validation
@@ -142,4 +141,4 @@ def load(task: str, data: str, data_path: str | None) -> ImageData:
 
 
 def _order(group: Group) -> tuple[float, ...]:
-    return list(PAPER).index(group.config.model), group.config.width or 0, group.pictures
+    return list(PAPER).index(group.config.model), group.config.width or 0, group.train_images

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ArgumentError, DataError
-from ..training import Result, RunConfig
-from ..training._folder import CONFIG, RESULT, read_config, read_result
+from ..training import CONFIG, RESULT, Result, RunConfig, read_config, read_result
 
 _log = logging.getLogger(__name__)
 

@@ -24,8 +24,7 @@ from .._files import load_tensors
 from ..data import ImageData
 from ..errors import ArgumentError, DataError
 from ..fusion import fuse
-from ..models import build_model
-from ..models._checkpoint import find_state, misfit
+from ..models import build_model, find_state, misfit
 from . import _folder
 from ._config import RunConfig
 from ._data import load_data

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from ..analysis import PAPER
 from ..errors import ArgumentError
-from ..training import load_model
-from ..training._folder import read_config
-from ._save import FORMATS, save
+from ..exporting import FORMATS, save
+from ._engine import load_model
+from ._folder import read_config
 
 
 def export_run(folder: Path, file_format: str, path: Path | None = None) -> Path:

@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 from .._files import atomic
+from ..compression import CompressedLayer, compress
 from ..errors import ArgumentError
 from ..models import published_model_names
-from ..training import RunConfig, Score, evaluate, load_model, score
-from ..training._data import load_data
-from ..training._engine import _build
-from ..training._folder import read_config
-from ._compress import CompressedLayer, compress
+from ._config import RunConfig
+from ._data import load_data
+from ._engine import _build, evaluate, load_model
+from ._folder import read_config
+from ._score import Score, score
 
 
 @dataclass(frozen=True)
