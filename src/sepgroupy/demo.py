@@ -32,9 +32,9 @@ class DemoRow:
     Args:
         model: its name in the paper.
         parameters: the number of free parameters.
-        test_error: on turned test digits, percent.
-        change: largest change of a class probability when a turned test digit is turned by another 90°.
-        errors: for upright test digits, turned by each of ``ANGLES`` degrees, percent.
+        test_error: on rotated test digits, percent.
+        change: largest change of a class probability when a rotated test digit is rotated by another 90°.
+        errors: for upright test digits, rotated by each of ``ANGLES`` degrees, percent.
     """
 
     model: str
@@ -47,7 +47,7 @@ class DemoRow:
 def demo(
     folder: str | PathLike[str] = "runs/demo", figure: str | PathLike[str] | None = None, progress: bool = False
 ) -> tuple[list[DemoRow], Path]:
-    """Train Z2CNN and gc-P4CNN on the bundled digits and compare what they make of turned ones.
+    """Train Z2CNN and gc-P4CNN on the bundled digits and compare what they make of rotated ones.
 
     Args:
         folder: for the two runs, the errors as ``error-against-angle.csv`` and the picture.

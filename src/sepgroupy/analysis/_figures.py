@@ -20,7 +20,7 @@ _MARKERS = ("o", "s", "^", "D")
 def plot_error_against_angle(
     path: str | PathLike[str], angles: Sequence[float], errors: Mapping[str, Sequence[float]]
 ) -> None:
-    """Draw how the test error depends on the angle by which the test pictures are turned.
+    """Draw how the test error depends on the angle by which the test images are rotated.
 
     Args:
         path: the picture; its suffix says the format, e.g. ``.png`` or ``.svg``.
@@ -34,7 +34,7 @@ def plot_error_against_angle(
     for (name, values), colour, marker in zip(errors.items(), _COLOURS, _MARKERS, strict=False):
         axes.plot(angles, values, color=colour, marker=marker, markersize=4.5, linewidth=1.6)
         axes.annotate(name, (angles[-1], values[-1]), (8, 0), textcoords="offset points", color=colour, va="center")
-    axes.set_xlabel("angle by which the test digits are turned")
+    axes.set_xlabel("angle by which the test digits are rotated")
     axes.set_ylabel("test error")
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}°"))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g} %"))

@@ -30,7 +30,8 @@ class FusionReport:
     left: dict[str, str]
 
     def __str__(self) -> str:
-        lines = [f"{len(self.fused)} fused kernels", *("  " + " + ".join(names) for names in self.fused)]
+        title = f"{len(self.fused)} fused kernel{'s' if len(self.fused) != 1 else ''}"
+        lines = [title, *("  " + " + ".join(names) for names in self.fused)]
         if self.left:
             lines += ["called as they are", *(f"  {name}: {reason}" for name, reason in self.left.items())]
         return "\n".join(lines)
