@@ -182,3 +182,17 @@ def use(layer: Any, x: Any, how: str) -> None:
     elif how == "inference_mode":
         with torch.inference_mode():
             layer(x)
+
+
+@pytest.fixture(scope="session")
+def _lazy_backend() -> None:
+    from torch._lazy import ts_backend
+
+    ts_backend.init()  # a second time in one process is an error
+
+
+@pytest.fixture
+def lazy_device(_lazy_backend: None, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return a second device that needs no hardware."""
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device=None: False)  # which does not know it
+    return "lazy"

@@ -63,20 +63,6 @@ def group_maps(layer: Any, *size: int, batch: int = 2, dtype: torch.dtype | None
     return torch.randn(batch, layer.in_channels, *elements, *size, dtype=dtype)
 
 
-@pytest.fixture(scope="session")
-def _lazy_backend() -> None:
-    from torch._lazy import ts_backend
-
-    ts_backend.init()
-
-
-@pytest.fixture
-def lazy_device(_lazy_backend: None, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Return a second device that needs no hardware."""
-    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device=None: False)  # which does not know it
-    return "lazy"
-
-
 # ---- derivatives ---------------------------------------------------------------------------------
 
 
