@@ -40,9 +40,9 @@ from sepgroupy.backends.native.launch import ConvInputs, NativeConv, native_conv
 from sepgroupy.errors import ArgumentError
 from sepgroupy.groups import C1, C2, C4, D1, D2, D4, PointGroup
 
-SOURCE = Path(library.__file__).with_name("kernels.c")
+SOURCE = Path(__file__).parents[2] / "csrc" / "kernels.cpp"
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover"]
-COMPILE = ["gcc", "-std=gnu11", "-O1", "-g", "-fPIC", "-shared", "-Wno-psabi", "-fno-math-errno", *SANITIZERS]
+COMPILE = ["gcc", "-std=gnu++17", "-fno-exceptions", "-fno-rtti", "-ffp-contract=fast", "-O1", "-g", "-fPIC", "-shared", "-Wno-psabi", "-fno-math-errno", *SANITIZERS]
 BUILDS = {
     "baseline": ["-fopenmp"],
     "avx2": ["-fopenmp", "-march=x86-64-v3"],

@@ -19,9 +19,9 @@ from . import library
 from .library import SUFFIXES, Problem, check_readable, launch, suffix_for
 from .memory import empty, workspace
 
-DENSE, SEPARABLE, FACTORED = 0, 1, 2  # kinds of filters, as kernels.c has them
+DENSE, SEPARABLE, FACTORED = 0, 1, 2  # kinds of filters, as csrc/kernels.cpp has them
 GENERAL, CYCLIC4, DIHEDRAL4 = 0, 4, 8  # transforms
-MAX_KERNEL_ELEMENTS, MAX_STRIDE, MAX_ORDER = 49, 3, 8  # TAPS, PHASES and ORDER of kernels.c
+MAX_KERNEL_ELEMENTS, MAX_STRIDE, MAX_ORDER = 49, 3, 8  # TAPS, PHASES and ORDER of csrc/kernels.cpp
 MAX_EXTENT = 64  # pixels between the first and the last kernel element: the workspace grows with it
 
 Tensors = dict[str, "Tensor | None"]
@@ -47,7 +47,7 @@ class ConvInputs(NamedTuple):
         return BatchNormReLU(self.mean, self.var, self.gamma, self.beta, eps, batch_stats)
 
 
-# The fast transforms of kernels.c, row by row.
+# The fast transforms of csrc/kernels.cpp, row by row.
 _FAST = {
     CYCLIC4: [[1, 1, 1, 1], [1, -1, 1, -1], [1, 0, -1, 0], [0, 1, 0, -1]],
     DIHEDRAL4: [

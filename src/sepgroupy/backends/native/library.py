@@ -20,7 +20,7 @@ from torch import Tensor
 from ...errors import ArgumentError
 
 FOLDER = Path(__file__).parent  # of the libraries
-VERSION = 6  # of the interface, as kernels.c has it
+VERSION = 6  # of the interface, as csrc/kernels.cpp has it
 VARIANTS = ("avx512", "avx2", "baseline")  # the widest vectors first
 SUFFIXES = {torch.float32: "_f32", torch.float64: "_f64"}  # of functions' names
 WIDE = "_f32_wide"  # of those for long rows
@@ -39,7 +39,7 @@ _SIGNATURES = {
 
 
 class Problem(ctypes.Structure):
-    """One convolution, as kernels.c declares it."""
+    """One convolution, as csrc/kernels.cpp declares it."""
 
     _fields_ = [
         (name, ctypes.c_int64)

@@ -21,9 +21,9 @@ INLINE void NAME(put)(REAL *to, vector v, index_t count)
 }
 
 /* C (R rows × V wide vectors) = or += Σ A B over the parts, each depth long, those of B contiguous. */
-INLINE void NAME(block_product)(int add, int R, int V, index_t parts, index_t depth, const REAL *restrict a,
-                                index_t a_row, index_t a_depth, index_t a_part, const REAL *restrict b,
-                                index_t b_step, REAL *restrict c, index_t c_step)
+INLINE void NAME(block_product)(int add, int R, int V, index_t parts, index_t depth, const REAL *__restrict a,
+                                index_t a_row, index_t a_depth, index_t a_part, const REAL *__restrict b,
+                                index_t b_step, REAL *__restrict c, index_t c_step)
 {
     const REAL *row[ROWS];
     wide sum[ROWS][COLUMNS];
@@ -172,8 +172,8 @@ static void NAME(inner_products)(index_t rows, index_t columns, index_t count, c
 
 /* strip[a][t] = Σ_i depth[i,t] Σ_c point[a,c,i] hat[c,i] of one output and a wide vector of columns; the sides a = 0 and 1
  * of point and of strip are so far apart. */
-static void NAME(through)(index_t I, const REAL *restrict point, index_t point_side, const REAL *restrict depth,
-                          const REAL *restrict hat, index_t hat_step, REAL *restrict strip, index_t step, index_t side)
+static void NAME(through)(index_t I, const REAL *__restrict point, index_t point_side, const REAL *__restrict depth,
+                          const REAL *__restrict hat, index_t hat_step, REAL *__restrict strip, index_t step, index_t side)
 {
     wide sum[2][FACTORED_TAPS];
 #pragma GCC unroll 9
@@ -196,9 +196,9 @@ static void NAME(through)(index_t I, const REAL *restrict point, index_t point_s
 
 /* The way back for one output and input: hat_grad[c] = or += Σ_a point[a,c] w[a] with w[a] = Σ_t depth[t] strip[a][t], and
  * total gets Σ_a strip[a][t]·(Σ_c point[a,c] hat[c]) for each tap, then w[a]·hat[c]; its last three have no meaning. */
-static void NAME(through_back)(int add, index_t count, const REAL *point, const REAL *depth, const REAL *restrict hat,
-                               REAL *restrict hat_grad, index_t c_step, const REAL *restrict strip, index_t step,
-                               index_t side, REAL *restrict total)
+static void NAME(through_back)(int add, index_t count, const REAL *point, const REAL *depth, const REAL *__restrict hat,
+                               REAL *__restrict hat_grad, index_t c_step, const REAL *__restrict strip, index_t step,
+                               index_t side, REAL *__restrict total)
 {
     wide sum[FACTORED_TAPS + 7];
 #pragma GCC unroll 16

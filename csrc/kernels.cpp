@@ -36,6 +36,8 @@
 #else
 #define VECTOR_BYTES 16
 #endif
+#pragma GCC visibility push(default)
+extern "C" {
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
 #define WIDE_BYTES 64 /* in matrix products; elsewhere rows of eight pixels are to fill a vector */
 #define SUM_ROWS 6
@@ -337,3 +339,5 @@ int threaded(void)
 /* For who loads the library: the same number and size stand in library.py, and change with what is told here. */
 index_t version(void) { return 6; }
 index_t problem_size(void) { return sizeof(Problem); }
+}
+#pragma GCC visibility pop

@@ -19,8 +19,8 @@ static void NAME(interleave)(index_t I, index_t O, index_t o, const REAL *blocks
 }
 
 /* planes (R, order, size) ← Hᵀ W hat of R outputs on one vector of columns; hat is (I, order, LANES). */
-INLINE void NAME(fused_block)(int R, index_t I, const REAL *restrict filter, const REAL *restrict hat,
-                              REAL *restrict planes, index_t size)
+INLINE void NAME(fused_block)(int R, index_t I, const REAL *__restrict filter, const REAL *__restrict hat,
+                              REAL *__restrict planes, index_t size)
 {
     vector sum[3][8];
 #pragma GCC unroll 3
