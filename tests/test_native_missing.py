@@ -61,7 +61,7 @@ def assert_works_without(reason: str) -> None:
 
 
 def test_without_a_library(folder: Path) -> None:
-    assert_works_without("not compiled: pip install sepgroupy where there is a C compiler")
+    assert_works_without("not compiled: pip install sepgroupy where there is a C++ compiler")
 
 
 def test_garbage_in_place_of_a_library(folder: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_library_of_narrower_vectors_serves_where_the_wider_is_broken(folder: 
     for wider in library.VARIANTS[:-1]:
         (folder / f"_{wider}.so").write_bytes(b"")
     shutil.copy(baseline, folder)
-    assert kernels().summary == "C kernels, baseline"
+    assert kernels().summary == "C++ kernels, baseline"
 
 
 def test_kernels_of_one_thread_leave_more_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +121,7 @@ def test_compiled_without_threads(folder: Path) -> None:
     source, path = ROOT / "csrc" / "kernels.cpp", folder / "_baseline.so"
     command = [compiler, "-std=gnu++17", "-fno-exceptions", "-fno-rtti", "-O0", "-w", "-shared", "-fPIC"]
     subprocess.run([*command, str(source), "-o", str(path)], check=True)
-    assert kernels().summary == "C kernels, baseline, one thread: compiled without OpenMP"
+    assert kernels().summary == "C++ kernels, baseline, one thread: compiled without OpenMP"
     assert not kernels().threaded
 
 

@@ -42,7 +42,10 @@ from sepgroupy.groups import C1, C2, C4, D1, D2, D4, PointGroup
 
 SOURCE = Path(__file__).parents[2] / "csrc" / "kernels.cpp"
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover"]
-COMPILE = ["gcc", "-std=gnu++17", "-fno-exceptions", "-fno-rtti", "-ffp-contract=fast", "-O1", "-g", "-fPIC", "-shared", "-Wno-psabi", "-fno-math-errno", *SANITIZERS]
+COMPILE = [
+    *("gcc", "-std=gnu++17", "-O1", "-g", "-fPIC", "-shared", "-Wno-psabi", "-fno-exceptions", "-fno-rtti"),
+    *("-ffp-contract=fast", "-fno-math-errno", *SANITIZERS),
+]
 BUILDS = {
     "baseline": ["-fopenmp"],
     "avx2": ["-fopenmp", "-march=x86-64-v3"],
