@@ -18,7 +18,7 @@ using index_t = int64_t;
 INLINE constexpr index_t smaller(index_t a, index_t b) { return a < b ? a : b; }
 INLINE constexpr index_t larger(index_t a, index_t b) { return a > b ? a : b; }
 INLINE constexpr index_t ceil_div(index_t a, index_t b) { return (a + b - 1) / b; } /* of a ≥ 0 */
-INLINE constexpr index_t floor_div(index_t a, index_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
+INLINE constexpr index_t floor_div(index_t a, index_t b) { return b == 1 ? a : a >= 0 ? a / b : -((-a + b - 1) / b); }
 INLINE constexpr index_t round_up(index_t a, index_t step) { return ceil_div(a, step) * step; }
 
 /* Return the size of the fewest parts of at most `most` that cover `all`, equal but for rounding up to `step`. */

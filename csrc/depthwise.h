@@ -223,15 +223,14 @@ INLINE void depthwise_backward(const PhaseElements &phases, const Thread<S> &w, 
                                const T *depthwise, Transform transform, Count elements)
 {
     using Vector = typename S::Vector;
-    const Layout &l = w.layout;
     const int32_t *plane_offset = w.plane_offset + range.column / S::lanes;
-    const index_t group_step = range.outputs * step;
+    const index_t group_step = range.outputs * step, count = range.count, size = w.layout.size;
     for (index_t o = 0; o < range.outputs; o++) {
         T *rows = w.gemm_out + o * step;
         const T *weight = depthwise + (range.first + o) * elements;
         Vector total[Count::capacity], v[Transform::capacity];
         for (int k = 0; k < elements; k++) total[k] = Vector{};
-        for (index_t c = 0; c < range.count; c += S::lanes) {
+        for (index_t c = 0; c < count; c += S::lanes) {
 #pragma GCC unroll 8
             for (int g = 0; g < transform.order; g++) v[g] = S::load(rows + g * group_step + c);
             transform.inverse(v);
@@ -243,14 +242,14 @@ INLINE void depthwise_backward(const PhaseElements &phases, const Thread<S> &w, 
             for (int k = 0; k < elements; k++) {
                 const index_t i = k * transform.order + g;
                 const bool same = phases.phase[i] == range.phase;
-                from[k] = same ? w.padded_out + (o * transform.order + g) * l.size - w.shift[i] : w.other_phase.data;
+                from[k] = same ? w.padded_out + (o * transform.order + g) * size - w.shift[i] : w.other_phase.data;
             }
             if constexpr (Count::capacity == 9)
-                depthwise_backward_nine<S>(weight, from, plane_offset, rows + g * group_step, range.count, total);
+                depthwise_backward_nine<S>(weight, from, plane_offset, rows + g * group_step, count, total);
             else
-                depthwise_backward_row<S>(weight, from, plane_offset, rows + g * group_step, range.count, total, elements);
+                depthwise_backward_row<S>(weight, from, plane_offset, rows + g * group_step, count, total, elements);
         }
-        for (index_t c = 0; c < range.count; c += S::lanes) {
+        for (index_t c = 0; c < count; c += S::lanes) {
 #pragma GCC unroll 8
             for (int g = 0; g < transform.order; g++) v[g] = S::load(rows + g * group_step + c);
             transform.forward(v);

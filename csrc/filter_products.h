@@ -111,12 +111,14 @@ INLINE void accumulate_elements(const PhaseElements &elements, const Thread<S> &
 {
     using T = typename S::Scalar;
     const int32_t *plane_offset = w.plane_offset + range.column / S::lanes;
+    const index_t count = range.count, group_step = range.rows() * step;
     for_product_rows(elements, w, range, transform, [&](index_t m, T *const *to) INLINE_LAMBDA {
-        for (index_t c = 0; c < range.count; c += S::lanes) {
+        const T *from = w.gemm_out + m * step;
+        for (index_t c = 0; c < count; c += S::lanes) {
             typename S::Vector v[Transform::capacity];
             const index_t at = plane_offset[c / S::lanes];
 #pragma GCC unroll 8
-            for (int g = 0; g < transform.order; g++) v[g] = S::load(w.gemm_out + (g * range.rows() + m) * step + c);
+            for (int g = 0; g < transform.order; g++) v[g] = S::load(from + g * group_step + c);
             transform.inverse(v);
 #pragma GCC unroll 8
             for (int g = 0; g < transform.order; g++) S::store(to[g] + at, S::load(to[g] + at) + v[g]);
@@ -131,15 +133,17 @@ INLINE void gather_elements(const PhaseElements &elements, const Thread<S> &w, c
 {
     using T = typename S::Scalar;
     const int32_t *plane_offset = w.plane_offset + range.column / S::lanes;
+    const index_t count = range.count, group_step = range.rows() * step;
     for_product_rows(elements, w, range, transform, [&](index_t m, T *const *from) INLINE_LAMBDA {
-        for (index_t c = 0; c < range.count; c += S::lanes) {
+        T *to = w.gemm_out + m * step;
+        for (index_t c = 0; c < count; c += S::lanes) {
             typename S::Vector v[Transform::capacity];
             const index_t at = plane_offset[c / S::lanes];
 #pragma GCC unroll 8
             for (int g = 0; g < transform.order; g++) v[g] = S::load(from[g] + at);
             transform.forward(v);
 #pragma GCC unroll 8
-            for (int g = 0; g < transform.order; g++) S::store(w.gemm_out + (g * range.rows() + m) * step + c, v[g]);
+            for (int g = 0; g < transform.order; g++) S::store(to + g * group_step + c, v[g]);
         }
     });
 }
@@ -148,19 +152,20 @@ INLINE void gather_elements(const PhaseElements &elements, const Thread<S> &w, c
 template <class S, class Transform>
 INLINE void store_mid(const Thread<S> &w, const ProductRange &range, Blocking blocking, Transform transform)
 {
-    const Layout &l = w.layout;
+    using T = typename S::Scalar;
     const int32_t *plane_offset = w.plane_offset + range.column / S::lanes;
+    const index_t count = range.count, group_step = range.outputs * blocking.step, size = w.layout.size;
     for (index_t o = 0; o < range.outputs; o++) {
-        auto *to = w.padded_mid + (range.phase * blocking.outputs + o) * transform.order * l.size;
-        for (index_t c = 0; c < range.count; c += S::lanes) {
+        const T *from = w.gemm_out + o * blocking.step;
+        T *to = w.padded_mid + (range.phase * blocking.outputs + o) * transform.order * size;
+        for (index_t c = 0; c < count; c += S::lanes) {
             typename S::Vector v[Transform::capacity];
             const index_t at = plane_offset[c / S::lanes];
 #pragma GCC unroll 8
-            for (int g = 0; g < transform.order; g++)
-                v[g] = S::load(w.gemm_out + (g * range.outputs + o) * blocking.step + c);
+            for (int g = 0; g < transform.order; g++) v[g] = S::load(from + g * group_step + c);
             transform.inverse(v);
 #pragma GCC unroll 8
-            for (int g = 0; g < transform.order; g++) S::store(to + g * l.size + at, v[g]);
+            for (int g = 0; g < transform.order; g++) S::store(to + g * size + at, v[g]);
         }
     }
 }

@@ -103,13 +103,6 @@ template <class S> struct FilterChannels {
                 all_ddepthwise[channel * p.elements + k] += ddepthwise[k * S::lanes + lane];
         }
     }
-
-    INLINE typename S::Vector weight_at(index_t n) const { return S::load(weight + n * S::lanes); }
-    INLINE typename S::Vector depthwise_at(index_t k) const { return S::load(depthwise + k * S::lanes); }
-    INLINE void add(const Array<T> &to, index_t n, typename S::Vector v) const
-    {
-        S::store(to + n * S::lanes, S::load(to + n * S::lanes) + v);
-    }
 };
 
 /* One entry (a, c) of one block of a phase. */
@@ -125,6 +118,7 @@ struct FilterEntry {
     {
         return start + (((a * p.out_channels + o) * rows + n) * size + c) * p.in_channels;
     }
+    INLINE index_t step(const Problem &p) const { return size * p.in_channels; } /* from row to row */
 };
 
 template <class Function>
@@ -152,20 +146,24 @@ NOINLINE void expand_output(const Problem &p, const PhaseElements &elements, ind
                             const T *depthwise, const FilterChannels<S> &channels, T *blocks)
 {
     using Vector = typename S::Vector;
+    const index_t order = p.order, kernel = p.elements; /* locals: vectors are written to memory that could be anything */
+    const bool dense = p.kind == DENSE;
+    const T *w = channels.weight, *factor = channels.depthwise;
     for (index_t first = 0; first < p.in_channels; first += S::lanes) {
         const index_t lanes = smaller(S::lanes, p.in_channels - first);
         channels.load(p, o, first, weight, depthwise);
         for_entries(p, elements, [&](const FilterEntry &entry) INLINE_LAMBDA {
+            const double *irrep = entry.irrep;
             Vector pointwise = {};
-            for (index_t h = 0; h < p.order && p.kind != DENSE; h++)
-                pointwise += (T)entry.irrep[h] * channels.weight_at(h);
-            for (index_t n = 0; n < entry.rows; n++) {
+            for (index_t h = 0; h < order && !dense; h++) pointwise += (T)irrep[h] * S::load(w + h * S::lanes);
+            T *to = blocks + entry.at(p, o, 0) + first;
+            for (index_t n = 0; n < entry.rows; n++, to += entry.step(p)) {
                 const index_t k = entry.element[n];
                 Vector total = pointwise;
-                if (entry.multiplies) total = pointwise * channels.depthwise_at(k);
-                for (index_t h = 0; h < p.order && p.kind == DENSE; h++)
-                    total += (T)entry.irrep[h] * channels.weight_at(h * p.elements + k);
-                S::store(blocks + entry.at(p, o, n) + first, total, lanes);
+                if (entry.multiplies) total = pointwise * S::load(factor + k * S::lanes);
+                for (index_t h = 0; h < order && dense; h++)
+                    total += (T)irrep[h] * S::load(w + (h * kernel + k) * S::lanes);
+                S::store(to, total, lanes);
             }
         });
     }
@@ -184,31 +182,33 @@ NOINLINE void filter_gradients(const Problem &p, const PhaseElements &elements, 
                                T *dweight, T *ddepthwise)
 {
     using Vector = typename S::Vector;
+    const index_t order = p.order, kernel = p.elements, parts = gradients.parts; /* locals, see expand_output */
+    const bool dense = p.kind == DENSE;
+    const T *w = channels.weight, *factors = channels.depthwise;
+    T *dw = channels.dweight, *dfactors = channels.ddepthwise;
+    auto add = [](T *to, Vector v) INLINE_LAMBDA { S::store(to, S::load(to) + v); };
     for (index_t first = 0; first < p.in_channels; first += S::lanes) {
         const index_t lanes = smaller(S::lanes, p.in_channels - first);
         channels.load(p, o, first, weight, depthwise);
         channels.dweight.clear();
         channels.ddepthwise.clear();
         for_entries(p, elements, [&](const FilterEntry &entry) INLINE_LAMBDA {
+            const double *irrep = entry.irrep;
             Vector pointwise = {}, dpointwise = {};
-            for (index_t h = 0; h < p.order && p.kind != DENSE; h++)
-                pointwise += (T)entry.irrep[h] * channels.weight_at(h);
-            for (index_t n = 0; n < entry.rows; n++) {
+            for (index_t h = 0; h < order && !dense; h++) pointwise += (T)irrep[h] * S::load(w + h * S::lanes);
+            const T *from = gradients.values + entry.at(p, o, 0) + first;
+            for (index_t n = 0; n < entry.rows; n++, from += entry.step(p)) {
                 const index_t k = entry.element[n];
-                const T *values = gradients.values + entry.at(p, o, n) + first;
                 Vector sum = {}, factor = Vector{} + 1;
-                for (index_t part = 0; part < gradients.parts; part++)
-                    sum += S::load(values + part * gradients.step, lanes);
-                for (index_t h = 0; h < p.order && p.kind == DENSE; h++)
-                    channels.add(channels.dweight, h * p.elements + k, (T)entry.irrep[h] * sum);
+                for (index_t part = 0; part < parts; part++) sum += S::load(from + part * gradients.step, lanes);
+                for (index_t h = 0; h < order && dense; h++) add(dw + (h * kernel + k) * S::lanes, (T)irrep[h] * sum);
                 if (entry.multiplies) {
-                    factor = channels.depthwise_at(k);
-                    channels.add(channels.ddepthwise, k, pointwise * sum);
+                    factor = S::load(factors + k * S::lanes);
+                    add(dfactors + k * S::lanes, pointwise * sum);
                 }
                 dpointwise += factor * sum;
             }
-            for (index_t h = 0; h < p.order && p.kind != DENSE; h++)
-                channels.add(channels.dweight, h, (T)entry.irrep[h] * dpointwise);
+            for (index_t h = 0; h < order && !dense; h++) add(dw + h * S::lanes, (T)irrep[h] * dpointwise);
         });
         channels.store_gradients(p, o, first, dweight, ddepthwise);
     }

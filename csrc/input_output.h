@@ -111,6 +111,7 @@ INLINE void input_grad_from_row(const T *from, index_t from_step, const T *x, co
 {
     using Vector = typename S::Vector;
     const Vector none = {};
+    Vector dscale = sums.scale, dshift = sums.shift;
     index_t c = 0;
     if (stride == 1)
         for (; c + S::lanes <= pixels; c += S::lanes) {
@@ -124,14 +125,15 @@ INLINE void input_grad_from_row(const T *from, index_t from_step, const T *x, co
                 if (normalizes) {
                     Vector value = S::load(x + at);
                     v[g] = S::where(~(value * scale + shift <= none), v[g]);
-                    sums.shift += v[g];
-                    sums.scale += v[g] * value;
+                    dshift += v[g];
+                    dscale += v[g] * value;
                     v[g] *= scale;
                 }
                 if (other) v[g] += S::load(other + at);
                 S::store(dx + at, v[g]);
             }
         }
+    sums.scale = dscale, sums.shift = dshift;
     for (; c < pixels; c++) {
         T v[Transform::capacity];
 #pragma GCC unroll 8

@@ -117,10 +117,13 @@ struct PhaseElements {
     PhaseElements(Arena &arena, const Problem &p)
         : phases(phase_count(p)), phase(arena.take<int8_t>(p.elements * p.order))
     {
-        for (index_t k = 0; k < p.elements; k++) {
-            uint32_t reached = phases_of(p, k);
-            for (index_t f = 0; f < phases; f++) count[f] += reached >> f & 1;
-        }
+        if (phases == 1)
+            count[0] = p.elements;
+        else
+            for (index_t k = 0; k < p.elements; k++) {
+                uint32_t reached = phases_of(p, k);
+                for (index_t f = 0; f < phases; f++) count[f] += reached >> f & 1;
+            }
         index_t total = 0;
         for (index_t f = 0; f < phases; f++) total += count[f];
         Array<int32_t> lists = arena.take<int32_t>(total);
@@ -135,16 +138,17 @@ struct PhaseElements {
     }
 
 private:
-    static index_t phase_of(const Problem &p, index_t i)
+    index_t phase_of(const Problem &p, index_t i) const
     {
         index_t f = 0;
+        if (phases == 1) return 0;
         for (int axis = 0; axis < AXES; axis++) {
             index_t place = p.offset[AXES * i + axis] - p.padding[axis], stride = p.stride[axis];
             f = f * stride + place - stride * floor_div(place, stride);
         }
         return f;
     }
-    static uint32_t phases_of(const Problem &p, index_t k)
+    uint32_t phases_of(const Problem &p, index_t k) const
     {
         uint32_t reached = 0;
         for (index_t g = 0; g < p.order; g++) reached |= (uint32_t)1 << phase_of(p, k * p.order + g);
@@ -237,8 +241,10 @@ private:
         index_t reach[AXES], extent[AXES];
         for (int axis = 0; axis < AXES; axis++) {
             index_t low = 0, high = 0;
-            for (index_t i = 0; i < p.elements * p.order; i++)
-                low = smaller(low, step(p, i, axis)), high = larger(high, step(p, i, axis));
+            for (index_t i = 0; i < p.elements * p.order; i++) {
+                const index_t pixels = step(p, i, axis);
+                low = smaller(low, pixels), high = larger(high, pixels);
+            }
             reach[axis] = larger(high, -low);
             extent[axis] = larger(out_size[axis] + high, phase[0].size[axis] - low);
         }
