@@ -1,6 +1,6 @@
-"""Which default suits the layers: the published initialization, the variance-preserving one, or one between?
+"""Study which initialization is the best default of the layers: published, variance-preserving, or one between.
 
-python -m studies.initialization            # train what is missing, write results/initialization/runs.csv, print a table
+python -m studies.initialization            # train what is missing, write results/initialization/runs.csv, print
 python -m studies.initialization --deep     # the counter-example: a deep stack without batch norm
 
 Scale ``t`` draws every factor from ±b with ``b = published^(1-t) · variance^t``, and biases from ±(1-t) · published:
