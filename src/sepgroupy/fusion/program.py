@@ -19,7 +19,11 @@ from torch.fx.node import map_arg
 
 from ..backends import (
     BatchNormReLU,
+    Window,
     can_bypass_dispatcher,
+    has_windows,
+    max_pool,
+    max_pool_window,
     merge_group,
     native_for,
     select_backend,
@@ -153,19 +157,28 @@ class FusedConv:
 
 @dataclass(frozen=True)
 class FusedPool:
-    """``max_pool(relu(norm(x)))`` of 2×2 pixels by one kernel."""
+    """``max_pool(relu(norm(x)))``, where norm and ReLU may be missing.
+
+    One kernel computes all of it for 2×2 pixels after a norm. Else pooling comes before the ReLU, which has less to do
+    then, by :func:`sepgroupy.backends.max_pool`.
+    """
 
     node: Node
     x: Node
-    norm: nn.BatchNorm2d
+    norm: nn.BatchNorm2d | None
+    relu: bool
     pool: nn.Module
+    window: Window
     names: tuple[str, ...]
 
     def __call__(self, values: Values) -> None:
         """Compute the node."""
         x, norm = values.of[self.x], self.norm
-        if not (native_for(x) and _has_kernel(norm, x) and min(x.shape[-2:]) > 1):
-            values.of[self.node] = F.relu(self.pool(norm(x)))  # in this order on a quarter of the pixels
+        if norm is None or not (native_for(x) and _has_kernel(norm, x) and min(x.shape[-2:]) > 1):
+            y = x if norm is None else norm(x)
+            by_slices = can_bypass_dispatcher(y) and y.is_cpu and has_windows(y, self.window)
+            y = max_pool(y, *self.window) if by_slices else self.pool(y)
+            values.of[self.node] = F.relu(y) if self.relu else y
             return
         affine = batch_norm_parameters(norm, x, values.stats.get(self.x))
         if x.ndim == 4:
@@ -247,9 +260,8 @@ class Program:
 
     def _with_sharing(self, steps: list[Step]) -> list[Step]:
         """Mark the fused steps whose input later steps read too, and those whose output a fused norm reads."""
-        normed = {
-            step.x for step in steps if isinstance(step, FusedPool) or (isinstance(step, FusedConv) and step.before)
-        }
+        pools = {step.x for step in steps if isinstance(step, FusedPool) and step.norm}
+        normed = pools | {step.x for step in steps if isinstance(step, FusedConv) and step.before}
         later: set[Node] = set()
         marked: list[Step] = []
         for step in reversed(steps):
@@ -310,21 +322,25 @@ class Program:
         return conv, x.args[0], [conv_node, node, x], True
 
     def _fused_pool(self, node: Node) -> tuple[FusedPool, set[Node]] | None:
-        if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
+        x = _only_argument(node)
+        if node.op != "call_module" or x is None:
             return None
         pool = self._modules[str(node.target)]
         inner = pool.module if type(pool) is PerElement and pool not in self._called else pool
-        if not _is_max_pool(inner) or pool in self._called or inner in self._called:
+        window = max_pool_window(inner)
+        if window is None or not is_bypassable(inner) or pool in self._called or inner in self._called:
             return None
-        found = self._norm_before_relu(node.args[0])
-        if found is None:
+        names: tuple[str, ...] = (str(node.target), *(() if inner is pool else (f"{node.target}.module",)))
+        nodes, norm, relu = {node}, None, False
+        if _is_of_2x2(inner) and (found := self._norm_before_relu(x)) is not None:
+            norm, x, nodes, earlier = found
+            relu, nodes, names = True, {node, *nodes}, (*earlier, *names)
+        elif (before := self._before_relu(x)) is not None:
+            relu, nodes, names = True, {node, x}, (*((str(x.target),) if x.op == "call_module" else ()), *names)
+            x = before
+        if self._is_written_among(nodes):
             return None
-        norm, x, nodes, names = found
-        if self._is_written_among({node, *nodes}):
-            return None
-        name = str(node.target)
-        inside = () if inner is pool else (f"{name}.module",)
-        return FusedPool(node, x, norm, pool, (*names, name, *inside)), nodes
+        return FusedPool(node, x, norm, relu, pool, window, names), nodes
 
     def _is_written_among(self, nodes: set[Node]) -> bool:
         """Whether a tensor may be written in place after the first of the nodes and before the last one.
@@ -349,18 +365,21 @@ class Program:
 
     def _norm_before_relu(self, node: Any) -> tuple[nn.BatchNorm2d, Node, set[Node], tuple[str, ...]] | None:
         """Return the batch norm of relu(norm(x)), x, the two nodes and the names of their modules."""
+        norm_node = self._before_relu(node)
+        norm, x = self._module(norm_node, nn.BatchNorm2d), _only_argument(norm_node)
+        if norm_node is None or norm is None or x is None:
+            return None
+        names = (str(norm_node.target), *((str(node.target),) if node.op == "call_module" else ()))
+        return norm, x, {node, norm_node}, names
+
+    def _before_relu(self, node: Any) -> Node | None:
+        """Return what a ReLU reads, if nothing else reads it or the ReLU."""
         if not _is_read_once(node):
             return None
         is_module = self._module(node, nn.ReLU) is not None
         is_function = node.op == "call_function" and node.target in (F.relu, torch.relu) and not node.kwargs
-        if not (is_module or is_function) or len(node.args) != 1 or not _is_read_once(node.args[0]):
-            return None
-        norm_node = node.args[0]
-        norm = self._module(norm_node, nn.BatchNorm2d)
-        if norm is None or len(norm_node.args) != 1 or not isinstance(norm_node.args[0], Node):
-            return None
-        names = (str(norm_node.target), *((str(node.target),) if is_module else ()))
-        return norm, norm_node.args[0], {node, norm_node}, names
+        x = _only_argument(node)
+        return x if (is_module or is_function) and _is_read_once(x) else None
 
 
 def _summands(node: Node) -> list[tuple[Node, Node]]:
@@ -386,14 +405,10 @@ def _is_read_once(node: Any) -> TypeGuard[Node]:
     return isinstance(node, Node) and len(node.users) == 1
 
 
-def _is_max_pool(module: nn.Module) -> bool:
-    """Whether it takes the maximum of each 2×2 pixels."""
-    if not (isinstance(module, nn.MaxPool2d) and is_bypassable(module)):
-        return False
-    settings = (module.kernel_size, module.stride, module.padding, module.dilation)
-    wanted = ((2, (2, 2)), (2, (2, 2)), (0, (0, 0)), (1, (1, 1)))
-    same = all(value in known for value, known in zip(settings, wanted, strict=True))
-    return same and not module.ceil_mode and not module.return_indices
+def _is_of_2x2(pool: nn.Module) -> bool:
+    """Whether it pools blocks of 2×2 pixels."""
+    settings = (pool.kernel_size, pool.stride, pool.padding)
+    return all(value in (n, (n, n)) for value, n in zip(settings, (2, 2, 0), strict=True))
 
 
 def _has_kernel(norm: nn.BatchNorm2d, x: Tensor) -> bool:
