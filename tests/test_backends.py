@@ -345,9 +345,10 @@ LEVELS = (
     ("nn",),
     ("models", "gconv", "_plain_weights"),
     ("fusion", "testing", "analysis", "auditing", "conversion", "compression", "exporting"),
-    ("data", "training"),
-    ("sweep", "report", "demo"),
-    ("cli", "cli_experiments", "cli_options"),
+    ("data",),
+    ("training",),
+    ("paper",),
+    ("cli",),
     ("__main__",),
     ("__init__",),
 )
