@@ -1,4 +1,4 @@
-"""Data sets, read into memory as :class:`ImageData`."""
+"""Data sets: research data in memory as :class:`ImageData`, anyone's images streamed as :class:`ImageSplits`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from ._augment import RandomCropFlip as RandomCropFlip
 from ._cifar import load_cifar10 as load_cifar10
 from ._digits import load_digits as load_digits
 from ._idx import load_idx as load_idx
+from ._image_list import ImageList as ImageList
+from ._image_list import open_image_files as open_image_files
+from ._images import Images as Images
+from ._images import ImageSplits as ImageSplits
+from ._images import open_images as open_images
 from ._rotate import rotate as rotate
 from ._rotmnist import load_rotmnist as load_rotmnist
 from ._split import ImageData as ImageData
@@ -22,6 +27,9 @@ __all__ = [
     "AMAT_FILES",
     "ZCA",
     "ImageData",
+    "ImageList",
+    "ImageSplits",
+    "Images",
     "RandomAffine",
     "RandomCropFlip",
     "Split",
@@ -32,6 +40,8 @@ __all__ = [
     "load_idx",
     "load_rotmnist",
     "load_synthetic_cifar10",
+    "open_image_files",
+    "open_images",
     "rotate",
     "write_synthetic_cifar10",
 ]
