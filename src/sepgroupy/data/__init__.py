@@ -1,4 +1,4 @@
-"""Data sets, read into memory as :class:`ImageData`."""
+"""Data sets: research data in memory as :class:`ImageData`, anyone's images streamed as :class:`ImageSplits`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from ._augment import RandomCropFlip as RandomCropFlip
 from ._cifar import load_cifar10 as load_cifar10
 from ._idx import IdxFiles as IdxFiles
 from ._idx import read_idx as read_idx
+from ._image_list import ImageList as ImageList
+from ._image_list import open_image_files as open_image_files
+from ._images import Images as Images
+from ._images import ImageSplits as ImageSplits
+from ._images import open_images as open_images
 from ._rotate import rotate as rotate
 from ._split import ImageData as ImageData
 from ._split import Split as Split
@@ -22,6 +27,9 @@ __all__ = [
     "ZCA",
     "IdxFiles",
     "ImageData",
+    "ImageList",
+    "ImageSplits",
+    "Images",
     "RandomAffine",
     "RandomCropFlip",
     "Split",
@@ -29,6 +37,8 @@ __all__ = [
     "load_amat",
     "load_cifar10",
     "load_synthetic_cifar10",
+    "open_image_files",
+    "open_images",
     "read_idx",
     "rotate",
     "write_synthetic_cifar10",
