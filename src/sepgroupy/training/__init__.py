@@ -29,6 +29,8 @@ from ._folder import read_result as read_result
 from ._parallel import is_first as is_first
 from ._random import HELD_OUT as HELD_OUT
 from ._random import generator as generator
+from ._run_data import MemoryData as MemoryData
+from ._run_data import RunData as RunData
 from ._score import Score as Score
 from ._score import predict as predict
 from ._score import score as score
@@ -40,8 +42,10 @@ __all__ = [
     "STRICT",
     "Count",
     "CountFrom0",
+    "MemoryData",
     "Positive",
     "Result",
+    "RunData",
     "Score",
     "Text",
     "TrainingConfig",
