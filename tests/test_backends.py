@@ -347,8 +347,8 @@ LEVELS = (
     ("fusion", "testing", "analysis", "auditing", "conversion", "compression", "exporting"),
     ("data", "image_models"),
     ("training",),
-    ("sweep", "report", "demo"),
-    ("cli", "cli_experiments", "cli_options"),
+    ("paper",),
+    ("cli",),
     ("__main__",),
     ("__init__",),
 )

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from sepgroupy import __version__, cli, demo, errors
-from sepgroupy.data import ImageData, load_digits
+from sepgroupy import __version__, cli, errors
+from sepgroupy.data import ImageData
 from sepgroupy.errors import DataError
-from sepgroupy.training import RunConfig, evaluate
-from sepgroupy.training import _data as data_module
+from sepgroupy.paper import RunConfig, demo, load_digits
+from sepgroupy.paper import _data as data_module
+from sepgroupy.training import evaluate
 from sepgroupy.training._loop import Loop
 
 Run = Callable[..., tuple[int, str, str]]
@@ -92,7 +93,7 @@ OPTIONS = {  # of every field of RunConfig that is not the task: the option's wo
 
 def test_every_field_of_a_configuration_is_an_option(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = list[RunConfig]()
-    monkeypatch.setattr(cli, "run", seen.append)
+    monkeypatch.setattr("sepgroupy.cli._commands.run", seen.append)
     names = [field.name for field in fields(RunConfig) if field.name != "task"]
     assert set(OPTIONS) == set(names)
     values: dict[str, Any] = {}
@@ -119,8 +120,10 @@ def test_every_field_of_a_configuration_is_an_option(run: Run, monkeypatch: pyte
 def test_the_help_says_what_the_fields_say(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "500")
     text = run("train", "--help")[1]
-    for name, field in RunConfig.__pydantic_fields__.items():  # type: ignore[attr-defined]
-        assert name == "task" or field.description in text
+    for field in fields(RunConfig):
+        description = RunConfig.describe(field.name)
+        assert description
+        assert field.name == "task" or description in text
     for usual in (
         "rotmnist: 0.01; cifar10: 0.05, modern 0.1",
         "rotmnist: 40; cifar10: 50 100 150",

@@ -16,16 +16,17 @@ from xml.etree import ElementTree
 
 import pytest
 
-from sepgroupy.data import ImageData, Split, load_digits, rotate
+from sepgroupy.data import ImageData, Split, rotate
 from sepgroupy.errors import ArgumentError, DataError
-from sepgroupy.report import _angles, _groups, _rotations, write_report
-from sepgroupy.report._angles import ANGLES, errors_by_angle
-from sepgroupy.report._chapters import order
-from sepgroupy.report._figures import style_of
-from sepgroupy.report._groups import put_together
-from sepgroupy.sweep import Run, find_runs, grid, sweep
-from sepgroupy.training import Result, RunConfig, evaluate, load_model, score
-from sepgroupy.training import _data as data_module
+from sepgroupy.paper import RunConfig, load_digits
+from sepgroupy.paper import _data as data_module
+from sepgroupy.paper.report import _angles, _groups, _rotations, write_report
+from sepgroupy.paper.report._angles import ANGLES, errors_by_angle
+from sepgroupy.paper.report._chapters import order
+from sepgroupy.paper.report._figures import style_of
+from sepgroupy.paper.report._groups import put_together
+from sepgroupy.paper.sweep import Run, find_runs, grid, sweep
+from sepgroupy.training import Result, evaluate, load_model, score
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -217,7 +218,7 @@ def test_the_page_needs_nothing_else_and_is_always_the_same(runs: Path, report: 
 
 
 def test_names_are_escaped(report: Path) -> None:
-    from sepgroupy.report._page import Chapter, Page, Section, Table, to_html
+    from sepgroupy.paper.report._page import Chapter, Page, Section, Table, to_html
 
     page = to_html(Page("a < b", ["<i>"], [Chapter("&", [], [Section("s", tables=[Table(["<b>"], [["x"]])])])]))
     assert "a &lt; b" in page

@@ -18,7 +18,8 @@ import torch
 from sepgroupy.data import ImageData, Split
 from sepgroupy.errors import ArgumentError, DataError, RunError
 from sepgroupy.models import build_model
-from sepgroupy.training import RunConfig, _data, _loop, evaluate, load_model, train
+from sepgroupy.paper import RunConfig, _data
+from sepgroupy.training import _loop, evaluate, load_model, train
 from sepgroupy.training._engine import _revision
 from sepgroupy.training._folder import held, read_checkpoint, read_result
 from sepgroupy.training._interrupt import Interruption

@@ -68,7 +68,7 @@ class Backend(ABC):
         return tuple(f.to(dtype) if f is not None and f.is_floating_point() else f for f in filters)
 
     def reuse_key(self, spec: ConvSpec, x: Tensor) -> Hashable:
-        """Return what reusable filters depend on besides the parameters."""
+        """Return what reusable filters depend on besides the parameters; None if there is no work to share."""
         return ()
 
     @abstractmethod

@@ -150,8 +150,10 @@ class GroupConvolution(nn.Module):
         cache = self.filter_cache
         if cache is None or torch.is_grad_enabled() or not _is_eager(x):
             return backend.expand_filters(spec, parameters)
+        if (reuse := backend.reuse_key(spec, x)) is None:
+            return backend.expand_filters(spec, parameters)
         autocast = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else None
-        key = (backend.name, x.device, autocast, backend.reuse_key(spec, x))
+        key = (backend.name, x.device, autocast, reuse)
         return cache.get(key, parameters, lambda: backend.expand_filters_for_reuse(spec, parameters, x))
 
     def __getstate__(self) -> dict[str, Any]:

@@ -24,10 +24,9 @@ from .._files import load_tensors
 from ..data import ImageData
 from ..errors import ArgumentError, DataError
 from ..fusion import fuse
-from ..models import build_model, find_state, misfit
+from ..models import find_state, misfit
 from . import _folder
-from ._config import RunConfig
-from ._data import load_data
+from ._config import TrainingConfig
 from ._folder import CHECKPOINT, CONFIG, RESULT, Result
 from ._interrupt import Interruption
 from ._loop import Loop, require_full_parts
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-def train(config: RunConfig, progress: bool = False) -> Result:
+def train(config: TrainingConfig, progress: bool = False) -> Result:
     """Train a network as the configuration says and return how good it is.
 
     The folder of the run receives ``config.json``, after each epoch and every five minutes ``last.ckpt``, after each
@@ -83,7 +82,7 @@ def evaluate(folder: str | PathLike[str], device: str = "auto", rotations: int =
     """
     folder = Path(folder)
     config, model, checkpoint = _restore(folder)
-    data = load_data(config)
+    data = config.load_data()
     checked_record(checkpoint, data, folder)
     return score(model.to(device_of(device)), data.test, config.test_batch_size, rotations)
 
@@ -100,7 +99,7 @@ def load_model(folder: str | PathLike[str]) -> nn.Module:
     return _restore(Path(folder))[1]
 
 
-def initial_model(config: RunConfig) -> nn.Module:
+def initial_model(config: TrainingConfig) -> nn.Module:
     """Return the network with which a run of this configuration starts, on the CPU.
 
     The state of torch's random numbers stays as it is.
@@ -110,22 +109,22 @@ def initial_model(config: RunConfig) -> nn.Module:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = _build(config)
+        model = config.build_model()
     if (start := _start(config)) is not None:
         model.load_state_dict(start)
     return model
 
 
-def _train(fabric: Fabric, config: RunConfig, progress: bool) -> Result:
+def _train(fabric: Fabric, config: TrainingConfig, progress: bool) -> Result:
     folder = config.run_folder
     if (finished := first_does(fabric, lambda: _find_finished(folder, config))) is not None:
         return finished
     here: list[ImageData] = []
-    first_does(fabric, lambda: here.append(load_data(config)))  # alone, since it may fetch them or keep a cache
-    data = here[0] if here else load_data(config)
+    first_does(fabric, lambda: here.append(config.load_data()))  # alone, since it may fetch them or keep a cache
+    data = here[0] if here else config.load_data()
     first_does(fabric, lambda: require_full_parts(config, len(data.train), fabric.world_size))
     torch.manual_seed(config.seed)
-    model = fuse(_build(config))
+    model = fuse(config.build_model())
     with ExitStack() as stack:
         first_does(fabric, lambda: stack.enter_context(_folder.held(folder)))
         checkpoint, start = first_does(fabric, lambda: _take_up(folder, config))
@@ -143,7 +142,7 @@ def _train(fabric: Fabric, config: RunConfig, progress: bool) -> Result:
     return result
 
 
-def _find_finished(folder: Path, config: RunConfig) -> Result | None:
+def _find_finished(folder: Path, config: TrainingConfig) -> Result | None:
     """Return the result that the folder holds of this very run; the folder is new, or the run's own."""
     _require_own(folder, config)
     if not (folder / RESULT).exists():
@@ -152,7 +151,7 @@ def _find_finished(folder: Path, config: RunConfig) -> Result | None:
     return _folder.read_result(folder)
 
 
-def _take_up(folder: Path, config: RunConfig) -> tuple[dict[str, Any] | None, dict[str, Tensor] | None]:
+def _take_up(folder: Path, config: TrainingConfig) -> tuple[dict[str, Any] | None, dict[str, Tensor] | None]:
     """Return the checkpoint that the folder holds of a run, and the parameters to go on from or to start from."""
     _require_own(folder, config)  # once more: now nobody else can change it
     if not (folder / CONFIG).exists():
@@ -164,7 +163,7 @@ def _take_up(folder: Path, config: RunConfig) -> tuple[dict[str, Any] | None, di
     return None, _start(config)
 
 
-def _start(config: RunConfig) -> dict[str, Tensor] | None:
+def _start(config: TrainingConfig) -> dict[str, Tensor] | None:
     """Return the parameters that a configuration names to start from."""
     if config.weights is None:
         return None
@@ -176,7 +175,7 @@ def _start(config: RunConfig) -> dict[str, Tensor] | None:
     return _fitting(load_tensors(path), path, config)
 
 
-def _trained(checkpoint: dict[str, Any], path: Path, config: RunConfig) -> dict[str, Tensor]:
+def _trained(checkpoint: dict[str, Any], path: Path, config: TrainingConfig) -> dict[str, Tensor]:
     """Return the parameters with which the network of a run is evaluated: their average, if the run has one.
 
     Raises:
@@ -187,7 +186,7 @@ def _trained(checkpoint: dict[str, Any], path: Path, config: RunConfig) -> dict[
     return _fitting(checkpoint, path, config)
 
 
-def _require_own(folder: Path, config: RunConfig) -> None:
+def _require_own(folder: Path, config: TrainingConfig) -> None:
     """Raise ArgumentError unless the folder is new or holds this very run."""
     if (folder / CONFIG).exists():
         wanted, there = asdict(config), asdict(_folder.read_config(folder))
@@ -202,16 +201,7 @@ def _require_own(folder: Path, config: RunConfig) -> None:
         raise ArgumentError(f"folder (={str(folder)!r}) is in use, and not by a run: choose another folder")
 
 
-def _build(config: RunConfig) -> nn.Module:
-    width = config.width
-    if width is None:
-        return build_model(config.model, init=config.init)
-    if config.task == "cifar10":
-        return build_model(config.model, widths=(width, 2 * width, 4 * width), init=config.init)
-    return build_model(config.model, width=width, init=config.init)
-
-
-def _fitting(found: Any, path: Path, config: RunConfig) -> dict[str, Tensor]:
+def _fitting(found: Any, path: Path, config: TrainingConfig) -> dict[str, Tensor]:
     """Return the parameters of the network of a configuration out of what a file holds.
 
     Raises:
@@ -221,19 +211,19 @@ def _fitting(found: Any, path: Path, config: RunConfig) -> dict[str, Tensor]:
     consume_prefix_in_state_dict_if_present(state, "model.")
     try:
         with torch.device("meta"):  # nothing is allocated for a width that nothing fits
-            wanted = _build(config).state_dict()
+            wanted = config.build_model().state_dict()
     except (ArgumentError, RuntimeError) as error:
-        raise DataError(f"{path} cannot fit width (={config.width}): {error!s:.200}") from None
+        raise DataError(f"{path} cannot fit this run: {error!s:.200}") from None
     if text := misfit(state, wanted):
         raise DataError(f"{path} does not fit the network of this run, {config.model}: {text}")
     return state
 
 
-def _restore(folder: Path) -> tuple[RunConfig, nn.Module, dict[str, Any]]:
+def _restore(folder: Path) -> tuple[TrainingConfig, nn.Module, dict[str, Any]]:
     config = _folder.read_config(folder)
     checkpoint = _folder.read_checkpoint(folder / CHECKPOINT)
     state = _trained(checkpoint, folder / CHECKPOINT, config)
-    model = fuse(_build(config))
+    model = fuse(config.build_model())
     model.load_state_dict(state)
     return config, model.eval(), checkpoint
 

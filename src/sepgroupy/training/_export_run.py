@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..analysis import PAPER
 from ..errors import ArgumentError
 from ..exporting import FORMATS, save
 from ._engine import load_model
@@ -27,6 +26,5 @@ def export_run(folder: Path, file_format: str, path: Path | None = None) -> Path
         raise ArgumentError(f"file_format (={file_format!r}) must be one of {', '.join(FORMATS)}")
     config = read_config(folder)
     path = folder / f"{config.model}{FORMATS[file_format]}" if path is None else path
-    width = {} if config.width is None else {"width": str(config.width)}
-    save(load_model(folder), path, file_format, PAPER[config.model].shape, {"model": config.model, **width})
+    save(load_model(folder), path, file_format, config.input_shape, config.export_metadata)
     return path

@@ -17,7 +17,7 @@ import torch
 
 from .._files import atomic, load_tensors, remove_leftovers
 from ..errors import ArgumentError, DataError
-from ._config import RunConfig
+from ._config import TrainingConfig, parse_config
 
 CONFIG, RESULT, CHECKPOINT, METRICS = "config.json", "result.json", "last.ckpt", "metrics.csv"
 COLUMNS = (
@@ -68,19 +68,19 @@ class Result:
     validation_loss: float | None = None
 
 
-def write_config(folder: Path, config: RunConfig) -> None:
+def write_config(folder: Path, config: TrainingConfig) -> None:
     """Write the configuration of a run into its folder, which is made if it is missing."""
     _write_text(folder / CONFIG, config.to_json())
 
 
-def read_config(folder: Path) -> RunConfig:
+def read_config(folder: Path) -> TrainingConfig:
     """Read the configuration of the run in a folder.
 
     Raises:
         DataError: there is none, or it is broken.
     """
     try:
-        return RunConfig.from_json(_read_text(folder / CONFIG))
+        return parse_config(_read_text(folder / CONFIG))
     except ArgumentError as error:
         raise DataError(f"{folder / CONFIG} is broken: {error}") from None
 

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..data import ImageData, RandomAffine, RandomCropFlip, Split
 from ..errors import ArgumentError, DataError, RunError
-from ._config import RunConfig
+from ._config import TrainingConfig
 from ._folder import CHECKPOINT, COLUMNS, require_room, write_checkpoint, write_metrics
 from ._interrupt import Interruption
 from ._parallel import end_together, first_does, part, summed
@@ -40,7 +40,7 @@ def order_of(count: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=generator(seed, ORDER, epoch))
 
 
-def rate(config: RunConfig, step: int, steps: int) -> float:
+def rate(config: TrainingConfig, step: int, steps: int) -> float:
     """Return the learning rate of a step, there being so many an epoch."""
     if config.schedule == "cosine":
         factor = (1 + math.cos(math.pi * step / (config.epochs * steps))) / 2
@@ -50,7 +50,7 @@ def rate(config: RunConfig, step: int, steps: int) -> float:
     return decayed * min(1.0, (step + 1) / (config.warmup * steps)) if config.warmup else decayed
 
 
-def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
     """Return the optimizer of a configuration."""
     c = config
     if c.optimizer != "sgd":
@@ -59,9 +59,9 @@ def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer
     return torch.optim.SGD(model.parameters(), lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay)
 
 
-def require_full_parts(config: RunConfig, count: int, processes: int) -> None:
+def require_full_parts(config: TrainingConfig, count: int, processes: int) -> None:
     """Raise ArgumentError unless each process has a part in every batch that its network can learn from."""
-    least = processes * (2 if config.model in ("z2cnn", "c-z2cnn") else 1)  # whose last maps are one pixel
+    least = processes * config.least_batch
     last = (count - 1) % config.batch_size + 1
     if last < least:
         raise ArgumentError(
@@ -77,7 +77,7 @@ class Loop:
     optimizer's state, the number of steps done and what was recorded of them are all that there is to keep.
     """
 
-    def __init__(self, fabric: Fabric, model: nn.Module, config: RunConfig, data: ImageData, folder: Path) -> None:
+    def __init__(self, fabric: Fabric, model: nn.Module, config: TrainingConfig, data: ImageData, folder: Path) -> None:
         self.fabric, self.model, self.config, self.data, self.folder = fabric, model, config, data, folder
         self.step = 0
         self.history: list[dict[str, float]] = []  # a row for each epoch that is done

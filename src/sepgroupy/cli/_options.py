@@ -1,4 +1,4 @@
-"""The options of ``sepgroupy train``, made from the fields of :class:`sepgroupy.training.RunConfig`."""
+"""The options of ``sepgroupy train``, made from the fields of :class:`sepgroupy.paper.RunConfig`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
-from .training import PAPER, RECIPES, RunConfig
+from ..paper import PAPER, RECIPES, RunConfig
 
 __all__ = ["takes_run_options"]
 
@@ -46,8 +46,9 @@ def _option(field: Field[Any]) -> inspect.Parameter:
         kind, flag = list[get_args(kind)[0]], flag.removesuffix("s")  # type: ignore[misc]
     elif kind is bool:
         flag = f"{flag}/--no-{flag.removeprefix('--')}"
-    description = RunConfig.__pydantic_fields__[field.name].description  # type: ignore[attr-defined]
-    option = typer.Option(flag, help=description, metavar=metavar, show_default=_usual(field) or False)
+    option = typer.Option(
+        flag, help=RunConfig.describe(field.name), metavar=metavar, show_default=_usual(field) or False
+    )
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
     )

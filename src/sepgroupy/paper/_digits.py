@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..data import ImageData
 from ..errors import DataError
 from ._protocol import random_order, rotated_mnist
-from ._split import ImageData
 
 _TEST_IMAGES_A_CLASS = 100
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import ArgumentError
-from ..training import RunConfig
+from ...errors import ArgumentError
+from .._config import RunConfig
 from ._sweep import grid
 
 _WIDTHS = {
@@ -33,7 +33,7 @@ def preset(task: str, name: str, **settings: Any) -> list[RunConfig]:
     Args:
         task: ``"rotmnist"`` or ``"cifar10"``.
         name: of the grid.
-        **settings: fields of :class:`sepgroupy.training.RunConfig` that all runs share, such as ``data``.
+        **settings: fields of :class:`sepgroupy.paper.RunConfig` that all runs share, such as ``data``.
 
     Raises:
         ArgumentError: the task has no such grid, or a setting cannot be right.

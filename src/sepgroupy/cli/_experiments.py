@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .errors import ArgumentError
+from ..errors import ArgumentError
 
 __all__ = ["add_commands"]
 
@@ -32,8 +32,8 @@ def redundancy(
     ] = None,
 ) -> None:
     """Say how much of a run's filters one spatial kernel explains, layer by layer, beside the untrained network."""
-    from .analysis import plot_redundancy, redundancy, untrained
-    from .training import load_model
+    from ..analysis import plot_redundancy, redundancy, untrained
+    from ..training import load_model
 
     model = load_model(folder)
     rows, chance = redundancy(model), redundancy(untrained(model))
@@ -57,7 +57,7 @@ def compress(
     ] = None,
 ) -> None:
     """Make a run's dense network separable by the nearest filters; says what is lost, and how to train on."""
-    from .training import compress_run
+    from ..paper import compress_run
 
     done = compress_run(folder, kind, output)
     table = Table("layer", title=f"Nearest filters of kind {kind}")
@@ -97,9 +97,9 @@ def sweep(
     ] = None,
 ) -> None:
     """Train a grid of runs and collect them in runs.csv; what the folder holds finished is not trained again."""
-    from .sweep import TABLE, grid
-    from .sweep import preset as published_grid
-    from .sweep import sweep as run_sweep
+    from ..paper.sweep import TABLE, grid
+    from ..paper.sweep import preset as published_grid
+    from ..paper.sweep import sweep as run_sweep
 
     if (models is None) == (preset is None):
         raise ArgumentError(f"models (={models!r}) or preset (={preset!r}): give one of the two")
@@ -129,7 +129,7 @@ def report(
     ] = 1,
 ) -> None:
     """Lay finished runs out beside the paper: report.html, report.md, its figures as SVG, and runs.csv."""
-    from .report import write_report
+    from ..paper.report import write_report
 
     print(write_report(runs, folder, rotations))
 

@@ -10,11 +10,10 @@ from typing import Any
 
 from torch import nn
 
+from ..analysis import Complexity, RelativeTime, complexity, relative_times
 from ..errors import ArgumentError
 from ..models import build_model
-from ._complexity import Complexity, complexity
-from ._paper import PAPER, Published, Shape
-from ._timing import RelativeTime, relative_times
+from ._published import PAPER_RESULTS, PaperResult, Shape
 
 Models = Mapping[str, tuple[nn.Module, Shape]]
 
@@ -36,19 +35,21 @@ class CostRow:
     shape: Shape
     device: str
     cost: Complexity
-    paper: Published | None = None
+    paper: PaperResult | None = None
     time: RelativeTime | None = None
 
 
-def paper_models(names: Sequence[str] = tuple(PAPER)) -> dict[str, tuple[nn.Module, Shape]]:
+def paper_models(names: Sequence[str] = tuple(PAPER_RESULTS)) -> dict[str, tuple[nn.Module, Shape]]:
     """Build models of the paper's tables by name, each with the shape of its pictures, for :func:`cost_table`.
 
     Raises:
         ArgumentError: a name is unknown.
     """
-    if unknown := [name for name in names if name.lower() not in PAPER]:
-        raise ArgumentError(f"model (={unknown[0]!r}) is in none of the paper's tables: use one of {', '.join(PAPER)}")
-    return {name: (build_model(name), PAPER[name].shape) for name in map(str.lower, names)}
+    if unknown := [name for name in names if name.lower() not in PAPER_RESULTS]:
+        raise ArgumentError(
+            f"model (={unknown[0]!r}) is in none of the paper's tables: use one of {', '.join(PAPER_RESULTS)}"
+        )
+    return {name: (build_model(name), PAPER_RESULTS[name].shape) for name in map(str.lower, names)}
 
 
 def cost_table(models: Models, measure: bool = False, batch_size: int = 8, rounds: int = 5) -> list[CostRow]:
@@ -76,7 +77,7 @@ def cost_table(models: Models, measure: bool = False, batch_size: int = 8, round
             measured = relative_times(list(rivals.values()), shape, batch_size, rounds)
             times |= dict(zip(rivals, measured, strict=True))
     return [
-        CostRow(name, shape, _device(module), costs[name], PAPER.get(name), times.get(name))
+        CostRow(name, shape, _device(module), costs[name], PAPER_RESULTS.get(name), times.get(name))
         for name, (module, shape) in models.items()
     ]
 

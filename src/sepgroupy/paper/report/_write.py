@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 
-from .. import __version__
-from .._files import atomic
-from ..errors import ArgumentError, DataError
+from ... import __version__
+from ..._files import atomic
+from ...errors import ArgumentError, DataError
 from ..sweep import TABLE, Run, find_runs, to_csv
 from ._chapters import chapter
 from ._groups import put_together

@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from statistics import mean, stdev
 
-from ..analysis import PAPER
-from ..data import ImageData
-from ..errors import SepgroupyError
+from ...data import ImageData
+from ...errors import SepgroupyError
+from .._config import RunConfig
+from .._data import load_data
+from .._published import PAPER_RESULTS
 from ..sweep import Run
-from ..training import RunConfig, load_data
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ class Group:
         plain, augmented = (0, False), (4, True)
         if self.config.width is not None or augmentation not in (plain, augmented):
             return None
-        printed = PAPER[self.config.model].test_error.split(" / ")
+        printed = PAPER_RESULTS[self.config.model].test_error.split(" / ")
         return printed[0] if augmentation == plain else printed[1] if len(printed) > 1 else None
 
 
@@ -141,4 +142,4 @@ def load(task: str, data: str, data_path: str | None) -> ImageData:
 
 
 def _order(group: Group) -> tuple[float, ...]:
-    return list(PAPER).index(group.config.model), group.config.width or 0, group.train_images
+    return list(PAPER_RESULTS).index(group.config.model), group.config.width or 0, group.train_images

@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 
-from ._files import atomic
-from .analysis import plot_error_against_angle
-from .data import Split, load_digits, rotate
-from .training import RunConfig, load_model, predict, score, train
+from .._files import atomic
+from ..analysis import plot_error_against_angle
+from ..data import Split, rotate
+from ..training import load_model, predict, score, train
+from ._config import RunConfig
+from ._digits import load_digits
 
 __all__ = ["ANGLES", "FIGURE", "DemoRow", "demo"]
 

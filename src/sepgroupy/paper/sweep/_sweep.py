@@ -10,9 +10,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from .._files import atomic
-from ..errors import ArgumentError, RunError, SepgroupyError
-from ..training import RunConfig, train
+from ..._files import atomic
+from ...errors import ArgumentError, RunError, SepgroupyError
+from ...training import train
+from .._config import RunConfig
 from ._runs import Run, find_runs, to_csv
 
 TABLE = "runs.csv"
@@ -38,7 +39,7 @@ def grid(
         samples: numbers of training images, None for all.
         seeds: of the runs.
         **settings: what all runs share and is not as in the paper: any other field of
-            :class:`sepgroupy.training.RunConfig`.
+            :class:`sepgroupy.paper.RunConfig`.
 
     Raises:
         ArgumentError: a value cannot be right.

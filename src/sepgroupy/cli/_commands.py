@@ -13,11 +13,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from . import __version__
-from .cli_experiments import add_commands
-from .cli_options import takes_run_options
-from .errors import ArgumentError, SepgroupyError
-from .training import PAPER, RECIPES, RunConfig
+from .. import __version__
+from ..errors import ArgumentError, SepgroupyError
+from ..paper import PAPER, RECIPES, RunConfig
+from ._experiments import add_commands
+from ._options import takes_run_options
 
 __all__ = ["app", "exit_code", "main", "run"]
 
@@ -76,7 +76,7 @@ def evaluate(
     ] = 1,
 ) -> None:
     """Test the network that a run has left."""
-    from .training import evaluate
+    from ..training import evaluate
 
     score = evaluate(folder, device, rotations)
     print(f"{folder}: {_figures(score.error, score.loss, score.correct, score.images)}")
@@ -94,10 +94,10 @@ def audit(
     figure: Annotated[Path | None, typer.Option(help="Where to save a plot of the errors.")] = None,
 ) -> None:
     """Say where a run's network loses its equivariance, why, and what would repair it; exits 0 whether exact or not."""
-    from .analysis import plot_audit
-    from .auditing import audit
-    from .models import ResNet
-    from .training import load_model
+    from ..analysis import plot_audit
+    from ..auditing import audit
+    from ..models import ResNet
+    from ..training import load_model
 
     model = load_model(folder)
     own = getattr(model, "group", None) or "p4"
@@ -115,7 +115,7 @@ def demo(
     figure: Annotated[Path | None, typer.Option(help="Where to save the plot instead of in the folder.")] = None,
 ) -> None:
     """Train Z2CNN and gc-P4CNN on the bundled digits and compare them: a table and a plot, in minutes."""
-    from .demo import demo
+    from ..paper.demo import demo
 
     rows, plot = demo(folder, figure, progress=sys.stdout.isatty())
     table = Table("model", title="Rotated digits: 4,000 to train on, 1,000 to test on")
@@ -146,9 +146,10 @@ def table(
     """Print what models cost, with the paper's figures beside; measured on the GPU if there is one."""
     import torch
 
-    from .analysis import PAPER, cost_table, import_network, paper_models, to_csv, to_markdown
+    from ..analysis import import_network
+    from ..paper import PAPER_RESULTS, cost_table, paper_models, to_csv, to_markdown
 
-    subjects = paper_models(models or ([] if module else list(PAPER)))
+    subjects = paper_models(models or ([] if module else list(PAPER_RESULTS)))
     subjects |= {path: (import_network(path), _shape(shape)) for path in module or ()}
     if torch.cuda.is_available():
         for network, _ in subjects.values():
@@ -166,7 +167,7 @@ def export(
     ] = None,
 ) -> None:
     """Write the network that a run has left for other programs, which need no sepgroupy."""
-    from .training import export_run
+    from ..training import export_run
 
     print(export_run(folder, file_format, output))
 
@@ -179,7 +180,8 @@ def weights(
     ] = None,
 ) -> None:
     """Write the parameters that a run has left, with a card of the training, for build_model(MODEL, weights=FILE)."""
-    from .training import read_config, save_run_weights
+    from ..paper import save_run_weights
+    from ..training import read_config
 
     path = folder / f"{read_config(folder).model}.npz" if output is None else output
     save_run_weights(folder, path)
@@ -191,7 +193,7 @@ add_commands(app)
 
 def run(config: RunConfig) -> None:
     """Train as the configuration says and print what came out."""
-    from .training import is_first, train
+    from ..training import is_first, train
 
     if not is_first():
         train(config)

@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
-from ..analysis import (
-    PAPER,
+from ...analysis import (
     LayerRedundancy,
     complexity,
     draw_redundancy,
     redundancy,
     untrained,
 )
-from ..training import load_model
+from ...training import load_model
+from .._published import PAPER_RESULTS
 from ._angles import ANGLES, errors_by_angle
 from ._figures import Curve, Spread, curves, error_against, scaled, to_svg
 from ._groups import Group, Protocol
@@ -191,11 +191,11 @@ def _pool(seeds: Sequence[Sequence[LayerRedundancy]]) -> list[LayerRedundancy]:
 
 
 def _costs(main: Sequence[Group], stem: str) -> Section:
-    costs = [complexity(load_model(group.runs[0].folder), PAPER[group.config.model].shape) for group in main]
+    costs = [complexity(load_model(group.runs[0].folder), PAPER_RESULTS[group.config.model].shape) for group in main]
     figure = error_against(main, [cost.macs for cost in costs], "multiply-accumulates per image (formula)")
     rows = []
     for group, cost in zip(main, costs, strict=True):
-        paper = PAPER[group.config.model] if group.config.width is None else None
+        paper = PAPER_RESULTS[group.config.model] if group.config.width is None else None
         rows.append(
             [
                 group.label,

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import torch
 
-from ..data import ImageData, load_cifar10, load_rotmnist, load_synthetic_cifar10
+from ..data import ImageData, load_cifar10, load_synthetic_cifar10
 from ..errors import ArgumentError
+from ..training import HELD_OUT, generator
 from ._config import RunConfig
-from ._random import HELD_OUT, generator
+from ._rotmnist import load_rotmnist
 
 DOWNLOADS = "data"  # CIFAR-10 is looked for, and if need be fetched, here if a run names no path
 

@@ -70,7 +70,7 @@ def to_markdown(page: Page) -> str:
 
 def _environment() -> Environment:
     return Environment(
-        loader=PackageLoader("sepgroupy.report", ""),
+        loader=PackageLoader("sepgroupy.paper.report", ""),
         autoescape=select_autoescape(["html.j2"]),
         undefined=StrictUndefined,
         trim_blocks=True,

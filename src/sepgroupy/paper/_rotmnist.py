@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 
+from ..data import ImageData, load_amat
 from ..errors import ArgumentError
-from ._amat import load_amat
 from ._digits import load_digits
 from ._idx import load_idx
-from ._split import ImageData
 
 
 def load_rotmnist(source: str = "digits", path: str | os.PathLike[str] | None = None) -> ImageData:
