@@ -200,8 +200,7 @@ class RunConfig(TrainingConfig):
         """Channels, rows and columns of an image."""
         return PAPER_RESULTS[self.model].shape
 
-    @property
-    def export_metadata(self) -> dict[str, str]:
+    def export_metadata(self, facts: Any = None) -> dict[str, str]:
         """Facts that an exported file names."""
         return {"model": self.model} | ({} if self.width is None else {"width": str(self.width)})
 

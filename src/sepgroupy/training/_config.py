@@ -232,8 +232,7 @@ class TrainingConfig:
         """Channels, rows and columns of an image, as the network reads it."""
         raise NotImplementedError
 
-    @property
-    def export_metadata(self) -> dict[str, str]:
+    def export_metadata(self, facts: Any = None) -> dict[str, str]:
         """Facts that an exported file names."""
         return {"model": self.model}
 
@@ -253,6 +252,10 @@ class TrainingConfig:
 
     def read_facts(self, folder: Path) -> Any:
         """Return the ``facts`` of the data from the folder of a run; None if the configuration says all."""
+        return None
+
+    def pretrained_model(self, facts: Any = None) -> nn.Module | None:
+        """Build the network with the parameters that ``weights`` names, if that is neither a run nor a state dict."""
         return None
 
     def expected_state(self, facts: Any = None) -> Mapping[str, Tensor]:

@@ -28,7 +28,7 @@ from . import _folder
 from ._config import TrainingConfig
 from ._folder import CHECKPOINT, CONFIG, RESULT, Result
 from ._interrupt import Interruption
-from ._loop import Loop, require_full_parts
+from ._loop import Loop, best_epoch, require_full_parts
 from ._parallel import device_of, first_does, launch, loss_named, share_batch_norm
 from ._run_data import RunData
 from ._score import Score
@@ -187,6 +187,10 @@ def _start(config: TrainingConfig, facts: Any = None) -> dict[str, Tensor] | Non
     """Return the parameters that a configuration names to start from."""
     if config.weights is None:
         return None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        if (pretrained := config.pretrained_model(facts)) is not None:
+            return pretrained.state_dict()
     path = Path(config.weights)
     if path.is_dir():
         checkpoint = _folder.read_checkpoint(path / CHECKPOINT)
@@ -260,6 +264,7 @@ def _result(loop: Loop) -> Result:
     from ._fabric import VERSION
 
     last, images = loop.history[-1], loop.data.test_images
+    chosen = loop.history[best_epoch(loop.history) - 1] if loop.best is not None else last
     return Result(
         test_error=last["test_error"],
         test_loss=last["test_loss"],
@@ -279,8 +284,8 @@ def _result(loop: Loop) -> Result:
         revision=_revision(Path(__file__).parent),
         test_correct=images - round(last["test_error"] * images / 100) if loop.data.counts_right_answers else 0,
         test_images=images,
-        validation_error=last.get("validation_error"),
-        validation_loss=last.get("validation_loss"),
+        validation_error=chosen.get("validation_error"),
+        validation_loss=chosen.get("validation_loss"),
     )
 
 

@@ -24,6 +24,6 @@ def export_run(folder: Path, file_format: str, path: Path | None = None) -> Path
     if file_format not in FORMATS:
         raise ArgumentError(f"file_format (={file_format!r}) must be one of {', '.join(FORMATS)}")
     config, facts, model, _ = restore(folder)
-    path = folder / f"{config.model}{FORMATS[file_format]}" if path is None else path
-    save(model, path, file_format, config.input_shape(facts), config.export_metadata)
+    path = folder / f"{config.model.replace('/', '-')}{FORMATS[file_format]}" if path is None else path
+    save(model, path, file_format, config.input_shape(facts), config.export_metadata(facts))
     return path
