@@ -13,11 +13,11 @@ from sepgroupy.analysis import _timing
 from sepgroupy.analysis._complexity import complexity
 from sepgroupy.analysis._import import import_network
 from sepgroupy.analysis._memory import LiveBytes, peak_memory
-from sepgroupy.analysis._tables import cost_table, paper_models, to_csv, to_markdown
 from sepgroupy.analysis._timing import RelativeTime, relative_times
 from sepgroupy.errors import ArgumentError
 from sepgroupy.models import ResNet, build_model
 from sepgroupy.nn import GroupConv2d, LiftingConv2d
+from sepgroupy.paper._tables import cost_table, paper_models, to_csv, to_markdown
 
 # model: parameters, multiply-accumulates by the formula in millions
 EXACT = {

@@ -24,8 +24,8 @@ from sepgroupy.functional import merge_group, split_group
 from sepgroupy.groups import C4, PointGroup
 from sepgroupy.models import ResNet, RotMNISTNet, build_model
 from sepgroupy.nn import GroupConv2d, GroupPool, LiftingConv2d, PerElement
+from sepgroupy.paper import RunConfig
 from sepgroupy.testing import equivariance_error
-from sepgroupy.training import RunConfig
 
 
 class Merge(nn.Module):

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from sepgroupy.data import load_amat, load_rotmnist
+from sepgroupy.data import load_amat
 from sepgroupy.data._amat import TEST_FILE, TRAIN_FILE
 from sepgroupy.errors import DataError
+from sepgroupy.paper import load_rotmnist
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sepgroupy.data import ImageData, load_digits, load_rotmnist, rotate
+from sepgroupy.data import ImageData, rotate
 from sepgroupy.errors import ArgumentError, DataError
+from sepgroupy.paper import load_digits, load_rotmnist
 
 
 @pytest.fixture(scope="module")

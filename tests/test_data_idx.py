@@ -13,9 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sepgroupy.data import load_idx, load_rotmnist
 from sepgroupy.data._idx import _read
 from sepgroupy.errors import ArgumentError, DataError
+from sepgroupy.paper import load_idx, load_rotmnist
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sepgroupy.cli import exit_code, run
-from sepgroupy.training import RunConfig, require_free, save_trained_state
+from sepgroupy.paper import RunConfig, require_free, save_trained_state
 
 MODELS = {
     "resnet44": "resnet44",

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sepgroupy.cli import exit_code, run
 from sepgroupy.data import AMAT_FILES
-from sepgroupy.training import RunConfig, milestones_every, require_free, save_initial_state, save_trained_state
+from sepgroupy.paper import RunConfig, milestones_every, require_free, save_initial_state, save_trained_state
 
 MODELS = {
     ("Z2", None): "z2cnn",

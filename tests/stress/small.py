@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from sepgroupy.cli import exit_code
-from sepgroupy.data import ImageData, load_digits
-from sepgroupy.training import RunConfig, _data, _loop, load_model
+from sepgroupy.data import ImageData
+from sepgroupy.paper import RunConfig, _data, load_digits
+from sepgroupy.training import _loop, load_model
 
 
 def few_digits() -> ImageData:
