@@ -345,7 +345,7 @@ LEVELS = (
     ("nn",),
     ("models", "gconv", "_plain_weights"),
     ("fusion", "testing", "analysis", "auditing", "conversion", "compression", "exporting"),
-    ("data", "image_models"),
+    ("data", "image_models", "pages"),
     ("training",),
     ("paper",),
     ("cli",),

@@ -14,7 +14,7 @@ from sepgroupy.data import ImageData
 from sepgroupy.errors import DataError
 from sepgroupy.paper import RunConfig, demo, load_digits
 from sepgroupy.paper import _data as data_module
-from sepgroupy.training import evaluate
+from sepgroupy.training import ImageConfig, evaluate
 from sepgroupy.training._loop import Loop
 
 Run = Callable[..., tuple[int, str, str]]
@@ -87,13 +87,13 @@ OPTIONS = {  # of every field of RunConfig that is not the task: the option's wo
     "rotation": "--rotation 18", "shift": "--shift 0.19", "scale": "--scale 0.2",
     "label_smoothing": "--label-smoothing 0.21", "schedule": "--schedule cosine", "ema": "--ema 0.22",
     "validation": "--validation 23", "weights": "--weights there", "folder": "--folder place",
-    "init": "--init variance",
+    "init": "--init variance", "select": "--select best", "patience": "--patience 24", "accumulate": "--accumulate 25",
 }  # fmt: skip
 
 
 def test_every_field_of_a_configuration_is_an_option(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = list[RunConfig]()
-    monkeypatch.setattr("sepgroupy.cli._commands.run", seen.append)
+    monkeypatch.setattr("sepgroupy.cli._train.run", lambda config, *_: seen.append(config))
     names = [field.name for field in fields(RunConfig) if field.name != "task"]
     assert set(OPTIONS) == set(names)
     values: dict[str, Any] = {}
@@ -119,18 +119,19 @@ def test_every_field_of_a_configuration_is_an_option(run: Run, monkeypatch: pyte
 
 def test_the_help_says_what_the_fields_say(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "500")
-    text = run("train", "--help")[1]
-    for field in fields(RunConfig):
-        description = RunConfig.describe(field.name)
-        assert description
-        assert field.name == "task" or description in text
-    for usual in (
-        "rotmnist: 0.01; cifar10: 0.05, modern 0.1",
-        "rotmnist: 40; cifar10: 50 100 150",
-        "adam|sgd",
-        "32-true",
-    ):
-        assert usual in text
+    texts = {name: run("train", name, "--help")[1] for name in ("rotmnist", "cifar10", "images")}
+    for name, kind in (("rotmnist", RunConfig), ("cifar10", RunConfig), ("images", ImageConfig)):
+        for field in fields(kind):
+            description = kind.describe(field.name)
+            assert description
+            assert field.name == "task" or description in texts[name]
+        assert "adam|sgd" in texts[name]
+        assert "32-true" in texts[name]
+    assert "[default: (0.01)]" in texts["rotmnist"]
+    assert "[default: (0.05, modern 0.1)]" in texts["cifar10"]
+    assert "[default: (40)]" in texts["rotmnist"]
+    assert "[default: (50 100 150)]" in texts["cifar10"]
+    assert "p4m-resnet; regression" in texts["images"]
 
 
 def test_failure_exits_1_with_one_line(run: Run) -> None:

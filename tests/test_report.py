@@ -1,12 +1,8 @@
 from __future__ import annotations
 
 import html
-import json
 import math
-import os
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -16,6 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from browser import BROWSER, open_page
 from sepgroupy.data import ImageData, Split, rotate
 from sepgroupy.errors import ArgumentError, DataError
 from sepgroupy.paper import RunConfig, load_digits
@@ -27,8 +24,6 @@ from sepgroupy.paper.report._figures import style_of
 from sepgroupy.paper.report._groups import put_together
 from sepgroupy.paper.sweep import Run, find_runs, grid, sweep
 from sepgroupy.training import Result, evaluate, load_model, score
-
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def cut(turned: bool) -> ImageData:
@@ -218,7 +213,7 @@ def test_the_page_needs_nothing_else_and_is_always_the_same(runs: Path, report: 
 
 
 def test_names_are_escaped(report: Path) -> None:
-    from sepgroupy.paper.report._page import Chapter, Page, Section, Table, to_html
+    from sepgroupy.pages import Chapter, Page, Section, Table, to_html
 
     page = to_html(Page("a < b", ["<i>"], [Chapter("&", [], [Section("s", tables=[Table(["<b>"], [["x"]])])])]))
     assert "a &lt; b" in page
@@ -239,44 +234,11 @@ def test_there_is_nothing_to_report_on_without_a_finished_run(tmp_path: Path) ->
         write_report([tmp_path])
 
 
-PROBE = """
-<script>
-  const failures = [];
-  addEventListener("error", event => failures.push(event.message || "a resource"), true);
-  addEventListener("load", () => parent.postMessage(JSON.stringify({
-    failures,
-    fetched: performance.getEntriesByType("resource").map(entry => entry.name),
-    page: [innerWidth, document.documentElement.scrollWidth],
-    figures: [...document.querySelectorAll("svg")].map(svg => svg.getBoundingClientRect()),
-    letters: [...document.querySelectorAll("svg text")].map(text => text.getBoundingClientRect().height),
-    rows: document.querySelectorAll("tbody tr").length,
-  }), "*"));
-</script>
-"""
-FRAME = """<!doctype html><body><script>
-  addEventListener("message", event => {
-    const found = document.createElement("pre");
-    found.textContent = event.data;
-    document.body.append(found);
-  });
-</script><iframe src="probe.html" width="WIDTH" height="900"></iframe>"""
-
-
 @pytest.mark.skipif(BROWSER is None, reason="there is no browser: install chromium")
 @pytest.mark.parametrize("width", [390, 1200])  # a phone and a desk
 def test_opens_in_a_browser(report: Path, tmp_path: Path, width: int) -> None:
     page = (report / "report.html").read_text()
-    (tmp_path / "probe.html").write_text(page.replace("<title>", PROBE + "<title>", 1))
-    (tmp_path / "frame.html").write_text(FRAME.replace("WIDTH", str(width)))
-    command = [str(BROWSER), "--headless", "--disable-gpu", "--enable-logging=stderr", "--virtual-time-budget=5000"]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", (tmp_path / "frame.html").as_uri()]
-    if hasattr(os, "geteuid") and os.geteuid() == 0:
-        command.insert(1, "--no-sandbox")
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert "CONSOLE" not in done.stderr
-    match = re.search(r"<pre>(.*?)</pre>", done.stdout, re.DOTALL)
-    assert match, "the page did not load"
-    found = json.loads(html.unescape(match[1]))
+    found = open_page(page, width, tmp_path)
     assert found["failures"] == found["fetched"] == []
     inner, scrolled = found["page"]
     assert inner == width

@@ -22,8 +22,8 @@ from sepgroupy.paper import RunConfig, load_digits, require_free, save_initial_s
 from sepgroupy.paper import _data as data_module
 from sepgroupy.paper._data import load_data
 from sepgroupy.training import Result, Score, evaluate, initial_model, load_model, predict, score, train
-from sepgroupy.training._loop import Loop, order_of, rate
-from sepgroupy.training._random import AFFINE, generator
+from sepgroupy.training._loop import Loop, rate
+from sepgroupy.training._random import AFFINE, generator, order_of
 
 ROTMNIST = [name for name in published_model_names() if "resnet" not in name]
 

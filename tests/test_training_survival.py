@@ -19,11 +19,12 @@ from sepgroupy.data import ImageData, Split
 from sepgroupy.errors import ArgumentError, DataError, RunError
 from sepgroupy.models import build_model
 from sepgroupy.paper import RunConfig, _data
-from sepgroupy.training import _loop, evaluate, load_model, train
+from sepgroupy.training import _loop, _run_data, evaluate, load_model, train
 from sepgroupy.training._engine import _revision
 from sepgroupy.training._folder import held, read_checkpoint, read_result
 from sepgroupy.training._interrupt import Interruption
-from sepgroupy.training._loop import Loop, order_of, rate
+from sepgroupy.training._loop import Loop, rate
+from sepgroupy.training._random import order_of
 from stress.kills import survive
 from stress.small import few_digits, finished, fork, outcome, same, small_run
 
@@ -93,13 +94,13 @@ def test_a_signal_stops_the_run_after_the_step_and_saves_it(
 def test_a_signal_breaks_off_an_evaluation(whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = small_run(tmp_path, test_batch_size=10)
     with monkeypatch.context() as patch:
-        tally = _loop.tally
+        tally = _run_data.tally
 
         def interrupted(*arguments: Any, **options: Any) -> Any:
             send(signal.SIGTERM)
             return tally(*arguments, **options)
 
-        patch.setattr(_loop, "tally", interrupted)
+        patch.setattr(_run_data, "tally", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(config)
     kept = read_checkpoint(tmp_path / "last.ckpt")

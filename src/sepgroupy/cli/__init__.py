@@ -9,6 +9,6 @@ from __future__ import annotations
 from ._commands import app as app
 from ._commands import exit_code as exit_code
 from ._commands import main as main
-from ._commands import run as run
+from ._train import run as run
 
 __all__ = ["app", "exit_code", "main", "run"]

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -15,11 +15,12 @@ from rich.table import Table
 
 from .. import __version__
 from ..errors import ArgumentError, SepgroupyError
-from ..paper import PAPER, RECIPES, RunConfig
 from ._experiments import add_commands
-from ._options import takes_run_options
+from ._images import predict
+from ._train import score_text
+from ._train import train as train_app
 
-__all__ = ["app", "exit_code", "main", "run"]
+__all__ = ["app", "exit_code", "main"]
 
 app = typer.Typer(
     help="Separable group-equivariant convolutions: train, evaluate, show.",
@@ -49,25 +50,6 @@ def _options(
 
 
 @app.command()
-@takes_run_options
-def train(
-    task: Annotated[str, typer.Argument(metavar="|".join(PAPER), help="The task, and its values of all options.")],
-    recipe: Annotated[
-        str, typer.Option(metavar="|".join(RECIPES), help="Where the values of all options are from.")
-    ] = "paper",
-    augment: Annotated[bool, typer.Option("--augment", help="Short for --crop 4 --hflip: CIFAR10+.")] = False,
-    **values: Any,
-) -> None:
-    """Train a network; given again, the command goes on with a run that was interrupted.
-
-    With --devices or --nodes it starts its processes itself, or is started by torchrun or Slurm's srun.
-    """
-    if augment:
-        values |= {"crop": values["crop"] or 4, "hflip": True}
-    run(RunConfig.for_task(task, recipe, **values))
-
-
-@app.command()
 def evaluate(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
     device: Device = "auto",
@@ -76,10 +58,15 @@ def evaluate(
     ] = 1,
 ) -> None:
     """Test the network that a run has left."""
-    from ..training import evaluate
+    from ..training import ImageConfig, evaluate, read_config
+    from ._images import report
+
+    if isinstance(read_config(folder), ImageConfig) and rotations == 1:
+        report(folder, device)
+        return
 
     score = evaluate(folder, device, rotations)
-    print(f"{folder}: {_figures(score.error, score.loss, score.correct, score.images)}")
+    print(f"{folder}: {score_text(read_config(folder).task, score.error, score.loss, score.correct, score.images)}")
 
 
 @app.command()
@@ -97,11 +84,13 @@ def audit(
     from ..analysis import plot_audit
     from ..auditing import audit
     from ..models import ResNet
-    from ..training import load_model
+    from ..training import ImageConfig, load_model, read_config
 
-    model = load_model(folder)
-    own = getattr(model, "group", None) or "p4"
-    usual = 32 if isinstance(model, ResNet) else 28
+    config, model = read_config(folder), load_model(folder)
+    if isinstance(config, ImageConfig):
+        own, usual = config.group, config.read_facts(folder).input_size
+    else:
+        own, usual = getattr(model, "group", None) or "p4", 32 if isinstance(model, ResNet) else 28
     report = audit(model, own if group is None else group, usual if size is None else size)
     print(report)
     if figure is not None:
@@ -188,27 +177,9 @@ def weights(
     print(path)
 
 
+app.add_typer(train_app, name="train")
+app.command()(predict)
 add_commands(app)
-
-
-def run(config: RunConfig) -> None:
-    """Train as the configuration says and print what came out."""
-    from ..training import is_first, train
-
-    if not is_first():
-        train(config)
-        return
-    print(f"{config.model} on {config.data}: the run is saved in {config.run_folder}")
-    result = train(config, progress=sys.stdout.isatty())
-    if result.validation_error is not None:
-        print(f"validation error {result.validation_error:.2f} %, validation loss {result.validation_loss:.4f}")
-    figures = _figures(result.test_error, result.test_loss, result.test_correct, result.test_images)
-    print(f"{figures}, {result.parameters:,} parameters, {result.seconds:.0f} s")
-
-
-def _figures(error: float, loss: float, correct: int, images: int) -> str:
-    accuracy = f", test accuracy {correct}/{images} ({100 * correct / images:.2f} %)" if images else ""
-    return f"test error {error:.2f} %, test loss {loss:.4f}{accuracy}"
 
 
 def exit_code(action: Callable[[], object], debug: bool = False) -> int:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic.dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from ..training import (
     STRICT,
     Count,
     CountFrom0,
+    MemoryData,
     Text,
     TrainingConfig,
     raises_argument_error,
@@ -28,7 +30,7 @@ from ._published import PAPER_RESULTS
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..data import ImageData
+    from ..training import RunData
 
 # The paper's training (sections 4.1 and 4.2), task by task.
 PAPER: dict[str, dict[str, Any]] = {
@@ -119,11 +121,17 @@ def milestones_every(step: int, epochs: int) -> tuple[int, ...]:
 class RunConfig(TrainingConfig):
     """Everything that decides the outcome of a run of the paper; :meth:`for_task` fills in the paper's values.
 
-    The fields are validated, and the options of ``sepgroupy train`` are made from them.
+    The recipe ``"modern"`` has AdamW or SGD with a cosine schedule, more augmentation, label smoothing and averaged
+    weights.
+
+    >>> RunConfig.for_task("rotmnist", epochs=2).milestones
+    (40,)
 
     Raises:
         ArgumentError: a value cannot be right.
     """
+
+    recipes: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = RECIPES
 
     task: Literal["rotmnist", "cifar10"]
     """The task, and with it the paper's values of all other fields."""
@@ -145,28 +153,6 @@ class RunConfig(TrainingConfig):
     """How the parameters of group convolutions are drawn. A stored configuration without this field means variance."""
 
     @classmethod
-    def for_task(cls, task: str, recipe: str = "paper", **overrides: Any) -> RunConfig:
-        """Return the configuration of a task by a recipe; an override that is None leaves the recipe's value.
-
-        Args:
-            task: ``"rotmnist"`` or ``"cifar10"``.
-            recipe: ``"paper"``, or ``"modern"`` for AdamW or SGD with a cosine schedule, more augmentation, label
-                smoothing and averaged weights.
-            **overrides: values of other fields.
-
-        >>> RunConfig.for_task("rotmnist", epochs=2).milestones
-        (40,)
-
-        Raises:
-            ArgumentError: the task, the recipe or a name is unknown, or a value cannot be right.
-        """
-        if recipe not in RECIPES:
-            raise ArgumentError(f"recipe (={recipe!r}) must be one of {', '.join(RECIPES)}")
-        given = {name: value for name, value in overrides.items() if value is not None}
-        usual = RECIPES[recipe].get(task, {}) if isinstance(task, str) else {}
-        return cls(task=task, **(usual | given))  # type: ignore[arg-type]  # validated
-
-    @classmethod
     def from_values(cls, values: dict[str, Any]) -> RunConfig:
         """Return the configuration of stored values, which may be those of an older version."""
         return cls(**{"init": "variance"} | values)
@@ -175,6 +161,9 @@ class RunConfig(TrainingConfig):
         fitting = [name for name in published_model_names() if _NETWORKS[self.task] in name]
         if self.model not in fitting:
             raise ArgumentError(f"model (={self.model!r}) must be one of {', '.join(fitting)} for {self.task}")
+        if not self.validation and (self.select == "best" or self.patience is not None):
+            setting = "select (='best')" if self.select == "best" else f"patience (={self.patience})"
+            raise ArgumentError(f"{setting} needs images to choose by: hold some out with validation")
 
     @property
     def run_folder(self) -> Path:
@@ -207,13 +196,11 @@ class RunConfig(TrainingConfig):
             return replace(self, model=names[self.width], width=None)
         return replace(self, model=kind)
 
-    @property
-    def input_shape(self) -> tuple[int, ...]:
+    def input_shape(self, facts: Any = None) -> tuple[int, ...]:
         """Channels, rows and columns of an image."""
         return PAPER_RESULTS[self.model].shape
 
-    @property
-    def export_metadata(self) -> dict[str, str]:
+    def export_metadata(self, facts: Any = None) -> dict[str, str]:
         """Facts that an exported file names."""
         return {"model": self.model} | ({} if self.width is None else {"width": str(self.width)})
 
@@ -222,13 +209,13 @@ class RunConfig(TrainingConfig):
         """The fewest images that a training step of the network can normalize."""
         return 2 if self.model in ("z2cnn", "c-z2cnn") else 1  # whose last feature maps are one pixel
 
-    def load_data(self) -> ImageData:
+    def load_data(self, workers: int | None = None, folder: Path | None = None) -> RunData:
         """Read the images, see :func:`sepgroupy.paper.load_data`."""
         from ._data import load_data
 
-        return load_data(self)
+        return MemoryData(load_data(self), self)
 
-    def build_model(self) -> nn.Module:
+    def build_model(self, facts: Any = None) -> nn.Module:
         """Build the network."""
         width = self.width
         if width is None:

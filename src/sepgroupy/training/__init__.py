@@ -26,9 +26,19 @@ from ._folder import RESULT as RESULT
 from ._folder import Result as Result
 from ._folder import read_config as read_config
 from ._folder import read_result as read_result
+from ._image_config import IMAGE_RECIPES as IMAGE_RECIPES
+from ._image_config import ImageConfig as ImageConfig
+from ._image_evaluation import ImageEvaluation as ImageEvaluation
+from ._image_evaluation import evaluate_images as evaluate_images
+from ._image_predict import ImagePredictor as ImagePredictor
+from ._image_predict import Prediction as Prediction
+from ._image_predict import PredictionWriter as PredictionWriter
+from ._image_predict import require_readable as require_readable
 from ._parallel import is_first as is_first
 from ._random import HELD_OUT as HELD_OUT
 from ._random import generator as generator
+from ._run_data import MemoryData as MemoryData
+from ._run_data import RunData as RunData
 from ._score import Score as Score
 from ._score import predict as predict
 from ._score import score as score
@@ -36,16 +46,25 @@ from ._score import score as score
 __all__ = [
     "CONFIG",
     "HELD_OUT",
+    "IMAGE_RECIPES",
     "RESULT",
     "STRICT",
     "Count",
     "CountFrom0",
+    "ImageConfig",
+    "ImageEvaluation",
+    "ImagePredictor",
+    "MemoryData",
     "Positive",
+    "Prediction",
+    "PredictionWriter",
     "Result",
+    "RunData",
     "Score",
     "Text",
     "TrainingConfig",
     "evaluate",
+    "evaluate_images",
     "export_run",
     "generator",
     "initial_model",
@@ -57,6 +76,7 @@ __all__ = [
     "read_config",
     "read_result",
     "register_tasks",
+    "require_readable",
     "score",
     "train",
 ]

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
+import torch
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
@@ -19,15 +20,18 @@ from pydantic_core import PydanticCustomError
 from ..errors import ArgumentError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
-    from ..data import ImageData
+    from ._run_data import RunData
 
 T = TypeVar("T")
 
 _FIELDS = "__pydantic_fields__"
 
-_HOMES = {"rotmnist": "sepgroupy.paper", "cifar10": "sepgroupy.paper"}
+_HOMES = {
+    **dict.fromkeys(("rotmnist", "cifar10"), "sepgroupy.paper"),
+    **dict.fromkeys(("classification", "regression", "segmentation"), "sepgroupy.training"),
+}
 """The packages whose import registers the configuration of a task, so that a stored run finds it."""
 
 _CLASSES: dict[str, type[TrainingConfig]] = {}
@@ -101,6 +105,11 @@ class TrainingConfig:
         ArgumentError: a value cannot be right.
     """
 
+    recipes: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {}
+    """Values of the fields by recipe and task, the usual recipe first; a field that is missing has its default."""
+    ema_warmup: ClassVar[bool] = False
+    """Whether the average of the parameters follows them faster at first."""
+
     task: str
     """The task."""
     model: str
@@ -141,6 +150,12 @@ class TrainingConfig:
     """Learning rate: step drops it at the milestones, cosine lets it fall to 0 along half a cosine wave."""
     ema: Annotated[FiniteFloat, Field(gt=0, lt=1)] | None = None
     """Evaluate an exponential moving average of parameters and batch statistics with this decay a step. None: no."""
+    select: Literal["last", "best"] = "last"
+    """Parameters to test and to save: those of the last epoch, or of the lowest error on the validation images."""
+    patience: Count | None = None
+    """Stop after this many epochs without a lower error on the validation images. None to do all epochs."""
+    accumulate: Count = 1
+    """Parts of a batch that are computed one after another, to need less memory; their gradients are added."""
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
     """Precision of the training steps."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -163,6 +178,25 @@ class TrainingConfig:
     """Start from these parameters: the folder of a run, or a file with a state dict. None to draw them."""
     folder: Text | None = None
     """Folder of the run."""
+
+    @classmethod
+    def for_task(cls: type[C], task: str, recipe: str | None = None, **overrides: Any) -> C:
+        """Return the configuration of a task by a recipe; an override that is None leaves the recipe's value.
+
+        Args:
+            task: the task.
+            recipe: a name of ``recipes``; None for the usual one.
+            **overrides: values of other fields.
+
+        Raises:
+            ArgumentError: the task, the recipe or a name is unknown, or a value cannot be right.
+        """
+        recipe = next(iter(cls.recipes)) if recipe is None else recipe
+        if recipe not in cls.recipes:
+            raise ArgumentError(f"recipe (={recipe!r}) must be one of {', '.join(cls.recipes)}")
+        given = {name: value for name, value in overrides.items() if value is not None}
+        usual = cls.recipes[recipe].get(task, {}) if isinstance(task, str) else {}
+        return cls(**{"task": task, **usual, **given})
 
     @classmethod
     def describe(cls, name: str) -> str:
@@ -194,13 +228,11 @@ class TrainingConfig:
         """The folder of the run."""
         raise NotImplementedError
 
-    @property
-    def input_shape(self) -> tuple[int, ...]:
+    def input_shape(self, facts: Any = None) -> tuple[int, ...]:
         """Channels, rows and columns of an image, as the network reads it."""
         raise NotImplementedError
 
-    @property
-    def export_metadata(self) -> dict[str, str]:
+    def export_metadata(self, facts: Any = None) -> dict[str, str]:
         """Facts that an exported file names."""
         return {"model": self.model}
 
@@ -209,12 +241,34 @@ class TrainingConfig:
         """The fewest images that a training step of the network can normalize."""
         return 1
 
-    def load_data(self) -> ImageData:
-        """Read the images."""
+    def load_data(self, workers: int | None = None, folder: Path | None = None) -> RunData:
+        """Read the images.
+
+        Args:
+            workers: processes that read them, if they are not in memory.
+            folder: the folder of the run, if it is another than ``run_folder``.
+        """
         raise NotImplementedError
 
-    def build_model(self) -> nn.Module:
-        """Build the network, with parameters that are drawn from torch's random numbers."""
+    def read_facts(self, folder: Path) -> Any:
+        """Return the ``facts`` of the data from the folder of a run; None if the configuration says all."""
+        return None
+
+    def pretrained_model(self, facts: Any = None) -> nn.Module | None:
+        """Build the network with the parameters that ``weights`` names, if that is neither a run nor a state dict."""
+        return None
+
+    def expected_state(self, facts: Any = None) -> Mapping[str, Tensor]:
+        """Return a state dict with the names and shapes of the network's; nothing is allocated."""
+        with torch.device("meta"):
+            return self.build_model(facts).state_dict()
+
+    def build_model(self, facts: Any = None) -> nn.Module:
+        """Build the network, with parameters that are drawn from torch's random numbers.
+
+        Args:
+            facts: of the data, see :class:`RunData`.
+        """
         raise NotImplementedError
 
 

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,6 @@ from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from .. import __version__
 from .._files import load_tensors
-from ..data import ImageData
 from ..errors import ArgumentError, DataError
 from ..fusion import fuse
 from ..models import find_state, misfit
@@ -29,9 +28,10 @@ from . import _folder
 from ._config import TrainingConfig
 from ._folder import CHECKPOINT, CONFIG, RESULT, Result
 from ._interrupt import Interruption
-from ._loop import Loop, require_full_parts
+from ._loop import Loop, best_epoch, require_full_parts
 from ._parallel import device_of, first_does, launch, loss_named, share_batch_norm
-from ._score import Score, score
+from ._run_data import RunData
+from ._score import Score
 from ._trust import checked_average, checked_record
 
 if TYPE_CHECKING:
@@ -40,7 +40,18 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-def train(config: TrainingConfig, progress: bool = False) -> Result:
+class Restored(NamedTuple):
+    """What a run has left: its configuration, facts of its data, the network in inference mode, and its checkpoint."""
+
+    config: TrainingConfig
+    facts: Any
+    model: nn.Module
+    checkpoint: dict[str, Any]
+
+
+def train(
+    config: TrainingConfig, progress: bool = False, *, workers: int | None = None, time_limit: float | None = None
+) -> Result:
     """Train a network as the configuration says and return how good it is.
 
     The folder of the run receives ``config.json``, after each epoch and every five minutes ``last.ckpt``, after each
@@ -54,6 +65,9 @@ def train(config: TrainingConfig, progress: bool = False) -> Result:
     Args:
         config: the run.
         progress: draw a progress bar.
+        workers: processes that read images; None for one less than the processors, at most 8. The result does not
+            depend on them.
+        time_limit: seconds after which the run is stopped as by a signal, and saved.
 
     Raises:
         ArgumentError: the folder holds something else or is in use, or the machine has no such device.
@@ -65,7 +79,7 @@ def train(config: TrainingConfig, progress: bool = False) -> Result:
     with _quiet(), _deterministic_cudnn():
         fabric = launch(config)
         with loss_named(fabric):
-            return _train(fabric, config, progress)
+            return _train(fabric, config, progress, workers, time_limit)
 
 
 def evaluate(folder: str | PathLike[str], device: str = "auto", rotations: int = 1) -> Score:
@@ -81,10 +95,10 @@ def evaluate(folder: str | PathLike[str], device: str = "auto", rotations: int =
         DataError: the folder holds no run, or its files or data cannot be read or do not belong together.
     """
     folder = Path(folder)
-    config, model, checkpoint = _restore(folder)
-    data = config.load_data()
+    config, _, model, checkpoint = restore(folder)
+    data = config.load_data(folder=folder)
     checked_record(checkpoint, data, folder)
-    return score(model.to(device_of(device)), data.test, config.test_batch_size, rotations)
+    return data.score(model.to(device_of(device)), config.test_batch_size, rotations)
 
 
 def load_model(folder: str | PathLike[str]) -> nn.Module:
@@ -96,7 +110,7 @@ def load_model(folder: str | PathLike[str]) -> nn.Module:
     Raises:
         DataError: the folder holds no run or no checkpoint, or they are broken.
     """
-    return _restore(Path(folder))[1]
+    return restore(Path(folder)).model
 
 
 def initial_model(config: TrainingConfig) -> nn.Module:
@@ -115,19 +129,22 @@ def initial_model(config: TrainingConfig) -> nn.Module:
     return model
 
 
-def _train(fabric: Fabric, config: TrainingConfig, progress: bool) -> Result:
+def _train(
+    fabric: Fabric, config: TrainingConfig, progress: bool, workers: int | None, time_limit: float | None
+) -> Result:
+    stop = Interruption(time_limit)
     folder = config.run_folder
     if (finished := first_does(fabric, lambda: _find_finished(folder, config))) is not None:
         return finished
-    here: list[ImageData] = []
-    first_does(fabric, lambda: here.append(config.load_data()))  # alone, since it may fetch them or keep a cache
-    data = here[0] if here else config.load_data()
-    first_does(fabric, lambda: require_full_parts(config, len(data.train), fabric.world_size))
+    here: list[RunData] = []
+    first_does(fabric, lambda: here.append(config.load_data(workers)))  # alone, since it may fetch them or cache them
+    data = here[0] if here else config.load_data(workers)
+    first_does(fabric, lambda: require_full_parts(config, data, fabric.world_size))
     torch.manual_seed(config.seed)
-    model = fuse(config.build_model())
+    model = fuse(config.build_model(data.facts))
     with ExitStack() as stack:
         first_does(fabric, lambda: stack.enter_context(_folder.held(folder)))
-        checkpoint, start = first_does(fabric, lambda: _take_up(folder, config))
+        checkpoint, start = first_does(fabric, lambda: _take_up(folder, config, data))
         if start is not None:
             model.load_state_dict(start)
         if config.sync_batchnorm and fabric.world_size > 1:
@@ -135,7 +152,7 @@ def _train(fabric: Fabric, config: TrainingConfig, progress: bool) -> Result:
         loop = Loop(fabric, model, config, data, folder)
         if checkpoint is not None:
             loop.resume(checkpoint)
-        with Interruption() as stop:
+        with stop:
             loop.run(stop, progress)
         result = _result(loop)
         first_does(fabric, lambda: _folder.write_result(folder, result))
@@ -151,39 +168,49 @@ def _find_finished(folder: Path, config: TrainingConfig) -> Result | None:
     return _folder.read_result(folder)
 
 
-def _take_up(folder: Path, config: TrainingConfig) -> tuple[dict[str, Any] | None, dict[str, Tensor] | None]:
+def _take_up(
+    folder: Path, config: TrainingConfig, data: RunData
+) -> tuple[dict[str, Any] | None, dict[str, Tensor] | None]:
     """Return the checkpoint that the folder holds of a run, and the parameters to go on from or to start from."""
     _require_own(folder, config)  # once more: now nobody else can change it
     if not (folder / CONFIG).exists():
         _folder.write_config(folder, config)
+        data.save(folder)
     if (folder / CHECKPOINT).exists():
         checkpoint = _folder.read_checkpoint(folder / CHECKPOINT)
-        _trained(checkpoint, folder / CHECKPOINT, config)
-        return checkpoint, _fitting(checkpoint, folder / CHECKPOINT, config)
-    return None, _start(config)
+        _trained(checkpoint, folder / CHECKPOINT, config, data.facts)
+        return checkpoint, _fitting(checkpoint, folder / CHECKPOINT, config, data.facts)
+    return None, _start(config, data.facts)
 
 
-def _start(config: TrainingConfig) -> dict[str, Tensor] | None:
+def _start(config: TrainingConfig, facts: Any = None) -> dict[str, Tensor] | None:
     """Return the parameters that a configuration names to start from."""
     if config.weights is None:
         return None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        if (pretrained := config.pretrained_model(facts)) is not None:
+            return pretrained.state_dict()
     path = Path(config.weights)
     if path.is_dir():
         checkpoint = _folder.read_checkpoint(path / CHECKPOINT)
         there = _folder.read_config(path)
-        return _trained(checkpoint, path / CHECKPOINT, replace(config, ema=there.ema))
-    return _fitting(load_tensors(path), path, config)
+        return _trained(checkpoint, path / CHECKPOINT, replace(config, ema=there.ema, select=there.select), facts)
+    return _fitting(load_tensors(path), path, config, facts)
 
 
-def _trained(checkpoint: dict[str, Any], path: Path, config: TrainingConfig) -> dict[str, Tensor]:
-    """Return the parameters with which the network of a run is evaluated: their average, if the run has one.
+def _trained(checkpoint: dict[str, Any], path: Path, config: TrainingConfig, facts: Any = None) -> dict[str, Tensor]:
+    """Return the parameters with which a run is tested: those of its best epoch, their average, or the last ones.
 
     Raises:
         DataError: they are missing or do not fit the network.
     """
-    if config.ema is not None:
+    best = checkpoint.get("best") if config.select == "best" else None
+    if isinstance(best, dict):
+        checkpoint = {"state_dict": best.get("state_dict")}
+    elif config.ema is not None:
         checkpoint = {"state_dict": checked_average(checkpoint, path)}
-    return _fitting(checkpoint, path, config)
+    return _fitting(checkpoint, path, config, facts)
 
 
 def _require_own(folder: Path, config: TrainingConfig) -> None:
@@ -201,7 +228,7 @@ def _require_own(folder: Path, config: TrainingConfig) -> None:
         raise ArgumentError(f"folder (={str(folder)!r}) is in use, and not by a run: choose another folder")
 
 
-def _fitting(found: Any, path: Path, config: TrainingConfig) -> dict[str, Tensor]:
+def _fitting(found: Any, path: Path, config: TrainingConfig, facts: Any = None) -> dict[str, Tensor]:
     """Return the parameters of the network of a configuration out of what a file holds.
 
     Raises:
@@ -210,8 +237,7 @@ def _fitting(found: Any, path: Path, config: TrainingConfig) -> dict[str, Tensor
     state = find_state(str(path), found)
     consume_prefix_in_state_dict_if_present(state, "model.")
     try:
-        with torch.device("meta"):  # nothing is allocated for a width that nothing fits
-            wanted = config.build_model().state_dict()
+        wanted = config.expected_state(facts)  # nothing is allocated for a width that nothing fits
     except (ArgumentError, RuntimeError) as error:
         raise DataError(f"{path} cannot fit this run: {error!s:.200}") from None
     if text := misfit(state, wanted):
@@ -219,19 +245,26 @@ def _fitting(found: Any, path: Path, config: TrainingConfig) -> dict[str, Tensor
     return state
 
 
-def _restore(folder: Path) -> tuple[TrainingConfig, nn.Module, dict[str, Any]]:
+def restore(folder: Path) -> Restored:
+    """Return what a run has left.
+
+    Raises:
+        DataError: the folder holds no run or no checkpoint, or they are broken.
+    """
     config = _folder.read_config(folder)
+    facts = config.read_facts(folder)
     checkpoint = _folder.read_checkpoint(folder / CHECKPOINT)
-    state = _trained(checkpoint, folder / CHECKPOINT, config)
-    model = fuse(config.build_model())
+    state = _trained(checkpoint, folder / CHECKPOINT, config, facts)
+    model = fuse(config.build_model(facts))
     model.load_state_dict(state)
-    return config, model.eval(), checkpoint
+    return Restored(config, facts, model.eval(), checkpoint)
 
 
 def _result(loop: Loop) -> Result:
     from ._fabric import VERSION
 
-    last, images = loop.history[-1], len(loop.data.test)
+    last, images = loop.history[-1], loop.data.test_images
+    chosen = loop.history[best_epoch(loop.history) - 1] if loop.best is not None else last
     return Result(
         test_error=last["test_error"],
         test_loss=last["test_loss"],
@@ -249,10 +282,10 @@ def _result(loop: Loop) -> Result:
         },
         command=shlex.join(sys.argv),
         revision=_revision(Path(__file__).parent),
-        test_correct=images - round(last["test_error"] * images / 100),
+        test_correct=images - round(last["test_error"] * images / 100) if loop.data.counts_right_answers else 0,
         test_images=images,
-        validation_error=last.get("validation_error"),
-        validation_loss=last.get("validation_loss"),
+        validation_error=chosen.get("validation_error"),
+        validation_loss=chosen.get("validation_loss"),
     )
 
 

@@ -33,8 +33,9 @@ class Result:
     """What came out of a run; saved as ``result.json`` in its folder.
 
     Args:
-        test_error: on the test set after the last epoch, percent.
-        test_loss: mean cross-entropy there, nats.
+        test_error: on the test set, with the parameters that ``select`` names, percent; of a regression the mean
+            absolute error.
+        test_loss: mean loss there, of a classification in nats.
         train_error: mean over the steps of the last epoch, percent.
         train_loss: mean over the steps of the last epoch, nats.
         seconds: of all epochs, evaluations among them.
@@ -45,9 +46,9 @@ class Result:
         command: the command line that finished the run.
         revision: the git commit of the package that finished it, with ``-dirty`` if files differed from it; empty
             without git.
-        test_correct: right answers on the test set after the last epoch.
+        test_correct: right answers on the test set; 0 if an image has not one answer.
         test_images: images of the test set; 0 in a file of an older version, which has neither.
-        validation_error: on the held-out training images after the last epoch, percent; None without such.
+        validation_error: on the validation images after the last epoch, or the best if that was selected; or None.
         validation_loss: mean cross-entropy there, nats.
     """
 

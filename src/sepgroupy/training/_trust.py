@@ -9,16 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data import ImageData
 from ..errors import DataError
+from ._config import TrainingConfig
 from ._folder import CHECKPOINT, COLUMNS
+from ._run_data import RunData
 
 _ALWAYS = {"epoch", "lr", "train_loss", "train_error", "seconds"}  # of the columns
 _ADAM = {"step", "exp_avg", "exp_avg_sq"}
 _MOMENTS = {torch.optim.Adam: _ADAM, torch.optim.AdamW: _ADAM, torch.optim.SGD: {"momentum_buffer"}}
 
 
-def checked_record(checkpoint: Mapping[str, Any], data: ImageData, folder: Path) -> dict[str, Any]:
+def checked_record(checkpoint: Mapping[str, Any], data: RunData, folder: Path) -> dict[str, Any]:
     """Return what a checkpoint says of its run: its history, and the totals and seconds of the epoch under way.
 
     Raises:
@@ -77,6 +78,24 @@ def checked_average(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]
     if type(steps) is not int or int(count) != steps:
         raise DataError(f"{path} holds the average of {int(count)} steps, not of its {steps!r}")
     return {name: value for name, value in found.items() if name != "n_averaged"}  # type: ignore[union-attr]
+
+
+def checked_best(
+    checkpoint: Mapping[str, Any], history: list[dict[str, Any]], config: TrainingConfig
+) -> dict[str, Any] | None:
+    """Return what a checkpoint says of the best epoch on the validation images; None if there was none yet.
+
+    Raises:
+        ValueError: it is missing, though an epoch was evaluated, or is none.
+    """
+    evaluated = [row["epoch"] for row in history if "validation_error" in row]
+    if config.select != "best" or not evaluated:
+        return None
+    found = checkpoint.get("best")
+    state = found.get("state_dict") if isinstance(found, dict) else None
+    if not isinstance(found, dict) or found.get("epoch") not in evaluated or not isinstance(state, dict):
+        raise ValueError("it lacks the parameters of the best epoch")
+    return {"epoch": found["epoch"], "state_dict": state}
 
 
 def _is_history(rows: object) -> bool:

@@ -17,12 +17,12 @@ from ...analysis import (
     redundancy,
     untrained,
 )
+from ...pages import Chapter, Plot, Section, Table, to_svg
 from ...training import load_model
 from .._published import PAPER_RESULTS
 from ._angles import ANGLES, errors_by_angle
-from ._figures import Curve, Spread, curves, error_against, scaled, to_svg
+from ._figures import Curve, Spread, curves, error_against, scaled
 from ._groups import Group, Protocol
-from ._page import Chapter, Plot, Section, Table
 from ._rotations import error_averaged
 
 _TURNS = (0, 22.5, 45, 67.5, 90, 180, 270)  # of ANGLES, in the table

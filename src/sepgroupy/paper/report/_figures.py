@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator, StrMethodFormatter
 
+from ...pages import STYLE
 from ._groups import Group
 
 # Okabe and Ito's colours, for every kind of colour vision; the markers tell the kinds apart without colour.
@@ -23,7 +22,6 @@ _STYLES: dict[str, dict[str, Any]] = {
     "g": {"color": "#009E73", "marker": "D"},
     "gc": {"color": "#CC79A7", "marker": "v"},
 }
-_STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "sepgroupy", "font.size": 9}
 
 Spread = tuple[float, float | None]  # mean and standard deviation
 
@@ -84,20 +82,6 @@ def curves(lines: Sequence[Curve], label: str, log: bool = False) -> Figure:
     return _finish(figure, axes)
 
 
-def to_svg(figure: Figure, name: str) -> str:
-    """Return a figure as an ``<svg>`` element, the same on every call, its letters as text.
-
-    Args:
-        figure: what is drawn.
-        name: what its ids begin with, so that several can be on one page.
-    """
-    buffer = io.StringIO()
-    with mpl.rc_context(_STYLE):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text[text.index("<svg") :])
-
-
 def style_of(label: str) -> Mapping[str, Any]:
     """Return how lines of a model are drawn: its kind tells colour and marker, small ones are open and dashed."""
     model = label.split(",")[0]
@@ -109,7 +93,7 @@ def style_of(label: str) -> Mapping[str, Any]:
 
 
 def _blank(label: str) -> tuple[Figure, Axes]:
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.2, 3.5), layout="constrained")
         axes = figure.add_subplot()
     axes.set_xlabel(label)

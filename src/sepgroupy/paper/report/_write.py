@@ -11,10 +11,10 @@ from pathlib import Path
 from ... import __version__
 from ..._files import atomic
 from ...errors import ArgumentError, DataError
+from ...pages import Page, to_html, to_markdown
 from ..sweep import TABLE, Run, find_runs, to_csv
 from ._chapters import chapter
 from ._groups import put_together
-from ._page import Page, to_html, to_markdown
 
 _PROGRAMS = ("sepgroupy", "torch")
 HTML, MARKDOWN = "report.html", "report.md"

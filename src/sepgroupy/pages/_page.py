@@ -37,7 +37,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Chapter:
-    """What one protocol has shown."""
+    """A part of a page, with sections."""
 
     title: str
     text: Sequence[str]
@@ -46,7 +46,7 @@ class Chapter:
 
 @dataclass(frozen=True)
 class Page:
-    """The report."""
+    """A page."""
 
     title: str
     text: Sequence[str]
@@ -60,17 +60,17 @@ class Page:
 
 def to_html(page: Page) -> str:
     """Lay a page out as one HTML file that needs nothing else."""
-    return _environment().get_template("report.html.j2").render(page=page)
+    return _environment().get_template("page.html.j2").render(page=page)
 
 
 def to_markdown(page: Page) -> str:
     """Lay a page out as Markdown, with its figures in files beside it."""
-    return _environment().get_template("report.md.j2").render(page=page)
+    return _environment().get_template("page.md.j2").render(page=page)
 
 
 def _environment() -> Environment:
     return Environment(
-        loader=PackageLoader("sepgroupy.paper.report", ""),
+        loader=PackageLoader("sepgroupy.pages", ""),
         autoescape=select_autoescape(["html.j2"]),
         undefined=StrictUndefined,
         trim_blocks=True,
