@@ -84,11 +84,13 @@ def audit(
     from ..analysis import plot_audit
     from ..auditing import audit
     from ..models import ResNet
-    from ..training import load_model
+    from ..training import ImageConfig, load_model, read_config
 
-    model = load_model(folder)
-    own = getattr(model, "group", None) or "p4"
-    usual = 32 if isinstance(model, ResNet) else 28
+    config, model = read_config(folder), load_model(folder)
+    if isinstance(config, ImageConfig):
+        own, usual = config.group, config.read_facts(folder).input_size
+    else:
+        own, usual = getattr(model, "group", None) or "p4", 32 if isinstance(model, ResNet) else 28
     report = audit(model, own if group is None else group, usual if size is None else size)
     print(report)
     if figure is not None:

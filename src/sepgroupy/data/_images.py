@@ -203,6 +203,8 @@ def open_images(
         paths = tuple(rows[index].path for index in chosen)
         splits[split] = Images(source, paths, targets[chosen], masks, values, channels, size)
     names = table.label_names if task == "regression" else ()
+    if task == "regression":  # as split_table writes them
+        rows = [replace(row, labels=tuple(map(repr, t))) for row, t in zip(rows, targets.tolist(), strict=True)]
     digest = _fingerprint(rows, usable)
     return ImageSplits(
         path.resolve().name, task, **splits, classes=classes, target_names=names, channels=channels, size=size,

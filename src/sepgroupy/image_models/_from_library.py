@@ -72,9 +72,11 @@ def _convert(plain: nn.Module, group: PointGroup, kind: str, size: int, match: s
 
 
 def _nearest_exact_size(name: str, plain: nn.Module, group: PointGroup, size: int) -> tuple[int, str]:
+    if group.order == 1:
+        return size, ""
     small = _small(size)
-    try:
-        sizes = [found + size - small for found in exact_sizes(plain, group, small)]
+    try:  # p4 stands for every group: it has the same symmetric grids of square images
+        sizes = [found + size - small for found in exact_sizes(plain, "p4", small)]
     except ArgumentError:  # the network does not take such an image
         sizes = []
     if not sizes or size in sizes:

@@ -93,7 +93,7 @@ def worst_images(worst: Sequence[WorstImage], facts: ImageFacts) -> Figure:
         if masks:
             predicted = one.output.argmax(0).masked_fill(one.target == IGNORE, 0)
             for axes, image, title in zip(grid[index], (one.image, one.target, predicted), _TITLES, strict=True):
-                _show(axes, image, len(facts.classes))
+                _show(axes, image, len(facts.classes) if image.ndim == 2 else 0)
                 axes.set_title(title if index == 0 else "", fontsize=8)
         else:
             axes = grid.flat[index]
