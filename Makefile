@@ -18,7 +18,7 @@ format: .venv/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-.venv/ready: pyproject.toml setup.py $(wildcard src/sepgroupy/backends/native/*.c src/sepgroupy/backends/native/*.inl)
+.venv/ready: pyproject.toml setup.py $(wildcard csrc/*)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@
