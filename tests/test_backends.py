@@ -346,8 +346,8 @@ LEVELS = (
     ("models", "gconv", "_plain_weights"),
     ("fusion", "testing", "analysis", "auditing", "conversion", "compression", "exporting"),
     ("data", "training"),
-    ("sweep", "report", "demo"),
-    ("cli", "cli_experiments", "cli_options"),
+    ("sweep", "report", "demo", "play"),
+    ("cli", "cli_experiments", "cli_options", "cli_play"),
     ("__main__",),
     ("__init__",),
 )

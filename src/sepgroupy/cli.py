@@ -16,6 +16,7 @@ from rich.table import Table
 from . import __version__
 from .cli_experiments import add_commands
 from .cli_options import takes_run_options
+from .cli_play import play
 from .errors import ArgumentError, SepgroupyError
 from .training import PAPER, RECIPES, RunConfig
 
@@ -187,6 +188,7 @@ def weights(
 
 
 add_commands(app)
+app.command()(play)
 
 
 def run(config: RunConfig) -> None:
