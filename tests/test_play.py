@@ -21,7 +21,8 @@ import sepgroupy
 from browser import BROWSER
 from browser_page import Page
 from sepgroupy.cli import app
-from sepgroupy.data import load_digits, rotate
+from sepgroupy.data import rotate
+from sepgroupy.paper import load_digits
 from sepgroupy.errors import ArgumentError
 from sepgroupy.models import RotMNISTNet, build_model
 from sepgroupy.play import build_page, describe_network, save_page, serve, shipped_networks
