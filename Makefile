@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .PHONY: demo test format
 
-demo: .venv/ready  ## train Z2CNN and gc-P4CNN on the bundled digits, print the table, draw the picture
+demo: .venv/ready  ## train Z2CNN and gc-P4CNN on the bundled digits, print the table, draw the plot
 	$(BIN)/sepgroupy demo
 
 test: .venv/ready  ## lint, types, tests and doctests; the layers' tests once more without the compiled kernels
