@@ -78,4 +78,4 @@ def test_a_study_goes_on_where_it_stopped(script: Any, tmp_path: Path) -> None:
     script.study(data, file, "p4m-resnet8-w4")
     assert file.read_text().splitlines() == again
     script.plot(file, tmp_path / "study.png")
-    assert Image.open(tmp_path / "study.png").size[0] > 300
+    assert (tmp_path / "study.png").stat().st_size > 5000

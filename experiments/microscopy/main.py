@@ -49,15 +49,16 @@ def write_digits(folder: Path, train: int, test: int) -> Path:
 
     from sepgroupy.paper import load_digits
 
-    data = load_digits()
+    data, random = load_digits(), torch.Generator().manual_seed(0)  # the bundled digits are in no random order
+    order, test_order = (torch.randperm(len(split), generator=random).tolist() for split in (data.train, data.test))
     parts = {
-        "train": (data.train, 0, train),
-        "val": (data.train, len(data.train) - test, test),
-        "test": (data.test, 0, test),
+        "train": (data.train, order[:train]),
+        "val": (data.train, order[-test:]),
+        "test": (data.test, test_order[:test]),
     }
-    for split, (images, start, count) in parts.items():
-        for index in range(start, start + count):
-            path = folder / split / str(int(images.labels[index])) / f"{index:05}.png"
+    for split, (images, chosen) in parts.items():
+        for number, index in enumerate(chosen):
+            path = folder / split / str(int(images.labels[index])) / f"{number:05}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray((255 * images.images[index, 0]).round().byte().numpy()).save(path)
     return folder

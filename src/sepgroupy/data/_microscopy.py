@@ -27,8 +27,8 @@ def write_microscopy(folder: str | os.PathLike[str], train: int = 1000, test: in
 
     A class is a shape of cell (spindle or stellate) and a course of the fibers in it: along or across the spindle,
     radial or in rings, or spots. So the course alone does not tell the class, only its direction in the cell. Each
-    image has an angle, a position, a size, a stain, a focus, debris and noise of its own. The first n training images are the
-    same for every ``train`` of at least n.
+    image has an angle, a position, a size, a stain, a focus, debris and noise of its own. The first n training images
+    are the same for every ``train`` of at least n.
 
     Args:
         folder: the folder to make.
