@@ -137,7 +137,9 @@ def _train(
     if (finished := first_does(fabric, lambda: _find_finished(folder, config))) is not None:
         return finished
     here: list[RunData] = []
-    first_does(fabric, lambda: here.append(config.load_data(workers)))  # alone, since it may fetch them or cache them
+    first_does(
+        fabric, lambda: here.append(config.load_data(workers, progress=progress))
+    )  # alone, since it may fetch them or cache them
     data = here[0] if here else config.load_data(workers)
     first_does(fabric, lambda: require_full_parts(config, data, fabric.world_size))
     torch.manual_seed(config.seed)

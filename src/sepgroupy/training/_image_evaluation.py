@@ -6,13 +6,13 @@ import csv
 import heapq
 import json
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.progress import Progress
 from torch import Tensor, nn
 
 from .._files import atomic
@@ -91,7 +91,7 @@ def evaluate_images(
     folder: str | PathLike[str],
     device: str = "auto",
     workers: int | None = None,
-    between: Callable[[int, int], object] = lambda done, total: None,
+    progress: bool = False,
 ) -> ImageEvaluation:
     """Evaluate the network that a run on images has left on its test images, and write what was found.
 
@@ -102,7 +102,7 @@ def evaluate_images(
         folder: of the run.
         device: "auto", "cpu", "cuda" or "mps".
         workers: processes that read images.
-        between: called after each batch with the number of images that are done, and of all.
+        progress: draw progress bars.
 
     Raises:
         ArgumentError: the machine has no such device, or the run is not on images.
@@ -112,13 +112,15 @@ def evaluate_images(
     config, facts, model, checkpoint = restore(folder)
     if not isinstance(config, ImageConfig):
         raise ArgumentError(f"folder (={str(folder)!r}) holds a run of task {config.task}, not on images")
-    data = open_run_images(config, workers, folder)
+    data = open_run_images(config, workers, folder, progress)
     history = checked_record(checkpoint, data, folder)["history"]
     model = model.to(device_of(device))
     pass_ = _Pass(data, facts)
-    for images, targets in data.read(data.splits.test):
-        pass_.add(images, targets, outputs_of(model, images))
-        between(pass_.count, data.test_images)
+    with Progress(disable=not progress) as bar:
+        task = bar.add_task("test images", total=data.test_images)
+        for images, targets in data.read(data.splits.test):
+            pass_.add(images, targets, outputs_of(model, images))
+            bar.update(task, completed=pass_.count)
     change, transformed = largest_change(model, data, data.splits.test)
     evaluation = ImageEvaluation(
         config, facts, history, pass_.scores(), pass_.loss / pass_.count, pass_.count, change, transformed,
