@@ -3,6 +3,7 @@
     python experiments/microscopy/main.py write FOLDER           # the images, as PNG files
     python experiments/microscopy/main.py study microscopy       # train, a row of the CSV file for each run
     python experiments/microscopy/main.py plot                   # the figure of all runs
+    python experiments/microscopy/main.py examples FIGURE        # the figure of the classes
 
 A study that was stopped goes on with the runs that its CSV file does not have yet.
 """
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import sepgroupy
-from sepgroupy.data import ImageSplits, RandomAffine, open_images, write_microscopy
+from sepgroupy.data import MICROSCOPY_CLASSES, ImageSplits, RandomAffine, open_images, write_microscopy
 from sepgroupy.image_models import build_image_model
 
 RESULTS = Path(__file__).parents[2] / "results" / "images"
@@ -171,6 +172,26 @@ def plot(file: Path, target: Path) -> None:
     figure.savefig(target, dpi=110)
 
 
+def examples(target: Path, columns: int = 8) -> None:
+    """Draw the first training images of each class."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+    from PIL import Image
+
+    with TemporaryDirectory() as temporary:
+        folder = write_microscopy(Path(temporary) / "cells", columns * len(MICROSCOPY_CLASSES), len(MICROSCOPY_CLASSES))
+        figure, axes = plt.subplots(len(MICROSCOPY_CLASSES), columns, figsize=(5.4, 3.6), layout="constrained")
+        for row, name in zip(axes, MICROSCOPY_CLASSES, strict=True):
+            row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+            for axis, path in zip(row, sorted((folder / "train" / name).iterdir()), strict=True):
+                with Image.open(path) as image:
+                    axis.imshow(image)
+                axis.set(xticks=[], yticks=[])
+    figure.savefig(target, dpi=100)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -185,13 +206,16 @@ def main() -> None:
     for command in (run, commands.add_parser("plot", help="draw the figure of a study")):
         command.add_argument("--csv", type=Path, default=RESULTS / "study.csv")
     commands.choices["plot"].add_argument("--figure", type=Path, default=RESULTS / "study.png")
+    commands.add_parser("examples", help="draw images of each class").add_argument("figure", type=Path)
     given = parser.parse_args()
     if given.command == "write":
         print(write_microscopy(given.folder, given.train, given.test, given.seed))
     elif given.command == "study":
         study(given.data, given.csv, given.model)
-    else:
+    elif given.command == "plot":
         plot(given.csv, given.figure)
+    else:
+        examples(given.figure)
 
 
 if __name__ == "__main__":
