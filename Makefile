@@ -11,8 +11,8 @@ test: .venv/ready  ## lint, types, tests and doctests; the layers' tests once mo
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q
-	SEPGROUPY_NATIVE=0 $(BIN)/pytest -q tests/test_nn_*.py tests/test_functional_*.py tests/test_native_missing.py docs/native.md
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist loadfile
+	SEPGROUPY_NATIVE=0 OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist loadfile tests/test_nn_*.py tests/test_functional_*.py tests/test_native_missing.py docs/native.md
 
 format: .venv/ready
 	$(BIN)/ruff check --fix .

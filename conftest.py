@@ -20,7 +20,7 @@ NEEDS = {
 
 _MISSING = {page: [name for name in names if find_spec(name) is None] for page, names in NEEDS.items()}
 
-collect_ignore = [str(Path("integrations", page)) for page, missing in _MISSING.items() if missing]
+collect_ignore = [str(Path("docs", "integrations", page)) for page, missing in _MISSING.items() if missing]
 
 
 def pytest_report_header() -> list[str]:
