@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import heapq
 import json
-import logging
+import math
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -34,8 +34,6 @@ WORST = 12
 """Images of the largest loss that the page shows."""
 MOST_TRANSFORMED = 256
 """Test images that are rotated and reflected."""
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,8 +239,17 @@ def _write(folder: Path, evaluation: ImageEvaluation) -> None:
         "table": [dict(zip(evaluation.scores.head, row, strict=True)) for row in evaluation.scores.rows],
     }
     with atomic(folder / METRICS_FILE) as path:
-        path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(_without_nan(values), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     with atomic(folder / PREDICTIONS) as path, path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows(evaluation.rows)
     with atomic(folder / PAGE) as path:
         path.write_text(page_of(evaluation), encoding="utf-8")
+
+
+def _without_nan(value: Any) -> Any:
+    """Return a value with None in place of NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {name: _without_nan(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
