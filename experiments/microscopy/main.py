@@ -39,7 +39,11 @@ COLUMNS = (
     "epochs",
     "seconds",
 )
-NETWORKS = {"plain": {"kind": "plain"}, "p4m-gc": {"kind": "gc", "group": "p4m"}}
+NETWORKS: dict[str, dict[str, Any]] = {
+    "plain": {"kind": "plain"},
+    "p4m-gc": {"kind": "gc", "group": "p4m"},
+    "plain-long": {"kind": "plain", "steps": 4},  # as much computing time as the equivariant network takes
+}
 IMAGES, SEEDS, TEST_IMAGES = (100, 300, 1000), (1, 2, 3), 600
 BATCH, STEPS, LR, DECAY = 32, 350, 3e-3, 0.05
 
@@ -86,14 +90,15 @@ def train(data: ImageSplits, network: str, model_name: str, count: int, seed: in
     """Train one network, the same recipe for all: AdamW, warm-up and cosine, random rotations by any angle."""
     start = time.monotonic()
     torch.manual_seed(seed)
-    options: Any = {"channels": data.channels, "outputs": data.outputs, "size": data.size} | NETWORKS[network]
+    options = {"channels": data.channels, "outputs": data.outputs, "size": data.size} | NETWORKS[network]
+    steps = STEPS * options.pop("steps", 1)
     model: nn.Module = sepgroupy.fuse(build_image_model(model_name, **options).module)
     mean, std = torch.tensor(data.mean), torch.tensor(data.std)
     images, labels = in_memory(data.train, mean, std, count)
     augment, generator = RandomAffine(rotation=180, shift=0.05, scale=0.1), torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), LR, weight_decay=DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, STEPS, pct_start=0.1)
-    for chosen in batches(count, STEPS, generator):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, steps, pct_start=0.1)
+    for chosen in batches(count, steps, generator):
         loss = cross_entropy(model(augment(images[chosen], generator)), labels[chosen])
         optimizer.zero_grad()
         loss.backward()
@@ -107,7 +112,7 @@ def train(data: ImageSplits, network: str, model_name: str, count: int, seed: in
     return {
         "data": data.name, "images": count, "network": network, "seed": seed,
         "test_error": round(100 * (1 - correct / len(labels)), 2), "correct": correct, "test_images": len(labels),
-        "parameters": sum(p.numel() for p in model.parameters()), "epochs": round(STEPS * BATCH / count, 1),
+        "parameters": sum(p.numel() for p in model.parameters()), "epochs": round(steps * BATCH / count, 1),
         "seconds": round(time.monotonic() - start),
     }  # fmt: skip
 
@@ -150,7 +155,7 @@ def plot(file: Path, target: Path) -> None:
     names = list(dict.fromkeys(row["data"] for row in rows))
     figure, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3.4), squeeze=False, layout="constrained")
     for axis, name in zip(axes[0], names, strict=True):
-        for network, marker in zip(NETWORKS, "so", strict=True):
+        for network, marker in zip(NETWORKS, "so^", strict=True):
             points = {}
             for count in IMAGES:
                 found = [
