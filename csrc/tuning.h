@@ -30,8 +30,8 @@ constexpr int FACTORED_ELEMENTS = 9;
 
 /* ---- tiles (tiling.h) ---- */
 
-/* Pixels of a tile: its transform should stay in the second- or third-level cache. At most so many pixels, and
- * values; at least so many pixels, for products of some length. Benchmark: layers, flat around these. */
+/* Largest number of pixels and of values of a tile: its transform should stay in the second- or third-level cache.
+ * TILE_MIN_PIXELS is the smallest number of pixels, for products of some length. Benchmark: layers, flat around these. */
 constexpr index_t TILE_PIXELS_FORWARD = 1024, TILE_PIXELS_BACKWARD = 512, TILE_MIN_PIXELS = 256;
 constexpr index_t TILE_VALUES = 196608;
 

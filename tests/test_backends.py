@@ -345,9 +345,10 @@ LEVELS = (
     ("nn",),
     ("models", "gconv", "_plain_weights"),
     ("fusion", "testing", "analysis", "auditing", "conversion", "compression", "exporting"),
-    ("data", "training"),
-    ("sweep", "report", "demo"),
-    ("cli", "cli_experiments", "cli_options"),
+    ("data", "image_models", "pages", "play"),
+    ("training",),
+    ("paper",),
+    ("cli",),
     ("__main__",),
     ("__init__",),
 )

@@ -18,7 +18,7 @@ from ..batch_norm import BatchNormReLU
 from ..constants import group_index, planar_index
 from ..conv_spec import ConvSpec
 from ..expanded import Expanded
-from ..filter_bank import expand_filter, five_axes, full_filter
+from ..filter_bank import expand_filter, full_filter, with_group_axis
 from ..tracing import constant_to_dynamo
 from . import flops
 from .launch import ConvInputs, NativeConv, native_conv, supports_lifting, unsupported_reason
@@ -62,7 +62,7 @@ class Native(Backend):
         """Return the parameters themselves, weight or pointwise and depthwise weight: the kernels expand them."""
         if "weight" in parameters:
             return (parameters["weight"], None)
-        return parameters["pointwise_weight"], five_axes(parameters["depthwise_weight"])
+        return parameters["pointwise_weight"], with_group_axis(parameters["depthwise_weight"], spec.dimension)
 
     def expand_filters_for_reuse(self, spec: ConvSpec, parameters: Mapping[str, Tensor], x: Tensor) -> Filters:
         """Return also the filters in the Fourier domain, as the kernels read them."""
@@ -70,14 +70,12 @@ class Native(Backend):
             None if f is None else f.detach().contiguous() for f in self.expand_filters(spec, parameters)
         )
         assert weight is not None
-        if self.reuse_key(spec, x) is None or not weight.numel():
-            return weight, depthwise
         conv, inner = _conv_after_padding(spec), _shape_after_padding(spec, x)
         return weight, depthwise, conv.expand_filters(inner, weight, depthwise)
 
     def reuse_key(self, spec: ConvSpec, x: Tensor) -> Hashable:
         """Return the layout of expanded filters, which depends on whether rows fill vectors; None if there are none."""
-        if spec.kind == "lifting" or x.dtype not in DTYPES or not can_bypass_dispatcher(x):
+        if spec.kind == "lifting" or not x.shape[1] or x.dtype not in DTYPES or not can_bypass_dispatcher(x):
             return None
         return _conv_after_padding(spec).filter_layout(_shape_after_padding(spec, x)[-1], x.dtype)
 
@@ -280,7 +278,7 @@ def _filter_bank(inputs: ConvInputs, spec: ConvSpec) -> Tensor:
     return expand_filter(weight, table)
 
 
-def _options(spec: ConvSpec) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+def _options(spec: ConvSpec) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     return spec.stride, (spec.padding[0], spec.padding[2]), spec.dilation
 
 

@@ -1,0 +1,138 @@
+"""Study which initialization is the best default of the layers: published, variance-preserving, or one between.
+
+python -m studies.initialization            # train what is missing, write results/initialization/runs.csv, print
+python -m studies.initialization --deep     # the counter-example: a deep stack without batch norm
+
+Scale ``t`` draws every factor from ±b with ``b = published^(1-t) · variance^t``, and biases from ±(1-t) · published:
+0 is ``init="published"``, 1 is ``init="variance"``. The networks train on 3,200 of the bundled digits; the errors that
+decide are those on 800 held-out training digits, never those on test digits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean, stdev
+
+import torch
+from torch import Tensor, nn
+
+import sepgroupy
+from sepgroupy import GroupConv2d, LiftingConv2d
+from sepgroupy.paper import RunConfig
+from sepgroupy.training import train
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "results" / "initialization"
+MODELS = ("p4cnn", "g-p4cnn", "gc-p4cnn")
+SCALES = (0.0, 0.5, 1.0)
+OPTIMIZERS = {"adam": {"lr": 0.01}, "sgd": {"lr": 0.05, "momentum": 0.9}}
+SEEDS = (1, 2, 3)
+EPOCHS, VALIDATION = 20, 800
+
+
+def draw(model: str, scale: float, seed: int) -> dict[str, Tensor]:
+    """Return the parameters of a fresh network whose bounds lie between the two initializations."""
+    networks = []
+    for init in ("published", "variance"):
+        torch.manual_seed(seed)
+        networks.append(sepgroupy.build_model(model, init=init))
+    published, variance = networks
+    with torch.no_grad():
+        for a, b in zip(published.modules(), variance.modules(), strict=True):
+            if isinstance(a, LiftingConv2d | GroupConv2d):
+                for (name, p), q in zip(a.named_parameters(), b.parameters(), strict=True):
+                    # Both draw the same uniform numbers, so the largest values have the ratio of the bounds.
+                    p *= 1 - scale if name == "bias" else (q.abs().max() / p.abs().max()) ** scale
+    return published.state_dict()
+
+
+def runs(folder: Path) -> Iterator[tuple[dict[str, object], RunConfig, dict[str, Tensor]]]:
+    """Yield the description of each run, its configuration and its first parameters."""
+    for seed in SEEDS:
+        for optimizer, settings in OPTIMIZERS.items():
+            for model in MODELS:
+                for scale in SCALES:
+                    name = f"{model}-{optimizer}-{scale}-{seed}"
+                    config = RunConfig.for_task(
+                        "rotmnist", model=model, optimizer=optimizer, seed=seed, epochs=EPOCHS, milestones=(16,),
+                        validation=VALIDATION, log_every=EPOCHS, weights=str(folder / f"{name}.pt"),
+                        folder=str(folder / name), **settings,
+                    )  # fmt: skip
+                    row = {"model": model, "optimizer": optimizer, "scale": scale, "seed": seed}
+                    yield row, config, draw(model, scale, seed)
+
+
+def measure(folder: Path) -> list[dict[str, object]]:
+    """Train what is missing and return a row for each run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for row, config, parameters in runs(folder):
+        if not Path(config.weights or "").exists():
+            torch.save(parameters, config.weights)
+        result = train(config)
+        rows.append(row | {"validation_error": result.validation_error, "train_loss": result.train_loss})
+        print(*rows[-1].values(), flush=True)
+    return rows
+
+
+def table(rows: list[dict[str, object]]) -> str:
+    """Return validation errors in per cent, mean ± standard deviation of the seeds."""
+    cells = defaultdict(list)
+    for row in rows:
+        cells[row["model"], row["optimizer"], float(str(row["scale"]))].append(float(str(row["validation_error"])))
+    lines = [
+        "| model | optimizer | " + " | ".join(f"scale {scale}" for scale in SCALES) + " |",
+        "| :-- | :-- |" + " --: |" * len(SCALES),
+    ]
+    for model in MODELS:
+        for optimizer in OPTIMIZERS:
+            found = [cells[model, optimizer, scale] for scale in SCALES]
+            texts = [f"{mean(values):.1f} ± {stdev(values):.1f}" for values in found]
+            lines.append(f"| {model} | {optimizer} | {' | '.join(texts)} |")
+    return "\n".join(lines)
+
+
+def deep(depths: tuple[int, ...] = (2, 5, 10, 20, 40), channels: int = 8) -> str:
+    """Return the standard deviation of the output of gc layers with ReLU and no batch norm, by depth."""
+    lines = ["| layers | published | variance |", "| --: | --: | --: |"]
+    x = torch.randn(16, channels, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    for depth in depths:
+        cells = []
+        for init in ("published", "variance"):
+            torch.manual_seed(1)
+            layers = [
+                m
+                for _ in range(depth)
+                for m in (GroupConv2d(channels, channels, 3, padding=1, group="p4", kind="gc", init=init), nn.ReLU())
+            ]
+            with torch.no_grad():
+                # Between two images: a bias that every image shares carries no information.
+                cells.append(nn.Sequential(*layers)(x).std(dim=0).mean().item())
+        lines.append(f"| {depth} | {cells[0]:.2g} | {cells[1]:.2g} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run the study."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "initialization", help="folder of the runs")
+    parser.add_argument("--deep", action="store_true", help="only the counter-example; nothing is trained")
+    options = parser.parse_args()
+    if options.deep:
+        print(deep())
+        return
+    rows = measure(options.runs)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    with (RESULTS / "runs.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
