@@ -108,7 +108,10 @@ def _load(path: Path) -> ctypes.CDLL:
 
 def launch(name: str, problem: Any, tensors: Mapping[str, Tensor | None]) -> None:
     """Launch a kernel on tensors, each under the name of its field of :class:`Tensors`."""
-    addresses = Tensors(**{field: t.data_ptr() for field, t in tensors.items() if t is not None})
+    addresses = Tensors()
+    for field, tensor in tensors.items():
+        if tensor is not None:
+            setattr(addresses, field, tensor.data_ptr())
     getattr(kernels().library, name)(problem, ctypes.byref(addresses))
 
 
