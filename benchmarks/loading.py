@@ -11,7 +11,6 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -48,13 +47,13 @@ def measure(config: ImageConfig, steps: int, workers: int) -> dict[str, object]:
     model = fuse(config.build_model(data.facts))
     model, optimizer = fabric.setup(model, torch.optim.AdamW(model.parameters(), lr=config.lr))
     waits, others = [], []
-    batches: Iterator[object] = iter(data.batches(0, 0, fabric))
+    batches = data.batches(0, 0, fabric)
     for _ in range(steps + 1):
         start = time.perf_counter()
-        images, targets, _ = next(batches)  # type: ignore[misc]
+        batch = next(batches)
         got = time.perf_counter()
         optimizer.zero_grad()
-        loss = data.objective.loss(model(images), targets)
+        loss = data.objective.loss(model(batch.images), batch.targets)
         fabric.backward(loss)
         optimizer.step()
         loss.item()  # waits for a GPU

@@ -345,7 +345,7 @@ LEVELS = (
     ("nn",),
     ("models", "gconv", "_plain_weights"),
     ("fusion", "testing", "analysis", "auditing", "conversion", "compression", "exporting"),
-    ("data", "image_models", "pages"),
+    ("data", "image_models", "pages", "play"),
     ("training",),
     ("paper",),
     ("cli",),

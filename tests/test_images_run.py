@@ -7,6 +7,7 @@ import json
 import math
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from torch import Tensor, nn
 
 from browser import BROWSER, open_page
 from sepgroupy import cli
-from sepgroupy.errors import DataError
+from sepgroupy.errors import ArgumentError, DataError
 from sepgroupy.image_models import ImageModel
+from sepgroupy.paper import RunConfig, read_run_config
 from sepgroupy.training import ImageConfig, ImagePredictor, evaluate, evaluate_images, load_model, read_result, train
 from sepgroupy.training._engine import restore
 from sepgroupy.training._image_data import StreamedData, open_run_images
@@ -417,6 +419,17 @@ def test_bad_input_is_named_before_the_first_epoch(
     assert message in err
     assert err.count("\n") == 1
     assert not (tmp_path / "run" / "last.ckpt").exists()
+
+
+def test_the_folder_of_another_kind_of_run_is_left_alone(shapes: Path, finished: Path, tmp_path: Path) -> None:
+    config = RunConfig.for_task("rotmnist", folder=str(tmp_path))
+    (tmp_path / "config.json").write_text(config.to_json())
+    with pytest.raises(ArgumentError, match="task 'rotmnist' there, 'classification' here"):
+        train(config_on(shapes, tmp_path), workers=0)
+    with pytest.raises(ArgumentError, match="task 'classification' there, 'rotmnist' here"):
+        train(replace(config, folder=str(finished)))
+    with pytest.raises(DataError, match="is of task classification"):
+        read_run_config(finished)
 
 
 def test_folders_of_another_version_are_named(finished: Path, tmp_path: Path, command: Command) -> None:

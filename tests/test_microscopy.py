@@ -52,7 +52,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Any:
     assert spec.loader is not None
     module: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    for name, value in {"IMAGES": (12,), "SEEDS": (1,), "TEST_IMAGES": 12, "STEPS": 20, "BATCH": 12}.items():
+    for name, value in {"IMAGES": (12,), "SEEDS": (1,), "TEST_IMAGES": 12, "STEPS": 11, "BATCH": 6}.items():
         monkeypatch.setattr(module, name, value)
     return module
 
@@ -66,16 +66,16 @@ def test_digits_are_written_as_class_folders(script: Any, tmp_path: Path) -> Non
 def test_a_study_goes_on_where_it_stopped(script: Any, tmp_path: Path) -> None:
     data = "microscopy"
     file = tmp_path / "study.csv"
-    script.study(data, file, "p4m-resnet8-w4")
+    script.study(data, file, "p4m-resnet8-w2")
     with file.open() as opened:
         rows = list(csv.DictReader(opened))
-    assert [row["network"] for row in rows] == ["plain", "p4m-gc"]
+    assert [row["network"] for row in rows] == ["plain", "p4m-gc", "plain-long"]
     lines = file.read_text().splitlines()
     file.write_text("\n".join(lines[:2]) + "\n")
-    script.study(data, file, "p4m-resnet8-w4")
+    script.study(data, file, "p4m-resnet8-w2")
     again = file.read_text().splitlines()
     assert [line.split(",")[:-1] for line in again] == [line.split(",")[:-1] for line in lines]  # but for the seconds
-    script.study(data, file, "p4m-resnet8-w4")
+    script.study(data, file, "p4m-resnet8-w2")
     assert file.read_text().splitlines() == again
     script.plot(file, tmp_path / "study.png")
-    assert Image.open(tmp_path / "study.png").size[0] > 300
+    assert (tmp_path / "study.png").stat().st_size > 5000

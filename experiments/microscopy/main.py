@@ -3,6 +3,7 @@
     python experiments/microscopy/main.py write FOLDER           # the images, as PNG files
     python experiments/microscopy/main.py study microscopy       # train, a row of the CSV file for each run
     python experiments/microscopy/main.py plot                   # the figure of all runs
+    python experiments/microscopy/main.py examples FIGURE        # the figure of the classes
 
 A study that was stopped goes on with the runs that its CSV file does not have yet.
 """
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import sepgroupy
-from sepgroupy.data import ImageSplits, RandomAffine, open_images, write_microscopy
+from sepgroupy.data import MICROSCOPY_CLASSES, ImageSplits, RandomAffine, open_images, write_microscopy
 from sepgroupy.image_models import build_image_model
 
 RESULTS = Path(__file__).parents[2] / "results" / "images"
@@ -38,7 +39,11 @@ COLUMNS = (
     "epochs",
     "seconds",
 )
-NETWORKS = {"plain": {"kind": "plain"}, "p4m-gc": {"kind": "gc", "group": "p4m"}}
+NETWORKS: dict[str, dict[str, Any]] = {
+    "plain": {"kind": "plain"},
+    "p4m-gc": {"kind": "gc", "group": "p4m"},
+    "plain-long": {"kind": "plain", "steps": 4},  # as much computing time as the equivariant network takes
+}
 IMAGES, SEEDS, TEST_IMAGES = (100, 300, 1000), (1, 2, 3), 600
 BATCH, STEPS, LR, DECAY = 32, 350, 3e-3, 0.05
 
@@ -49,15 +54,16 @@ def write_digits(folder: Path, train: int, test: int) -> Path:
 
     from sepgroupy.paper import load_digits
 
-    data = load_digits()
+    data, random = load_digits(), torch.Generator().manual_seed(0)  # the bundled digits are in no random order
+    order, test_order = (torch.randperm(len(split), generator=random).tolist() for split in (data.train, data.test))
     parts = {
-        "train": (data.train, 0, train),
-        "val": (data.train, len(data.train) - test, test),
-        "test": (data.test, 0, test),
+        "train": (data.train, order[:train]),
+        "val": (data.train, order[-test:]),
+        "test": (data.test, test_order[:test]),
     }
-    for split, (images, start, count) in parts.items():
-        for index in range(start, start + count):
-            path = folder / split / str(int(images.labels[index])) / f"{index:05}.png"
+    for split, (images, chosen) in parts.items():
+        for number, index in enumerate(chosen):
+            path = folder / split / str(int(images.labels[index])) / f"{number:05}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray((255 * images.images[index, 0]).round().byte().numpy()).save(path)
     return folder
@@ -84,14 +90,15 @@ def train(data: ImageSplits, network: str, model_name: str, count: int, seed: in
     """Train one network, the same recipe for all: AdamW, warm-up and cosine, random rotations by any angle."""
     start = time.monotonic()
     torch.manual_seed(seed)
-    options: Any = {"channels": data.channels, "outputs": data.outputs, "size": data.size} | NETWORKS[network]
+    options = {"channels": data.channels, "outputs": data.outputs, "size": data.size} | NETWORKS[network]
+    steps = STEPS * options.pop("steps", 1)
     model: nn.Module = sepgroupy.fuse(build_image_model(model_name, **options).module)
     mean, std = torch.tensor(data.mean), torch.tensor(data.std)
     images, labels = in_memory(data.train, mean, std, count)
     augment, generator = RandomAffine(rotation=180, shift=0.05, scale=0.1), torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), LR, weight_decay=DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, STEPS, pct_start=0.1)
-    for chosen in batches(count, STEPS, generator):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, steps, pct_start=0.1)
+    for chosen in batches(count, steps, generator):
         loss = cross_entropy(model(augment(images[chosen], generator)), labels[chosen])
         optimizer.zero_grad()
         loss.backward()
@@ -105,7 +112,7 @@ def train(data: ImageSplits, network: str, model_name: str, count: int, seed: in
     return {
         "data": data.name, "images": count, "network": network, "seed": seed,
         "test_error": round(100 * (1 - correct / len(labels)), 2), "correct": correct, "test_images": len(labels),
-        "parameters": sum(p.numel() for p in model.parameters()), "epochs": round(STEPS * BATCH / count, 1),
+        "parameters": sum(p.numel() for p in model.parameters()), "epochs": round(steps * BATCH / count, 1),
         "seconds": round(time.monotonic() - start),
     }  # fmt: skip
 
@@ -148,7 +155,7 @@ def plot(file: Path, target: Path) -> None:
     names = list(dict.fromkeys(row["data"] for row in rows))
     figure, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3.4), squeeze=False, layout="constrained")
     for axis, name in zip(axes[0], names, strict=True):
-        for network, marker in zip(NETWORKS, "so", strict=True):
+        for network, marker in zip(NETWORKS, "so^", strict=True):
             points = {}
             for count in IMAGES:
                 found = [
@@ -170,6 +177,26 @@ def plot(file: Path, target: Path) -> None:
     figure.savefig(target, dpi=110)
 
 
+def examples(target: Path, columns: int = 8) -> None:
+    """Draw the first training images of each class."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+    from PIL import Image
+
+    with TemporaryDirectory() as temporary:
+        folder = write_microscopy(Path(temporary) / "cells", columns * len(MICROSCOPY_CLASSES), len(MICROSCOPY_CLASSES))
+        figure, axes = plt.subplots(len(MICROSCOPY_CLASSES), columns, figsize=(5.4, 3.6), layout="constrained")
+        for row, name in zip(axes, MICROSCOPY_CLASSES, strict=True):
+            row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+            for axis, path in zip(row, sorted((folder / "train" / name).iterdir()), strict=True):
+                with Image.open(path) as image:
+                    axis.imshow(image)
+                axis.set(xticks=[], yticks=[])
+    figure.savefig(target, dpi=100)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -184,13 +211,16 @@ def main() -> None:
     for command in (run, commands.add_parser("plot", help="draw the figure of a study")):
         command.add_argument("--csv", type=Path, default=RESULTS / "study.csv")
     commands.choices["plot"].add_argument("--figure", type=Path, default=RESULTS / "study.png")
+    commands.add_parser("examples", help="draw images of each class").add_argument("figure", type=Path)
     given = parser.parse_args()
     if given.command == "write":
         print(write_microscopy(given.folder, given.train, given.test, given.seed))
     elif given.command == "study":
         study(given.data, given.csv, given.model)
-    else:
+    elif given.command == "plot":
         plot(given.csv, given.figure)
+    else:
+        examples(given.figure)
 
 
 if __name__ == "__main__":

@@ -23,11 +23,7 @@ def report(folder: Path, device: str = "auto", workers: int | None = None) -> No
 
     if not is_first():
         return
-    with Progress(disable=not sys.stdout.isatty()) as bar:
-        task = bar.add_task("test images", total=None)
-        found = evaluate_images(
-            folder, device, workers, lambda done, total: bar.update(task, completed=done, total=total)
-        )
+    found = evaluate_images(folder, device, workers, progress=sys.stdout.isatty())
     table = Table(*found.scores.head, title=f"{found.images:,} test images")
     for row in found.scores.rows:
         table.add_row(*(value if isinstance(value, str) else f"{value:.4g}" for value in row))

@@ -209,7 +209,7 @@ class RunConfig(TrainingConfig):
         """The fewest images that a training step of the network can normalize."""
         return 2 if self.model in ("z2cnn", "c-z2cnn") else 1  # whose last feature maps are one pixel
 
-    def load_data(self, workers: int | None = None, folder: Path | None = None) -> RunData:
+    def load_data(self, workers: int | None = None, folder: Path | None = None, progress: bool = False) -> RunData:
         """Read the images, see :func:`sepgroupy.paper.load_data`."""
         from ._data import load_data
 

@@ -241,12 +241,13 @@ class TrainingConfig:
         """The fewest images that a training step of the network can normalize."""
         return 1
 
-    def load_data(self, workers: int | None = None, folder: Path | None = None) -> RunData:
+    def load_data(self, workers: int | None = None, folder: Path | None = None, progress: bool = False) -> RunData:
         """Read the images.
 
         Args:
             workers: processes that read them, if they are not in memory.
             folder: the folder of the run, if it is another than ``run_folder``.
+            progress: draw a progress bar.
         """
         raise NotImplementedError
 

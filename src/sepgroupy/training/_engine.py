@@ -137,7 +137,8 @@ def _train(
     if (finished := first_does(fabric, lambda: _find_finished(folder, config))) is not None:
         return finished
     here: list[RunData] = []
-    first_does(fabric, lambda: here.append(config.load_data(workers)))  # alone, since it may fetch them or cache them
+    # Alone, since it may fetch them or keep a cache.
+    first_does(fabric, lambda: here.append(config.load_data(workers, progress=progress)))
     data = here[0] if here else config.load_data(workers)
     first_does(fabric, lambda: require_full_parts(config, data, fabric.world_size))
     torch.manual_seed(config.seed)
@@ -217,8 +218,11 @@ def _require_own(folder: Path, config: TrainingConfig) -> None:
     """Raise ArgumentError unless the folder is new or holds this very run."""
     if (folder / CONFIG).exists():
         wanted, there = asdict(config), asdict(_folder.read_config(folder))
-        differences = [f"{name} {there[name]!r} there, {wanted[name]!r} here" for name in wanted]
-        differences = [text for text, name in zip(differences, wanted, strict=True) if there[name] != wanted[name]]
+        differences = [
+            f"{name} {there.get(name)!r} there, {value!r} here"
+            for name, value in wanted.items()
+            if name not in there or there[name] != value
+        ]
         if differences:
             raise ArgumentError(
                 f"folder (={str(folder)!r}) holds a run of another configuration ({'; '.join(differences)}): "

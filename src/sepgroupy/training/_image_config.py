@@ -138,11 +138,11 @@ class ImageConfig(TrainingConfig):
         """Channels, rows and columns of an image."""
         return facts.channels, facts.input_size, facts.input_size
 
-    def load_data(self, workers: int | None = None, folder: Path | None = None) -> RunData:
+    def load_data(self, workers: int | None = None, folder: Path | None = None, progress: bool = False) -> RunData:
         """Open the images in the splits that the folder of the run holds, or in new ones."""
         from ._image_data import open_run_images
 
-        return open_run_images(self, workers, self.run_folder if folder is None else folder)
+        return open_run_images(self, workers, self.run_folder if folder is None else folder, progress)
 
     def read_facts(self, folder: Path) -> ImageFacts:
         """Read the facts of the data.

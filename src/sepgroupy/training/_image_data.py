@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-def open_run_images(config: ImageConfig, workers: int | None, folder: Path) -> StreamedData:
+def open_run_images(config: ImageConfig, workers: int | None, folder: Path, progress: bool = False) -> StreamedData:
     """Open the images of a run.
 
     The splits are those of ``split.csv`` in the folder of the run, if it is there; else those of the data, or drawn.
@@ -49,7 +49,13 @@ def open_run_images(config: ImageConfig, workers: int | None, folder: Path) -> S
     if stored.exists() and path.suffix.lower() == ".csv" and path.is_file():
         path = path.parent
     splits = open_images(
-        path, task=config.task, labels=labels, size=config.size, seed=config.seed, skip_broken=config.skip_broken
+        path,
+        task=config.task,
+        labels=labels,
+        size=config.size,
+        seed=config.seed,
+        skip_broken=config.skip_broken,
+        progress=progress,
     )
     for name, reason in splits.skipped:
         _log.warning("skipped: %s: %s", name, reason)

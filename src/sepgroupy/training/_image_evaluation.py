@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import heapq
 import json
-import logging
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.progress import Progress
 from torch import Tensor, nn
 
 from .._files import atomic
@@ -34,8 +34,6 @@ WORST = 12
 """Images of the largest loss that the page shows."""
 MOST_TRANSFORMED = 256
 """Test images that are rotated and reflected."""
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +89,7 @@ def evaluate_images(
     folder: str | PathLike[str],
     device: str = "auto",
     workers: int | None = None,
-    between: Callable[[int, int], object] = lambda done, total: None,
+    progress: bool = False,
 ) -> ImageEvaluation:
     """Evaluate the network that a run on images has left on its test images, and write what was found.
 
@@ -102,7 +100,7 @@ def evaluate_images(
         folder: of the run.
         device: "auto", "cpu", "cuda" or "mps".
         workers: processes that read images.
-        between: called after each batch with the number of images that are done, and of all.
+        progress: draw progress bars.
 
     Raises:
         ArgumentError: the machine has no such device, or the run is not on images.
@@ -112,13 +110,15 @@ def evaluate_images(
     config, facts, model, checkpoint = restore(folder)
     if not isinstance(config, ImageConfig):
         raise ArgumentError(f"folder (={str(folder)!r}) holds a run of task {config.task}, not on images")
-    data = open_run_images(config, workers, folder)
+    data = open_run_images(config, workers, folder, progress)
     history = checked_record(checkpoint, data, folder)["history"]
     model = model.to(device_of(device))
     pass_ = _Pass(data, facts)
-    for images, targets in data.read(data.splits.test):
-        pass_.add(images, targets, outputs_of(model, images))
-        between(pass_.count, data.test_images)
+    with Progress(disable=not progress) as bar:
+        task = bar.add_task("test images", total=data.test_images)
+        for images, targets in data.read(data.splits.test):
+            pass_.add(images, targets, outputs_of(model, images))
+            bar.update(task, completed=pass_.count)
     change, transformed = largest_change(model, data, data.splits.test)
     evaluation = ImageEvaluation(
         config, facts, history, pass_.scores(), pass_.loss / pass_.count, pass_.count, change, transformed,
@@ -239,8 +239,17 @@ def _write(folder: Path, evaluation: ImageEvaluation) -> None:
         "table": [dict(zip(evaluation.scores.head, row, strict=True)) for row in evaluation.scores.rows],
     }
     with atomic(folder / METRICS_FILE) as path:
-        path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(_without_nan(values), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     with atomic(folder / PREDICTIONS) as path, path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows(evaluation.rows)
     with atomic(folder / PAGE) as path:
         path.write_text(page_of(evaluation), encoding="utf-8")
+
+
+def _without_nan(value: Any) -> Any:
+    """Return a value with None in place of NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {name: _without_nan(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,16 +64,15 @@ def require_full_parts(config: TrainingConfig, data: RunData, processes: int) ->
         )
 
 
-def averaging(decay: float, warm_up: bool) -> Any:
-    """Return what :class:`AveragedModel` does in a step, with ``decay``, or at first with the smaller (1+n)/(10+n).
+def warming_average(decay: float, step: Callable[[], int]) -> Any:
+    """Return what :class:`AveragedModel` does in step n, with the decay ``min(decay, (1+n)/(10+n))``.
 
-    Without warm-up the average of a short run would still be that of its first steps.
+    Without this warm-up the average of a short run would still be that of its first steps.
     """
-    if not warm_up:
-        return get_ema_multi_avg_fn(decay)
 
     def update(averages: Any, values: Any, count: Any) -> None:
-        get_ema_multi_avg_fn(min(decay, (1 + int(count)) / (10 + int(count))))(averages, values, count)
+        n = step()  # count is the same number, but may be on a GPU
+        get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(averages, values, count)
 
     return update
 
@@ -106,7 +105,8 @@ class Loop:
         self.steps = data.steps  # an epoch
         self.average: AveragedModel | None = None  # of the parameters and batch statistics
         if config.ema is not None:
-            mean_of = averaging(config.ema, config.ema_warmup)
+            usual = get_ema_multi_avg_fn(config.ema)
+            mean_of = warming_average(config.ema, lambda: self.step) if config.ema_warmup else usual
             self.average = AveragedModel(model, fabric.device, multi_avg_fn=mean_of, use_buffers=True)
         self.optimizer = make_optimizer(model, config)
         self.wrapped, self.stepper = fabric.setup(model, self.optimizer)

@@ -18,7 +18,7 @@ from ..batch_norm import BatchNormReLU
 from ..constants import group_index, planar_index
 from ..conv_spec import ConvSpec
 from ..expanded import Expanded
-from ..filter_bank import expand_filter, five_axes, full_filter
+from ..filter_bank import expand_filter, full_filter, with_group_axis
 from ..tracing import constant_to_dynamo
 from . import flops
 from .launch import ConvInputs, NativeConv, native_conv, supports_lifting, unsupported_reason
@@ -62,7 +62,7 @@ class Native(Backend):
         """Return the parameters themselves, weight or pointwise and depthwise weight: the kernels expand them."""
         if "weight" in parameters:
             return (parameters["weight"], None)
-        return parameters["pointwise_weight"], five_axes(parameters["depthwise_weight"])
+        return parameters["pointwise_weight"], with_group_axis(parameters["depthwise_weight"], spec.dimension)
 
     def expand_filters_for_reuse(self, spec: ConvSpec, parameters: Mapping[str, Tensor], x: Tensor) -> Filters:
         """Return also the filters in the Fourier domain, as the kernels read them."""
@@ -278,7 +278,7 @@ def _filter_bank(inputs: ConvInputs, spec: ConvSpec) -> Tensor:
     return expand_filter(weight, table)
 
 
-def _options(spec: ConvSpec) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+def _options(spec: ConvSpec) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     return spec.stride, (spec.padding[0], spec.padding[2]), spec.dilation
 
 

@@ -96,6 +96,8 @@ def _transformed_offsets(group: PointGroup, kernel: tuple[int, int], dilation: t
 @lru_cache(maxsize=1024)
 def unsupported_reason(spec: ConvSpec) -> str | None:
     """Return what the kernels would need to compute such convolutions, or None."""
+    if spec.dimension != 2:
+        return f"two dimensions, not {spec.dimension}"
     elements = spec.kernel_size[0] * spec.kernel_size[1]
     extent = max(d * (k - 1) + 1 for d, k in zip(spec.dilation, spec.kernel_size, strict=True))
     max_stride = 1 if spec.kind == "lifting" else MAX_STRIDE
