@@ -22,9 +22,9 @@ from browser import BROWSER
 from browser_page import Page
 from sepgroupy.cli import app
 from sepgroupy.data import rotate
-from sepgroupy.paper import load_digits
 from sepgroupy.errors import ArgumentError
 from sepgroupy.models import RotMNISTNet, build_model
+from sepgroupy.paper import load_digits
 from sepgroupy.play import build_page, describe_network, save_page, serve, shipped_networks
 
 in_browser = pytest.mark.skipif(BROWSER is None, reason="there is no browser: install chromium")
