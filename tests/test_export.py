@@ -34,7 +34,8 @@ from sepgroupy.functional import merge_group, split_group
 from sepgroupy.gconv.pooling import GroupMaxPool2d
 from sepgroupy.groups import C4, D4
 from sepgroupy.models import build_model, model_names
-from sepgroupy.training import RunConfig, load_model
+from sepgroupy.paper import RunConfig
+from sepgroupy.training import load_model
 from sepgroupy.training._folder import CHECKPOINT, write_config
 
 CASES: dict[str, dict[str, Any]] = {

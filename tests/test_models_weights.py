@@ -15,11 +15,11 @@ import torch
 
 from sepgroupy import build_model, list_weights
 from sepgroupy.cli import main
-from sepgroupy.data import load_digits
 from sepgroupy.errors import ArgumentError, DataError
 from sepgroupy.models import WeightsCard, save_weights
 from sepgroupy.models._weights import FOLDER
-from sepgroupy.training import RunConfig, load_model, save_run_weights, score, train
+from sepgroupy.paper import RunConfig, load_digits, save_run_weights
+from sepgroupy.training import load_model, score, train
 
 MODELS = ("z2cnn", "p4cnn", "g-p4cnn", "gc-p4cnn", "gc-p4cnn-small")
 CARD = WeightsCard("gc-p4cnn-small", "none", {}, 1, 50.0, 3420, "none", "published", "")

@@ -136,6 +136,11 @@ def find_layout(
     return min(tried, key=lambda t: (sum((axis in t[0].labels) != there for axis, there in wanted.items()), max(t[1])))
 
 
+def spatial_last(y: Tensor, orbit: Orbit) -> AxisLayout | None:
+    """Return the likeliest layout of a tensor whose last axes are the spatial ones; None if there is none."""
+    return next((layout for layout in _layouts(tuple(y.shape), orbit) if layout.labels.endswith(orbit.spatial)), None)
+
+
 def _layouts(shape: tuple[int, ...], orbit: Orbit) -> Iterator[AxisLayout]:
     stack, order = (len(orbit.elements), orbit.batch), orbit.group.order
     if shape[0] == prod(stack):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..backends import CONV, ConvSpec
 from ..groups import PointGroup, as_group, axis_names
 from ..nn import GroupConvolution
-from ._axis_layout import NOT_CHANNELS, AxisLayout, Orbit, find_layout
+from ._axis_layout import NOT_CHANNELS, AxisLayout, Orbit, find_layout, spatial_last
 from ._tracing import INPUT, Resize, Step
 
 _NORMS = (
@@ -61,6 +61,8 @@ def diagnose(step: Step, group: PointGroup, orbit: Orbit, tolerance: float) -> l
         return [_diagnose_between(step)]
     x = next((a for a in step.inputs if isinstance(a, Tensor) and orbit.is_batch_of(a)), None)
     layout = None if x is None else find_layout(x, orbit, tolerance)[0]
+    if x is not None and layout is not None and geometry_of(module) and not layout.labels.endswith(orbit.spatial):
+        layout = spatial_last(x, orbit)  # as convolutions and pooling read it, whatever fits the values
     found = []
     if layout is not None and layout.pixels and (geometry := geometry_of(module)):
         pixels = layout.pixels

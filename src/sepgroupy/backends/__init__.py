@@ -36,6 +36,10 @@ from .group_axis import check_group_feature_map as check_group_feature_map
 from .group_axis import merge_group as merge_group
 from .group_axis import split_group as split_group
 from .native import empty_cache as empty_cache
+from .pooling import Window as Window
+from .pooling import has_windows as has_windows
+from .pooling import max_pool as max_pool
+from .pooling import max_pool_window as max_pool_window
 from .tracing import constant_to_dynamo as constant_to_dynamo
 from .tracing import name_for_tracing as name_for_tracing
 from .tracing import traced_value as traced_value

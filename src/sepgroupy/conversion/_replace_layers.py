@@ -167,13 +167,17 @@ def channel_blocks(net: nn.Module) -> Iterator[tuple[str, int, int]]:
 
     A depthwise convolution has as many blocks as channels arrive, so it does not count.
     """
-    modules: Any = net.named_modules()
+    modules: Iterator[tuple[str, Any]] = net.named_modules()
     for name, module in modules:
-        if isinstance(module, tuple(CONVS.values())) and 1 < module.groups < module.in_channels:
+        if _is_convolution(module) and 1 < module.groups < module.in_channels:
             yield name, module.in_channels, module.groups
             yield name, module.out_channels, module.groups
         if isinstance(module, nn.GroupNorm) and 1 < module.num_groups < module.num_channels:
             yield name, module.num_channels, module.num_groups
+
+
+def _is_convolution(module: object) -> bool:
+    return isinstance(module, tuple(CONVS.values()))
 
 
 def _channel_axis(norm: nn.Module, axes: int) -> int:

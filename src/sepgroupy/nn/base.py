@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from numbers import Integral
 from typing import Any, ClassVar
 
@@ -149,15 +149,32 @@ class GroupConvolution(nn.Module):
 
     def expanded_filters(self, backend: Backend, x: Tensor) -> Filters:
         """Return the filters as a backend reads them for x, from the cache if there is one (:func:`cached_filters`)."""
-        spec, parameters = self.spec, {name: getattr(self, name) for name in self.filter_names}
-        cache = self.filter_cache
+        parameters = {name: getattr(self, name) for name in self.filter_names}
+        return self.reused_filters(backend, x, parameters, lambda: parameters)
+
+    def reused_filters(
+        self,
+        backend: Backend,
+        x: Tensor,
+        depends: Mapping[str, Tensor],
+        parameters: Callable[[], Mapping[str, Tensor]],
+    ) -> Filters:
+        """Return filters made of other parameters than the layer's, from the cache if there is one.
+
+        Args:
+            backend: whose filters.
+            x: the input of the convolution.
+            depends: the tensors that the parameters are computed from.
+            parameters: computes them, under the names of the layer's.
+        """
+        spec, cache = self.spec, self.filter_cache
         if cache is None or torch.is_grad_enabled() or not _is_eager(x):
-            return backend.expand_filters(spec, parameters)
+            return backend.expand_filters(spec, parameters())
         if (reuse := backend.reuse_key(spec, x)) is None:
-            return backend.expand_filters(spec, parameters)
+            return backend.expand_filters(spec, parameters())
         autocast = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else None
-        key = (backend.name, x.device, autocast, reuse)
-        return cache.get(key, parameters, lambda: backend.expand_filters_for_reuse(spec, parameters, x))
+        key = (backend.name, x.device, autocast, reuse, tuple(depends))
+        return cache.get(key, depends, lambda: backend.expand_filters_for_reuse(spec, parameters(), x))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "filter_cache": None}

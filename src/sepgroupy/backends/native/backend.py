@@ -22,7 +22,7 @@ from ..filter_bank import expand_filter, full_filter, with_group_axis
 from ..tracing import constant_to_dynamo
 from . import flops
 from .launch import ConvInputs, NativeConv, native_conv, supports_lifting, unsupported_reason
-from .library import SUFFIXES, kernels
+from .library import DTYPES, kernels
 
 Integers = Sequence[int]
 
@@ -75,7 +75,7 @@ class Native(Backend):
 
     def reuse_key(self, spec: ConvSpec, x: Tensor) -> Hashable:
         """Return the layout of expanded filters, which depends on whether rows fill vectors; None if there are none."""
-        if spec.kind == "lifting" or not x.shape[1] or x.dtype not in SUFFIXES or not can_bypass_dispatcher(x):
+        if spec.kind == "lifting" or not x.shape[1] or x.dtype not in DTYPES or not can_bypass_dispatcher(x):
             return None
         return _conv_after_padding(spec).filter_layout(_shape_after_padding(spec, x)[-1], x.dtype)
 
@@ -172,7 +172,7 @@ def _convolve(
     """
     autocast = inputs.x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if autocast else inputs.x.dtype
-    if inputs.x.dtype not in SUFFIXES:
+    if inputs.x.dtype not in DTYPES:
         inputs = ConvInputs(*(None if t is None else t.float() for t in inputs))  # type: ignore[arg-type]
     if can_bypass_dispatcher(inputs.x):
         if torch.is_grad_enabled():
