@@ -194,6 +194,13 @@ def test_tiff(tmp_path: Path, array: np.ndarray, options: dict[str, Any], expect
     torch.testing.assert_close(read(tmp_path / "x.tif", len(expected)), torch.from_numpy(expected).float())
 
 
+@pytest.mark.parametrize(("array", "most"), [(GRAY, 255), (RGB, 255), (DEEP, 65535)])
+def test_tiff_with_a_compression_that_tifffile_leaves_to_others(tmp_path: Path, array: np.ndarray, most: int) -> None:
+    path = save(tmp_path / "x.tif", array, compression="tiff_lzw")
+    expected = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+    torch.testing.assert_close(read(path, len(expected)), torch.from_numpy(expected / most).float())
+
+
 def test_png_of_sixteen_bits(tmp_path: Path) -> None:
     torch.testing.assert_close(read(save(tmp_path / "x.png", DEEP), 1)[0], torch.from_numpy(DEEP / 65535).float())
 

@@ -14,6 +14,8 @@ from ._image_list import open_image_files as open_image_files
 from ._images import Images as Images
 from ._images import ImageSplits as ImageSplits
 from ._images import open_images as open_images
+from ._microscopy import MICROSCOPY_CLASSES as MICROSCOPY_CLASSES
+from ._microscopy import write_microscopy as write_microscopy
 from ._rotate import rotate as rotate
 from ._split import ImageData as ImageData
 from ._split import Split as Split
@@ -24,6 +26,7 @@ from ._whiten import contrast_normalize as contrast_normalize
 
 __all__ = [
     "AMAT_FILES",
+    "MICROSCOPY_CLASSES",
     "ZCA",
     "IdxFiles",
     "ImageData",
@@ -41,5 +44,6 @@ __all__ = [
     "open_images",
     "read_idx",
     "rotate",
+    "write_microscopy",
     "write_synthetic_cifar10",
 ]

@@ -142,7 +142,7 @@ def _read_tiff(content: bytes, read_other: Any) -> NDArray[Any]:
         except ValueError as error:
             if "imagecodecs" not in str(error):
                 raise
-            if bits <= 8:
+            if bits <= 8 or page.samplesperpixel == 1:  # type: ignore[union-attr]
                 return read_other(content)  # type: ignore[no-any-return]
             raise UnusableError(f"its compression {page.compression!r} needs the package imagecodecs") from None  # type: ignore[union-attr]
         axes = series.axes
