@@ -105,6 +105,24 @@ def test_pretrained_filters_with_other_channels_and_classes(tmp_path: Path) -> N
         build_image_model("torchvision/resnet34", channels=3, outputs=7, **options)
 
 
+def test_pretrained_weights_are_fetched_by_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = mobilenet_v3_small().eval()
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: trained.state_dict())
+    options: dict[str, Any] = {"channels": 3, "outputs": 5, "size": 32, "kind": "plain"}
+    for weights in ("pretrained", "IMAGENET1K_V1"):
+        model: Any = build_image_model("torchvision/mobilenet_v3_small", weights=weights, **options).module.eval()
+        x = torch.randn(1, 3, 32, 32)
+        torch.testing.assert_close(model.features(x), trained.features(x))
+        assert model.classifier[-1].out_features == 5
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
+    with pytest.raises(DataError, match="cannot be fetched: no network"):
+        build_image_model("torchvision/mobilenet_v3_small", weights="pretrained", **options)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "text"),
     [

@@ -133,8 +133,8 @@ def study(name: str, file: Path, model_name: str) -> None:
             write_digits(folder, max(IMAGES), TEST_IMAGES)
         data = open_images(folder)
         for seed in SEEDS:
-            for count in IMAGES:
-                for network in NETWORKS:
+            for network in NETWORKS:
+                for count in IMAGES:
                     if (name, count, network, seed) in done:
                         continue
                     row = train(data, network, model_name, count, seed)
