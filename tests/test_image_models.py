@@ -71,6 +71,15 @@ def test_a_network_of_torchvision_is_moved_to_its_nearest_exact_size() -> None:
     assert_equivariant(model.module.double().eval(), "p2", torch.randn(1, 1, *[model.input_size] * 2).double())
 
 
+def test_a_segmentation_network_of_torchvision_transforms_masks_like_images() -> None:
+    options: dict[str, Any] = {"channels": 1, "outputs": 3, "size": 32, "group": "p2", "match": "width"}
+    model = build_image_model("torchvision/lraspp_mobilenet_v3_large", task="segmentation", **options)
+    assert model.input_size == 33
+    images = torch.randn(1, 1, 33, 33).double()
+    assert model.module.double().eval()(images).shape == (1, 3, 33, 33)
+    assert_equivariant(model.module, "p2", images)
+
+
 def saved(file: Path, plain: nn.Module) -> Any:
     """Save the parameters of a network, which stands for one that was trained, and return it."""
     torch.save(plain.state_dict(), file)
