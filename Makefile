@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .PHONY: demo test format
 
-demo: .venv/ready  ## train Z2CNN and gc-P4CNN on the bundled digits, print the table, draw the picture
+demo: .venv/ready  ## train Z2CNN and gc-P4CNN on the bundled digits, print the table, draw the plot
 	$(BIN)/sepgroupy demo
 
 test: .venv/ready  ## lint, types, tests and doctests; the layers' tests once more without the compiled kernels
@@ -18,7 +18,7 @@ format: .venv/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-.venv/ready: pyproject.toml setup.py $(wildcard src/sepgroupy/backends/native/*.c src/sepgroupy/backends/native/*.inl)
+.venv/ready: pyproject.toml setup.py $(wildcard csrc/*)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@

@@ -23,11 +23,11 @@ TRAIN = ("train", "rotmnist", "--model", "z2cnn", "--width", "3", "--epochs", "1
 
 @pytest.fixture(scope="module")
 def digits() -> dict[bool, ImageData]:
-    """Few digits, turned and upright."""
-    every = {turned: load_digits(turned) for turned in (True, False)}
+    """Few digits, rotated and upright."""
+    every = {rotated: load_digits(rotated) for rotated in (True, False)}
     return {
-        turned: ImageData("a few digits", data.train.first(40), data.test.first(20), 10)
-        for turned, data in every.items()
+        rotated: ImageData("a few digits", data.train.first(40), data.test.first(20), 10)
+        for rotated, data in every.items()
     }
 
 
@@ -41,7 +41,7 @@ def run(
     """Call the command in a folder of its own, on few digits; gives exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(data_module, "load_rotmnist", lambda source, path: digits[True])
-    monkeypatch.setattr(demo, "load_digits", lambda turned=True: digits[turned])
+    monkeypatch.setattr(demo, "load_digits", lambda rotated=True: digits[rotated])
 
     def call(*arguments: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as stop:
@@ -216,11 +216,11 @@ def test_train_then_evaluate(run: Run, tmp_path: Path) -> None:
 
 def test_demo(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "SCHEDULE", {"epochs": 1, "batch_size": 10})
-    code, out, _ = run("demo", "--figure", "picture.png")
+    code, out, _ = run("demo", "--figure", "plot.png")
     assert code == 0
     assert "25,210" in out
     assert "24,640" in out
-    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     with (tmp_path / "runs/demo/error-against-angle.csv").open(newline="") as file:
         angles, plain, group = zip(*[map(float, row) for row in list(csv.reader(file))[1:]], strict=True)
     assert angles == tuple(range(0, 361, 15))

@@ -33,7 +33,7 @@ def run(digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setattr(data_module, "load_rotmnist", lambda source, path: digits)
-    monkeypatch.setattr(_angles, "load_digits", lambda turned: digits)
+    monkeypatch.setattr(_angles, "load_digits", lambda rotated: digits)
     _groups.load.cache_clear()
 
     def call(*arguments: str) -> tuple[int, str, str]:

@@ -61,7 +61,7 @@ def assert_works_without(reason: str) -> None:
 
 
 def test_without_a_library(folder: Path) -> None:
-    assert_works_without("not compiled: pip install sepgroupy where there is a C compiler")
+    assert_works_without("not compiled: pip install sepgroupy where there is a C++ compiler")
 
 
 def test_garbage_in_place_of_a_library(folder: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_library_of_narrower_vectors_serves_where_the_wider_is_broken(folder: 
     for wider in library.VARIANTS[:-1]:
         (folder / f"_{wider}.so").write_bytes(b"")
     shutil.copy(baseline, folder)
-    assert kernels().summary == "C kernels, baseline"
+    assert kernels().summary == "C++ kernels, baseline"
 
 
 def test_kernels_of_one_thread_leave_more_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,9 +118,10 @@ def test_compiled_without_threads(folder: Path) -> None:
     compiler = shutil.which("gcc") or shutil.which("clang")
     if not compiler or sys.platform != "linux":
         pytest.skip("no compiler")
-    source, path = Path(library.__file__).with_name("kernels.c"), folder / "_baseline.so"
-    subprocess.run([compiler, "-O0", "-w", "-shared", "-fPIC", str(source), "-o", str(path)], check=True)
-    assert kernels().summary == "C kernels, baseline, one thread: compiled without OpenMP"
+    source, path = ROOT / "csrc" / "kernels.cpp", folder / "_baseline.so"
+    command = [compiler, "-std=gnu++17", "-fno-exceptions", "-fno-rtti", "-O0", "-w", "-shared", "-fPIC"]
+    subprocess.run([*command, str(source), "-o", str(path)], check=True)
+    assert kernels().summary == "C++ kernels, baseline, one thread: compiled without OpenMP"
     assert not kernels().threaded
 
 
@@ -135,8 +136,9 @@ def test_installing_without_a_compiler(tmp_path: Path) -> None:
     pytest.importorskip("setuptools", "77")
     tree = tmp_path / "tree"
     tree.mkdir()
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
+    shutil.copytree(ROOT / "csrc", tree / "csrc")
     shutil.copytree(ROOT / "src", tree / "src", ignore=shutil.ignore_patterns("*.so", "__pycache__", "*.egg-info"))
     command = [sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "--no-build-isolation", "--no-index"]
     environment = os.environ | {"CC": "/bin/false", "CXX": "/bin/false"}
@@ -145,5 +147,4 @@ def test_installing_without_a_compiler(tmp_path: Path) -> None:
     (wheel,) = tree.glob("sepgroupy-*.whl")
     assert wheel.name.split("-")[2:4] == ["py3", "none"]  # one for every Python
     names = zipfile.ZipFile(wheel).namelist()
-    assert "sepgroupy/backends/native/convolution.inl" in names
-    assert not [name for name in names if name.endswith(".so")]
+    assert not [name for name in names if name.endswith((".so", ".cpp", ".h"))]

@@ -26,26 +26,26 @@ from sepgroupy.paper.sweep import Run, find_runs, grid, sweep
 from sepgroupy.training import Result, evaluate, load_model, score
 
 
-def cut(turned: bool) -> ImageData:
-    data = load_digits(turned)
+def cut(rotated: bool) -> ImageData:
+    data = load_digits(rotated)
     return ImageData("a few digits", data.train.first(24), data.test.first(20), 10)
 
 
 @pytest.fixture(scope="module")
 def few() -> Iterator[None]:
     """Let every run and report of these tests read few digits."""
-    every = {turned: cut(turned) for turned in (True, False)}
+    every = {rotated: cut(rotated) for rotated in (True, False)}
     _groups.load.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data_module, "load_rotmnist", lambda source, path: every[True])
-        patch.setattr(_angles, "load_digits", lambda turned: every[turned])
+        patch.setattr(_angles, "load_digits", lambda rotated: every[rotated])
         yield
     _groups.load.cache_clear()
 
 
 @pytest.fixture(scope="module")
 def runs(few: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a folder with a tiny sweep, two models at two numbers of pictures, and two runs more."""
+    """Make a folder with a tiny sweep, two models at two numbers of images, and two runs more."""
     folder = tmp_path_factory.mktemp("runs")
     shared: dict[str, Any] = {"epochs": 1, "batch_size": 12, "device": "cpu"}
     sweep(grid("rotmnist", ["z2cnn", "p4cnn"], samples=[12, None], seeds=[1, 2], **shared), folder)
@@ -119,18 +119,21 @@ def test_says_plainly_where_the_paper_s_order_does_not_hold() -> None:
 
     assert said(z2=(9,), gc=(3,), p4=(4,)) == "The paper's order is gc-p4cnn < p4cnn < z2cnn. Here it is the same."
     text = said(z2=(9, 9.5), gc=(5.5, 6.5), p4=(4, 4.5))
-    assert "another: gc-p4cnn (6.00 ± 0.71) errs no less than p4cnn (4.25 ± 0.35), which is more than chance." in text
+    assert (
+        "another: gc-p4cnn (6.00 ± 0.71) has an error no lower than p4cnn (4.25 ± 0.35), which is more than chance."
+        in text
+    )
     assert "within the spread" in said(z2=(9, 9), gc=(4, 6), p4=(4, 5.5))
     assert said(gc=(3,)) == ""
 
 
-def test_errors_by_angle_are_those_of_turned_upright_digits_and_are_kept(
+def test_errors_by_angle_are_those_of_rotated_upright_digits_and_are_kept(
     runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = next(run for run in find_runs([runs]) if run.config.model == "p4cnn")
     (run.folder / "angles.csv").unlink(missing_ok=True)
     errors = errors_by_angle(run)
-    test, model = cut(turned=False).test, load_model(run.folder)
+    test, model = cut(rotated=False).test, load_model(run.folder)
     for angle, error in zip(ANGLES, errors, strict=True):
         assert score(model, Split(rotate(test.images, math.radians(angle)), test.labels)).error == error
     assert errors[:4] == errors[4:8] == errors[8:12]

@@ -85,7 +85,7 @@ def _remove_parametrizations(module: nn.Module) -> None:
 
 
 def call_on_probe(name: str, layer: nn.Module) -> tuple[Tensor, Any]:
-    """Call a 2-D convolution, plain or on a group, on a small random input; return input and output.
+    """Call a convolution, plain or on a group, on a small random input; return input and output.
 
     Pre-hooks of the user's own that recompute its weights have run afterwards, so that its attributes are current.
 
@@ -123,7 +123,7 @@ def _draw_input(layer: Any) -> Tensor:
         kernel, dilation, padding = spec.kernel_size, spec.dilation, spec.padding[::2]
     else:
         shape, kernel, dilation = [layer.in_channels], layer.kernel_size, layer.dilation
-        padding = (0, 0) if isinstance(layer.padding, str) else layer.padding
+        padding = (0,) * len(kernel) if isinstance(layer.padding, str) else layer.padding
     sizes = [d * (k - 1) + 2 * p + 2 for k, d, p in zip(kernel, dilation, padding, strict=True)]
     x = torch.randn(2, *shape, *sizes, generator=torch.Generator().manual_seed(0))
     return x.to(next(layer.parameters()))

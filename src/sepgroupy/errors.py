@@ -16,4 +16,4 @@ class DataError(SepgroupyError):
 
 
 class RunError(SepgroupyError):
-    """A training run cannot go on: its numbers have turned bad, or one of its processes is gone."""
+    """A training run cannot go on: its loss is NaN or infinite, or one of its processes is lost."""

@@ -1,4 +1,4 @@
-"""What networks cost and what trained ones are like: numbers first, pictures from numbers."""
+"""Measure networks: parameters, multiplications, memory, time and redundancy of filters; plot the results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ._redundancy import LayerRedundancy as LayerRedundancy
 from ._redundancy import draw_redundancy as draw_redundancy
 from ._redundancy import plot_redundancy as plot_redundancy
 from ._redundancy import redundancy as redundancy
-from ._redundancy import untrained as untrained
+from ._redundancy import reinitialized_copy as reinitialized_copy
 from ._timing import RelativeTime as RelativeTime
 from ._timing import relative_times as relative_times
 
@@ -28,6 +28,6 @@ __all__ = [
     "plot_error_against_angle",
     "plot_redundancy",
     "redundancy",
+    "reinitialized_copy",
     "relative_times",
-    "untrained",
 ]

@@ -18,6 +18,7 @@ from .conv_spec import KINDS as KINDS
 from .conv_spec import PADDING_MODES as PADDING_MODES
 from .conv_spec import ConvSpec as ConvSpec
 from .conv_spec import Pair as Pair
+from .conv_spec import Sizes as Sizes
 from .conv_spec import exceeds_any_memory as exceeds_any_memory
 from .dispatch import RULES as RULES
 from .dispatch import available_backends as available_backends
@@ -28,8 +29,9 @@ from .dispatch import registered_backends as registered_backends
 from .dispatch import select_backend as select_backend
 from .dispatch import unregister as unregister
 from .filter_bank import expand_filter as expand_filter
-from .filter_bank import five_axes as five_axes
 from .filter_bank import full_filter as full_filter
+from .filter_bank import with_group_axis as with_group_axis
+from .group_axis import check_group_feature_map as check_group_feature_map
 from .group_axis import merge_group as merge_group
 from .group_axis import split_group as split_group
 from .native import empty_cache as empty_cache

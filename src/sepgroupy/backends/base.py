@@ -73,7 +73,7 @@ class Backend(ABC):
 
     @abstractmethod
     def run(self, spec: ConvSpec, x: Tensor, filters: Filters, bias: Tensor | None) -> Tensor:
-        """Convolve (B, I, Y, X) if lifting, else (B, I, |H|, Y, X), to (B, O, |H|, Y', X')."""
+        """Convolve (B, I, Y, X) if lifting, else (B, I, |H|, Y, X), to (B, O, |H|, Y', X'); in 1-D and 3-D alike."""
 
 
 def is_plain_eager_tensor(x: Tensor) -> bool:
@@ -99,19 +99,29 @@ def repeat_bias(bias: Tensor | None, spec: ConvSpec) -> Tensor | None:
     return bias if bias is None else bias.reshape(spec.groups, 1, -1).expand(-1, spec.group.order, -1).flatten()
 
 
+CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec, groups: int) -> Tensor:
-    """Apply ``torch.nn.functional.conv2d``, or ``conv_transpose2d``, with the specification's geometry."""
+    """Apply ``torch.nn.functional.conv2d``, or ``conv_transpose2d``, or 1d or 3d, with the specification's geometry."""
+    dimension = len(spec.kernel_size)
     if spec.transposed:
-        padding = (spec.padding[0], spec.padding[2])
-        return F.conv_transpose2d(x, weight, bias, spec.stride, padding, spec.output_padding, groups, spec.dilation)
+        transposed, padding = CONV_TRANSPOSE[dimension], spec.padding[::2]
+        return transposed(x, weight, bias, spec.stride, padding, spec.output_padding, groups, spec.dilation)
     x, padding = pad(x, spec)
-    return F.conv2d(x, weight, bias, spec.stride, padding, spec.dilation, groups)
+    return CONV[dimension](x, weight, bias, spec.stride, padding, spec.dilation, groups)
 
 
-def pad(x: Tensor, spec: ConvSpec) -> tuple[Tensor, tuple[int, int]]:
-    """Pad (…, Y, X) where ``conv2d`` itself cannot; return it with the padding that is left to do."""
-    top, bottom, left, right = spec.padding
+def pad(x: Tensor, spec: ConvSpec) -> tuple[Tensor, tuple[int, ...]]:
+    """Pad (B, C, …) where PyTorch's convolution itself cannot; return it with the padding that is left to do."""
     if not spec.pads_separately:
-        return x, (top, left)
+        return x, spec.padding[::2]
+    return pad_all(x, spec), (0,) * spec.dimension
+
+
+def pad_all(x: Tensor, spec: ConvSpec) -> Tensor:
+    """Pad (B, C, …) on all sides."""
     mode = "constant" if spec.padding_mode == "zeros" else spec.padding_mode
-    return F.pad(x, (left, right, top, bottom), mode=mode), (0, 0)
+    last_first = [p for axis in reversed(range(spec.dimension)) for p in spec.padding[2 * axis : 2 * axis + 2]]
+    return F.pad(x, last_first, mode=mode)

@@ -17,6 +17,7 @@ from .. import __version__
 from ..errors import ArgumentError, SepgroupyError
 from ._experiments import add_commands
 from ._images import predict
+from ._play import play
 from ._train import score_text
 from ._train import train as train_app
 
@@ -180,6 +181,7 @@ def weights(
 app.add_typer(train_app, name="train")
 app.command()(predict)
 add_commands(app)
+app.command()(play)
 
 
 def exit_code(action: Callable[[], object], debug: bool = False) -> int:

@@ -32,11 +32,11 @@ def redundancy(
     ] = None,
 ) -> None:
     """Say how much of a run's filters one spatial kernel explains, layer by layer, beside the untrained network."""
-    from ..analysis import plot_redundancy, redundancy, untrained
+    from ..analysis import plot_redundancy, redundancy, reinitialized_copy
     from ..training import load_model
 
     model = load_model(folder)
-    rows, chance = redundancy(model), redundancy(untrained(model))
+    rows, chance = redundancy(model), redundancy(reinitialized_copy(model))
     path = folder / "redundancy.png" if figure is None else figure
     plot_redundancy(path, rows, chance)
     table = Table("layer", title="Variance explained by PC1, mean over the filters")

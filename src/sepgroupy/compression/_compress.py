@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from .._plain_weights import agree, call_on_probe, copy_with_plain_weights
 from ..errors import ArgumentError
-from ..nn import GroupConv2d, GroupConvTranspose2d
+from ..nn import GROUP_CONV_TRANSPOSES, GROUP_CONVS, GroupConv, GroupConvTranspose
 
-_Layer = GroupConv2d | GroupConvTranspose2d
+_Layer = GroupConv | GroupConvTranspose
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ def compress(model: nn.Module, kind: str = "gc") -> Compression:
 
     Source: the redundancy that this exploits was found by Lengyel & van Gemert (2021).
 
+    >>> from sepgroupy import GroupConv2d
     >>> dense = GroupConv2d(4, 4, 3, group="p4")
     >>> net, layers = compress(dense, "g")
     >>> layers[0].before, layers[0].after
@@ -113,28 +114,29 @@ def _read_filters(name: str, layer: Any) -> Tensor:
 
 
 def _nearest(
-    weight: Tensor,  # (O, I, |H|, k, k)
+    weight: Tensor,  # (O, I, |H|, k, …)
     kind: str,
 ) -> tuple[Tensor, Tensor]:
-    """Return the factors of the nearest separable filter: (O, I, |H|, 1, 1), and (O, I or 1, 1, k, k)."""
+    """Return the factors of the nearest separable filter: (O, I, |H|, 1, …), and (O, I or 1, 1, k, …)."""
     rows, columns, order, *kernel = weight.shape
     matrices = weight.reshape(rows, columns if kind == "g" else 1, -1, math.prod(kernel))
     left, values, right = torch.linalg.svd(matrices, full_matrices=False)
     scale = values[..., :1].sqrt()
     pointwise, depthwise = scale * left[..., 0], scale * right[..., 0, :]
-    return pointwise.reshape(rows, columns, order, 1, 1), depthwise.reshape(rows, -1, 1, *kernel)
+    return pointwise.reshape(rows, columns, order, *(1,) * len(kernel)), depthwise.reshape(rows, -1, 1, *kernel)
 
 
 def _with_kind(layer: Any, kind: str) -> Any:
     """Build a layer of another kind with the arguments and the bias of a dense one."""
     weight, transposed = layer.weight, layer.spec.transposed
     key, value = ("output_padding", layer.output_padding) if transposed else ("padding_mode", layer.padding_mode)
-    new: Any = (GroupConvTranspose2d if transposed else GroupConv2d)(
+    classes: Any = GROUP_CONV_TRANSPOSES if transposed else GROUP_CONVS
+    new: Any = classes[layer.dimension](
         layer.in_channels,
         layer.out_channels,
         layer.kernel_size,
         layer.stride,
-        layer.padding if len(layer.padding) == 2 else "same",  # type: ignore[arg-type]  # never of a transposed one
+        layer.padding if len(layer.padding) == layer.dimension else "same",  # never of a transposed one
         dilation=layer.dilation,
         groups=layer.groups,
         bias=layer.bias is not None,

@@ -1,7 +1,7 @@
 """Export a network on a group as a plain one: standard convolutions, the group axis merged into the channels.
 
 ``torch.fx`` traces the network, the layers of :mod:`sepgroupy.nn` as single steps, and a new graph is written from the
-traced one. A group feature map is carried as the (B, |H|·C, Y, X) that a convolution with the expanded filters reads
+traced one. A group feature map is carried as (B, |H|·C, *spatial), which a convolution with the expanded filters reads
 and returns. Steps that treat every value or every channel alike are applied to it directly; for any other step it is
 first reshaped to what the network has there, so that nothing needs to be known of that step.
 """
@@ -17,23 +17,25 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .. import functional
 from ..errors import ArgumentError
 from ..models import check_images
 from ..nn import GroupConvolution, GroupPool
-from ._expand_layers import check_pool, expand_convolution, repeat_norm
-from ._tracer import describe_location, describe_module, is_hooked, origin_outside_torch, trace
+from ._expand_layers import CONV_TRANSPOSES, CONVS, check_pool, expand_convolution, repeat_norm
+from ._tracer import BATCH_NORMS, describe_location, describe_module, is_hooked, origin_outside_torch, trace
 
 _VALUEWISE = {
     *("relu", "relu6", "leaky_relu", "elu", "selu", "celu", "silu", "mish", "gelu", "sigmoid", "tanh", "softplus"),
-    *("hardtanh", "hardswish", "hardsigmoid", "logsigmoid", "identity", "dropout", "dropout2d", "clone", "contiguous"),
+    *("hardtanh", "hardswish", "hardsigmoid", "logsigmoid", "identity", "dropout", "clone", "contiguous"),
+    *("dropout1d", "dropout2d", "dropout3d"),
     *("add", "sub", "mul", "div", "truediv", "neg", "abs", "square", "sqrt", "exp", "clamp", "pow"),
 }
-_SPATIAL = {
-    *("max_pool2d", "avg_pool2d", "lp_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "interpolate"),
-    *("maxpool2d", "avgpool2d", "lppool2d", "adaptiveavgpool2d", "adaptivemaxpool2d", "upsample", "zeropad2d"),
+_POOLINGS = ("max_pool", "avg_pool", "lp_pool", "adaptive_avg_pool", "adaptive_max_pool", "zeropad")
+_SPATIAL = {"interpolate", "upsample"} | {
+    f"{name}{dimension}d" for pool in _POOLINGS for name in (pool, pool.replace("_", "")) for dimension in (1, 2, 3)
 }
 """Functions, methods and modules, by their names in lower case, that treat each value or each channel alone."""
 
@@ -41,7 +43,8 @@ _SPATIAL = {
 def export(model: nn.Module) -> fx.GraphModule:
     """Return a plain network that computes the same: standard modules and operations of torch, equal to rounding.
 
-    A convolution on the group becomes ``nn.Conv2d`` (or ``nn.ConvTranspose2d``) with the expanded filters, its channels
+    A convolution on the group becomes ``nn.Conv2d`` (or ``nn.ConvTranspose2d``, or 1d or 3d) with the expanded
+    filters, its channels
     (g, o); a gc layer a 1×1 and a depthwise one where that takes fewer multiplications. A batch norm is multiplied into
     the filters if it directly follows a convolution, and else repeated for every element. Batch norm, activation and
     pooling between them act on the merged channels; all other steps stay as they are.
@@ -74,13 +77,13 @@ def export(model: nn.Module) -> fx.GraphModule:
 
 @dataclass(frozen=True)
 class _MergedMap:
-    """A group feature map as (B, |H|·C, Y, X), which the network has in another shape."""
+    """A group feature map as (B, |H|·C, *spatial), which the network has in another shape."""
 
     node: fx.Node
     order: int
     channels: int
     in_batch: bool
-    """Whether the network has it as (B·|H|, C, Y, X), and not as (B, C, |H|, Y, X)."""
+    """Whether the network has it as (B·|H|, C, *spatial), and not as (B, C, |H|, *spatial)."""
 
 
 class _GraphWriter:
@@ -191,7 +194,7 @@ class _GraphWriter:
         return self.method("flatten", split, 0, 1) if value.in_batch else self.method("transpose", split, 1, 2)
 
     def merge_into_channels(self, value: fx.Node | _MergedMap) -> fx.Node:
-        """Write a group feature map, (B, C, |H|, Y, X), with its group axis merged into the channels."""
+        """Write a group feature map, (B, C, |H|, *spatial), with its group axis merged into the channels."""
         if isinstance(value, _MergedMap) and not value.in_batch:
             return value.node
         return self.method("flatten", self.method("transpose", self.as_traced(value), 1, 2), 1, 2)
@@ -232,22 +235,22 @@ class _GraphWriter:
                 continue
             (before,) = node.all_input_nodes
             convolution: Any = self.parts.get(str(before.target))
-            kinds = nn.Conv2d, nn.ConvTranspose2d
-            if type(convolution) not in kinds or is_hooked(convolution):
+            transposed = type(convolution) in CONV_TRANSPOSES.values()
+            if not (transposed or type(convolution) in CONVS.values()) or is_hooked(convolution):
                 continue
-            if type(convolution) is nn.ConvTranspose2d and convolution.groups > 1:
+            if transposed and convolution.groups > 1:
                 continue
             if len(before.users) == calls[before.target] == 1:
                 exact, affine = copy.deepcopy(convolution).double(), copy.deepcopy(norm).double()
-                fused = fuse_conv_bn_eval(exact, affine, isinstance(exact, nn.ConvTranspose2d))
+                fused = fuse_conv_bn_eval(exact, affine, transposed)
                 self.parts[str(before.target)] = fused.to(convolution.weight.dtype)
                 node.replace_all_uses_with(before)
                 self.graph.erase_node(node)
 
 
-def _has_fixed_affine(module: object) -> TypeGuard[nn.BatchNorm2d]:
+def _has_fixed_affine(module: object) -> TypeGuard[_BatchNorm]:
     """Whether a module is a batch norm that multiplies and adds constants in inference, and nothing else."""
-    return type(module) is nn.BatchNorm2d and module.running_mean is not None
+    return type(module) in BATCH_NORMS.values() and module.running_mean is not None  # type: ignore[attr-defined]
 
 
 def _treats_channels_alike(name: str, part: nn.Module | Tensor | None, node: fx.Node, in_batch: bool) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Mapping
 from types import FunctionType
 from typing import Any
 
@@ -13,8 +13,9 @@ from .. import functional
 from .._plain_weights import copy_with_plain_weights
 from ..errors import ArgumentError
 from ..models import check_images
-from ..nn import GroupBatchNorm2d, GroupConvolution, GroupPool, PerElement
+from ..nn import GroupBatchNorm, GroupConvolution, GroupPool, PerElement
 
+BATCH_NORMS: dict[int, Any] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _LEAVES = (GroupConvolution, GroupPool)
 _STEPS = {check_images, *(getattr(functional, name) for name in functional.__all__)}
 """Functions of sepgroupy that are single steps: the checks of their input are not traced."""
@@ -31,14 +32,15 @@ def trace(model: nn.Module) -> tuple[nn.Module, fx.Graph]:
         ArgumentError: ``torch.fx`` cannot trace a module, which is named.
     """
     root = copy_with_plain_weights(model).eval().requires_grad_(False)
-    if isinstance(root, (*_LEAVES, PerElement, GroupBatchNorm2d)) or is_hooked(
+    if isinstance(root, (*_LEAVES, PerElement, GroupBatchNorm)) or is_hooked(
         root
     ):  # torch.fx traces only the class's forward of a root
         root = nn.Sequential(root)
-    norms = {m for m in root.modules() if isinstance(m, GroupBatchNorm2d)}
+    norms = {m for m in root.modules() if isinstance(m, GroupBatchNorm)}
+    dimensions: dict[nn.Module, int] = {norm: norm.dimension for norm in norms}
     for norm in norms:  # standard ones, of feature maps whose group axis is merged into the batch
-        norm.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
-    tracer = _Tracer(norms)
+        norm.__class__ = BATCH_NORMS[norm.dimension]
+    tracer = _Tracer(dimensions)
     try:
         return root, tracer.trace(root)
     except _RefusalError:
@@ -77,7 +79,7 @@ def origin_outside_torch(function: Any) -> str:
 class _Tracer(fx.Tracer):
     """Traces a network."""
 
-    def __init__(self, norms: Collection[nn.Module]) -> None:
+    def __init__(self, norms: Mapping[nn.Module, int]) -> None:
         super().__init__((math, functional))  # type: ignore[arg-type]  # it says: one module
         self.norms, self.at = norms, ""
 
@@ -103,7 +105,8 @@ class _Tracer(fx.Tracer):
                     f"{describe_module(self.at)} ({type(m).__name__}) has hooks or its own forward, which an exported "
                     "network would not run: remove them before the export"
                 )
-            merged = self._step(functional.merge_group, *args)
+            dimension = m.dimension if isinstance(m, PerElement) else self.norms[m]
+            merged = self._step(functional.merge_group, *args, dimension)
             result = m.module(merged) if isinstance(m, PerElement) else super().call_module(m, forward, (merged,), {})
             result = self._step(functional.split_group, result, *args)
         elif isinstance(m, _LEAVES) and len(args) + len(kwargs) != 1:

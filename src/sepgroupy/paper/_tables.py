@@ -24,7 +24,7 @@ class CostRow:
 
     Args:
         model: its name.
-        shape: of a picture, (channels, rows, columns).
+        shape: of an image, (channels, rows, columns).
         device: where it was measured.
         cost: what was measured.
         paper: what the paper prints of the model of this name, None if there is none.
@@ -40,7 +40,7 @@ class CostRow:
 
 
 def paper_models(names: Sequence[str] = tuple(PAPER_RESULTS)) -> dict[str, tuple[nn.Module, Shape]]:
-    """Build models of the paper's tables by name, each with the shape of its pictures, for :func:`cost_table`.
+    """Build models of the paper's tables by name, each with the shape of its images, for :func:`cost_table`.
 
     Raises:
         ArgumentError: a name is unknown.
@@ -56,11 +56,11 @@ def cost_table(models: Models, measure: bool = False, batch_size: int = 8, round
     """Measure what models cost, one row each; how, is said at :func:`complexity` and :func:`relative_times`.
 
     Args:
-        models: networks by name, each with the shape of a picture, (channels, rows, columns); they are measured on
+        models: networks by name, each with the shape of an image, (channels, rows, columns); they are measured on
             the device of their parameters.
         measure: also time a training step and an evaluation, against the first model of the same shape. For the
             paper's eleven on two cores this takes a minute or more.
-        batch_size: pictures a step that is timed.
+        batch_size: images in a step that is timed.
         rounds: how often each model is timed.
 
     Raises:
@@ -83,7 +83,7 @@ def cost_table(models: Models, measure: bool = False, batch_size: int = 8, round
 
 
 def to_markdown(rows: Sequence[CostRow]) -> str:
-    """Lay rows out as Markdown, a table for each shape of picture, figures in the units of the paper's tables."""
+    """Return rows as Markdown: a table for each image shape, numbers in the units of the paper's tables."""
     tables = []
     for shape in dict.fromkeys(row.shape for row in rows):
         columns = [c for c in _COLUMNS if any(c.value(row) is not None for row in rows if row.shape == shape)]
@@ -97,7 +97,7 @@ def to_markdown(rows: Sequence[CostRow]) -> str:
 
 
 def to_csv(rows: Sequence[CostRow]) -> str:
-    """Lay rows out as CSV, one table, plain numbers: bytes, multiply-accumulates, ratios."""
+    """Return rows as CSV: one table, plain numbers: bytes, multiply-accumulates, ratios."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([column.name for column in _COLUMNS])
@@ -130,7 +130,7 @@ class _Column:
 
 _COLUMNS = (
     _Column("model", "model", lambda row: row.model),
-    _Column("shape", "picture", lambda row: "×".join(map(str, row.shape))),
+    _Column("shape", "image", lambda row: "×".join(map(str, row.shape))),
     _Column("width", "*w*", lambda row: row.paper and row.paper.width),
     _Column("test_error_paper", "test error, paper", lambda row: row.paper and row.paper.test_error),
     _Column("parameters", "parameters", lambda row: row.cost.parameters, "{:,}".format),

@@ -52,30 +52,30 @@ def demo(
     """Train Z2CNN and gc-P4CNN on the bundled digits and compare what they make of rotated ones.
 
     Args:
-        folder: for the two runs, the errors as ``error-against-angle.csv`` and the picture.
-        figure: where to save the picture instead.
+        folder: for the two runs, the errors as ``error-against-angle.csv`` and the plot.
+        figure: where to save the plot instead.
         progress: draw progress bars.
 
     Returns:
-        a row for each network, and the path of the picture.
+        a row for each network, and the path of the plot.
     """
     folder = Path(folder)
     rows = [_row(name, title, folder / name, progress) for name, title in NETWORKS.items()]
-    picture = Path(figure) if figure is not None else folder / FIGURE
+    plot = Path(figure) if figure is not None else folder / FIGURE
     with atomic((folder / FIGURE).with_suffix(".csv")) as path, path.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["angle_degrees", *(f"{row.model} error_percent" for row in rows)])
         table.writerows(zip(ANGLES, *(row.errors for row in rows), strict=True))
-    plot_error_against_angle(picture, ANGLES, {row.model: row.errors for row in rows})
-    return rows, picture
+    plot_error_against_angle(plot, ANGLES, {row.model: row.errors for row in rows})
+    return rows, plot
 
 
 def _row(name: str, title: str, folder: Path, progress: bool) -> DemoRow:
     result = train(RunConfig.for_task("rotmnist", model=name, folder=str(folder), **SCHEDULE), progress)
     model = load_model(folder)
-    turned, upright = load_digits().test, load_digits(turned=False).test
-    again = torch.rot90(turned.images, 1, (-2, -1))
-    change = (predict(model, again).exp() - predict(model, turned.images).exp()).abs().max()
+    rotated, upright = load_digits().test, load_digits(rotated=False).test
+    again = torch.rot90(rotated.images, 1, (-2, -1))
+    change = (predict(model, again).exp() - predict(model, rotated.images).exp()).abs().max()
     errors = (
         score(model, Split(rotate(upright.images, math.radians(angle)), upright.labels)).error for angle in ANGLES
     )

@@ -177,7 +177,7 @@ def _lock(folder: Path) -> int | None:
 
 
 def require_room(folder: Path, size: int) -> None:
-    """Raise OSError unless so many bytes can be written into the folder: before the first epoch, not after it."""
+    """Raise OSError unless ``size`` bytes can be written into the folder: before the first epoch, not after it."""
     temporary = folder / f".{Path(CHECKPOINT).stem}.{0:08x}{Path(CHECKPOINT).suffix}"  # a leftover if we are killed
     try:
         with temporary.open("wb") as file:

@@ -23,7 +23,7 @@ from ._interrupt import Interruption
 from ._parallel import end_together, first_does, summed
 from ._random import LAYERS, seed_of
 from ._run_data import Batch, RunData
-from ._trust import checked_best, checked_moments, checked_record
+from ._trust import checked_best, checked_optimizer_states, checked_record
 
 if TYPE_CHECKING:
     from ._fabric import Fabric
@@ -35,7 +35,7 @@ SAVE_SECONDS = 300.0
 
 
 def rate(config: TrainingConfig, step: int, steps: int) -> float:
-    """Return the learning rate of a step, there being so many an epoch."""
+    """Return the learning rate of a step; an epoch has ``steps`` steps."""
     if config.schedule == "cosine":
         factor = (1 + math.cos(math.pi * step / (config.epochs * steps))) / 2
     else:
@@ -150,8 +150,8 @@ class Loop:
             if self.is_finished and "test_error" not in self.history[-1]:
                 raise ValueError("its last epoch was not evaluated")
             self.best = checked_best(checkpoint, self.history, self.config)
-            moments = checked_moments(checkpoint, self.optimizer)
-            self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
+            states = checked_optimizer_states(checkpoint, self.optimizer)
+            self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": states})
             self.fabric.strategy.precision.load_state_dict(checkpoint.get("precision", {}))
             if self.average is not None:
                 self.average.load_state_dict(checkpoint["average"])
@@ -197,8 +197,8 @@ class Loop:
         self._saved = time.monotonic()
 
     def _require_room(self) -> None:
-        # A checkpoint has the parameters, up to two moments of each, their average and the best ones; the old one is
-        # there while the new one is written.
+        # A checkpoint has the parameters, up to two optimizer states of each, their average and the best ones. The old
+        # one exists while the new one is written.
         floats = 4 * sum(value.numel() for value in self.model.state_dict().values())
         copies = 3 + (self.average is not None) + (self.config.select == "best")
         require_room(self.folder, copies * floats + 2**16)
@@ -296,10 +296,10 @@ class Loop:
         end_together(self.fabric, KeyboardInterrupt())
 
     def _bad_number(self, loss: float) -> str:
-        kept = self.folder / CHECKPOINT
+        path = self.folder / CHECKPOINT
         return (
             f"the loss is {loss} in step {self.step + 1} (epoch {len(self.history) + 1} of {self.config.epochs}): "
-            f"{kept} holds the last state before it that was saved. Try a lower lr, clip or warmup, in another folder"
+            f"{path} holds the last state before it that was saved. Try a lower lr, clip or warmup, in another folder"
         )
 
 

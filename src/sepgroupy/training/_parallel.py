@@ -29,8 +29,8 @@ def launch(config: TrainingConfig) -> Fabric:
     """Start the processes of a run, or join those that torchrun or Slurm has started.
 
     Raises:
-        ArgumentError: the machine has no such device or not so many, cannot compute in that precision, or the launcher
-            has started another number of processes.
+        ArgumentError: the machine has no such device or too few of them, cannot compute in that precision, or the
+            launcher has started another number of processes.
     """
     from ._fabric import Fabric
 

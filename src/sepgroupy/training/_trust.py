@@ -41,7 +41,9 @@ def checked_record(checkpoint: Mapping[str, Any], data: RunData, folder: Path) -
     return run
 
 
-def checked_moments(checkpoint: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
+def checked_optimizer_states(
+    checkpoint: Mapping[str, Any], optimizer: torch.optim.Optimizer
+) -> dict[int, dict[str, Tensor]]:
     """Return what an optimizer remembers of its parameters; torch itself does not look at it.
 
     Raises:
@@ -56,20 +58,20 @@ def checked_moments(checkpoint: Mapping[str, Any], optimizer: torch.optim.Optimi
     due = range(len(parameters) if checkpoint["global_step"] else 0)
     if not isinstance(state, dict) or not all(isinstance(state.get(index), dict) for index in due if names):
         raise ValueError("it lacks what the optimizer remembers")
-    moments = {index: {k: v for k, v in state.get(index, {}).items() if v is not None} for index in due}
-    for index, values in moments.items():
+    found = {index: {k: v for k, v in state.get(index, {}).items() if v is not None} for index in due}
+    for index, values in found.items():
         for name in names | values.keys():
             shape = () if name == "step" else parameters[index].shape
             if name not in names or not _is_plain(values.get(name)) or values[name].shape != shape:
                 raise ValueError(f"{name} of parameter {index} is not what the optimizer remembers")
-    return moments
+    return found
 
 
 def checked_average(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Return what a checkpoint says of the average of a network's parameters and buffers, in each step, by their names.
 
     Raises:
-        DataError: it has none, or not of so many steps.
+        DataError: it has none, or that of another number of steps.
     """
     found, steps = checkpoint.get("average"), checkpoint.get("global_step")
     count = found.get("n_averaged") if isinstance(found, dict) else None

@@ -15,9 +15,9 @@ from ..sweep import Run
 from ._groups import load
 
 ANGLES = tuple(22.5 * step for step in range(16))
-KEPT = "angles.csv"
+ANGLES_FILE = "angles.csv"
 
-_PICTURES = 1000  # of the test set, at each angle
+_IMAGES = 1000  # of the test set, at each angle
 _HEAD = ["angle_degrees", "test_error_percent"]
 _log = logging.getLogger(__name__)
 
@@ -33,13 +33,13 @@ def errors_by_angle(run: Run) -> list[float]:
     Raises:
         DataError: its checkpoint or data cannot be read.
     """
-    path = run.folder / KEPT
+    path = run.folder / ANGLES_FILE
     if (cached := _read(path)) is not None:
         return cached
     config = run.config
     _log.info("%s: testing at %d angles", run.folder, len(ANGLES))
-    test = load_digits(turned=False).test if config.data == "digits" else _test(run)
-    test, model = test.first(min(_PICTURES, len(test))), load_model(run.folder)
+    test = load_digits(rotated=False).test if config.data == "digits" else _test(run)
+    test, model = test.first(min(_IMAGES, len(test))), load_model(run.folder)
     errors = [
         score(model, Split(rotate(test.images, math.radians(angle)), test.labels), config.test_batch_size).error
         for angle in ANGLES

@@ -15,7 +15,7 @@ from ...analysis import (
     complexity,
     draw_redundancy,
     redundancy,
-    untrained,
+    reinitialized_copy,
 )
 from ...pages import Chapter, Plot, Section, Table, to_svg
 from ...training import load_model
@@ -38,7 +38,7 @@ def chapter(protocol: Protocol, stem: str, rotations: int = 1) -> Chapter:
     Args:
         protocol: with at least one group.
         stem: what the names of its figures begin with.
-        rotations: if more than 1, also show the test error with class probabilities averaged over so many rotations.
+        rotations: if more than 1, also show the test error with class probabilities averaged over this many rotations.
     """
     config, main = protocol.config, protocol.main
     published = [group for group in main if group.config.width is None] or main
@@ -96,7 +96,7 @@ def order(main: Sequence[Group]) -> list[str]:
     if not inverted:
         return [f"{text} Here it is the same."]
     found = "; ".join(
-        f"{a.label} ({spread(a.mean, a.sd)}) errs no less than {b.label} ({spread(b.mean, b.sd)}), "
+        f"{a.label} ({spread(a.mean, a.sd)}) has an error no lower than {b.label} ({spread(b.mean, b.sd)}), "
         + ("which is more than chance" if a.mean - b.mean > math.hypot(a.sd or 0, b.sd or 0) else "within the spread")
         for a, b in inverted
     )
@@ -159,7 +159,7 @@ def _redundancy(group: Group, stem: str) -> Section | None:
     if all(row.g is None for row in redundancy(models[0])):
         return None  # the question is about groups
     trained = _pool([redundancy(model) for model in models])
-    chance = _pool([redundancy(untrained(model, seed)) for seed, model in enumerate(models)])
+    chance = _pool([redundancy(reinitialized_copy(model, seed)) for seed, model in enumerate(models)])
     rows = [
         [row.name, *(_percent(share) for share in (row.g, other.g, row.gc, other.gc))]
         for row, other in zip(trained, chance, strict=True)
