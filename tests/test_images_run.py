@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
+import signal
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +27,7 @@ from sepgroupy.image_models import ImageModel
 from sepgroupy.paper import RunConfig, read_run_config
 from sepgroupy.training import ImageConfig, ImagePredictor, evaluate, evaluate_images, load_model, read_result, train
 from sepgroupy.training._engine import restore
+from sepgroupy.training._folder import held
 from sepgroupy.training._image_data import StreamedData, open_run_images
 from sepgroupy.training._loop import Loop
 
@@ -232,6 +236,28 @@ def test_the_best_epoch_on_the_validation_images_is_tested_and_patience_ends_the
     assert train(config_on(shapes, tmp_path, epochs=9, patience=2)) == result
     (tmp_path / "result.json").unlink()
     assert train(config_on(shapes, tmp_path, epochs=9, patience=2), workers=0).test_error == result.test_error
+
+
+def test_a_process_that_reads_images_does_not_hold_the_folder(tmp_path: Path) -> None:
+    """A worker may outlive a run that was killed by some seconds."""
+    source, sink = os.pipe()
+    run = os.fork()
+    if not run:
+        with held(tmp_path):
+            if not os.fork():  # a worker
+                os.write(sink, str(os.getpid()).encode())
+            time.sleep(60)
+        os._exit(0)
+    worker = int(os.read(source, 20))
+    with pytest.raises(ArgumentError, match="another process"), held(tmp_path):
+        pass
+    os.kill(run, signal.SIGKILL)
+    os.waitpid(run, 0)
+    try:
+        with held(tmp_path):
+            pass
+    finally:
+        os.kill(worker, signal.SIGKILL)
 
 
 # ---- evaluation ----------------------------------------------------------------------------------------------------
