@@ -133,8 +133,8 @@ def study(name: str, file: Path, model_name: str) -> None:
             write_digits(folder, max(IMAGES), TEST_IMAGES)
         data = open_images(folder)
         for seed in SEEDS:
-            for count in IMAGES:
-                for network in NETWORKS:
+            for network in NETWORKS:
+                for count in IMAGES:
                     if (name, count, network, seed) in done:
                         continue
                     row = train(data, network, model_name, count, seed)
@@ -144,7 +144,7 @@ def study(name: str, file: Path, model_name: str) -> None:
 
 
 def plot(file: Path, target: Path) -> None:
-    """Draw mean and range of the test error against the number of training images."""
+    """Draw mean and range of the test error against the number of training images, and print them."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -165,6 +165,8 @@ def plot(file: Path, target: Path) -> None:
                 ]
                 if found:
                     points[count] = found
+            for count, found in points.items():
+                print(f"{name}, {count} images, {network}: {' '.join(f'{error:.1f}' for error in found)} %")
             means = [sum(found) / len(found) for found in points.values()]
             spread = [[m - min(f) for m, f in zip(means, points.values(), strict=True)],
                       [max(f) - m for m, f in zip(means, points.values(), strict=True)]]  # fmt: skip
