@@ -134,7 +134,7 @@ def study(name: str, file: Path, model_name: str) -> None:
         data = open_images(folder)
         for seed in SEEDS:
             for network in NETWORKS:
-                for count in IMAGES:
+                for count in reversed(IMAGES):
                     if (name, count, network, seed) in done:
                         continue
                     row = train(data, network, model_name, count, seed)
