@@ -71,6 +71,15 @@ def test_a_network_of_torchvision_is_moved_to_its_nearest_exact_size() -> None:
     assert_equivariant(model.module.double().eval(), "p2", torch.randn(1, 1, *[model.input_size] * 2).double())
 
 
+def test_a_segmentation_network_of_torchvision_transforms_masks_like_images() -> None:
+    options: dict[str, Any] = {"channels": 1, "outputs": 3, "size": 32, "group": "p2", "match": "width"}
+    model = build_image_model("torchvision/lraspp_mobilenet_v3_large", task="segmentation", **options)
+    assert model.input_size == 33
+    images = torch.randn(1, 1, 33, 33).double()
+    assert model.module.double().eval()(images).shape == (1, 3, 33, 33)
+    assert_equivariant(model.module, "p2", images)
+
+
 def saved(file: Path, plain: nn.Module) -> Any:
     """Save the parameters of a network, which stands for one that was trained, and return it."""
     torch.save(plain.state_dict(), file)
@@ -103,6 +112,24 @@ def test_pretrained_filters_with_other_channels_and_classes(tmp_path: Path) -> N
     torch.testing.assert_close(features(gray, x), features(trained, x.expand(1, 3, 33, 33)), atol=1e-5, rtol=1e-4)
     with pytest.raises(DataError, match=r"do not fit torchvision/resnet34: layer1\.2\.conv1\.weight is missing"):
         build_image_model("torchvision/resnet34", channels=3, outputs=7, **options)
+
+
+def test_pretrained_weights_are_fetched_by_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = mobilenet_v3_small().eval()
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: trained.state_dict())
+    options: dict[str, Any] = {"channels": 3, "outputs": 5, "size": 32, "kind": "plain"}
+    for weights in ("pretrained", "IMAGENET1K_V1"):
+        model: Any = build_image_model("torchvision/mobilenet_v3_small", weights=weights, **options).module.eval()
+        x = torch.randn(1, 3, 32, 32)
+        torch.testing.assert_close(model.features(x), trained.features(x))
+        assert model.classifier[-1].out_features == 5
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
+    with pytest.raises(DataError, match="cannot be fetched: no network"):
+        build_image_model("torchvision/mobilenet_v3_small", weights="pretrained", **options)
 
 
 @pytest.mark.parametrize(
