@@ -16,6 +16,7 @@ import sepgroupy
 from conftest import assert_as_defined, random_input
 from sepgroupy import ArgumentError, as_group, audit, compress, convert, equivariance_error, export, functional, fuse
 from sepgroupy.backends import registered_backends
+from sepgroupy.data import SOLIDS, load_solids
 from sepgroupy.exporting import save
 from sepgroupy.groups import D4, PointGroup, fourier_basis, group_names
 from sepgroupy.nn import GroupBatchNorm, GroupBatchNorm3d, GroupConvolution, GroupPool, PerElement
@@ -336,3 +337,49 @@ def test_compile_autocast_and_copies(kind: str) -> None:
         torch.testing.assert_close(layer.to(memory_format=torch.channels_last_3d)(x), wanted)
         vmapped = torch.func.vmap(layer)(torch.stack([x, -x]))
         torch.testing.assert_close(vmapped[0], wanted, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["plain", "dense", "gc"])
+@pytest.mark.parametrize("name", ["o-resnet8", "o-unet"])
+def test_networks_by_name(name: str, kind: str) -> None:
+    widths = {"widths": (1, 2, 2)} if "resnet" in name else {"width": 1, "depth": 1}
+    net = sepgroupy.build_model(name, kind=kind, **widths).double().eval()
+    x = torch.randn(1, 1, 4, 4, 4, dtype=torch.float64)
+    assert net(x).shape == ((1, 10) if "resnet" in name else (1, 2, 4, 4, 4))
+    if kind != "plain":
+        assert equivariance_error(net, "O", x).max() < 1e-10
+    if "unet" in name:
+        with pytest.raises(ArgumentError, match=r"reads \(B, 1, Z, Y, X\), Z and Y and X divisible by"):
+            net(x[..., :3])
+
+
+def test_other_groups_and_dimensions_of_networks() -> None:
+    net = sepgroupy.build_model("o-resnet8", widths=(1, 1, 1), group="C4v").eval()
+    assert equivariance_error(net, "C4v", torch.randn(1, 1, 5, 8, 8)[:, :, :4]).max() < 1e-4
+    signals = sepgroupy.models.ResNet("g", 8, (2, 2, 2), dimension=1, head="invariant", downsampling="equivariant")
+    assert equivariance_error(signals.eval(), as_group("reflection", 1), torch.randn(1, 3, 8)).max() < 1e-4
+    with pytest.raises(ArgumentError, match=r"dimension \(=4\)"):
+        sepgroupy.models.UNet(dimension=4)
+
+
+def test_solids() -> None:
+    volumes, labels = load_solids(20, size=9, noise=0.0)
+    assert labels.tolist() == [*range(10)] * 2
+    again, _ = load_solids(12, size=9, noise=0.0)
+    assert torch.equal(volumes[:12], again)
+    inside = volumes.mean((1, 2, 3, 4))
+    assert ((inside > 0.02) & (inside < 0.5)).all()
+    fixed, _ = load_solids(1, size=9, orientation="fixed", noise=0.0)
+    cube, _ = load_solids(1, size=9, orientation="cube", noise=0.0)
+    assert fixed.shape == cube.shape == (1, 1, 9, 9, 9)
+    with pytest.raises(ArgumentError, match="orientation"):
+        load_solids(1, orientation="upright")
+
+
+def test_orientations_of_solids() -> None:
+    """A rotation of the solid is a rotation of its volume, up to the position of its centre."""
+    grid = torch.stack(torch.meshgrid(*[torch.arange(5.0) - 2] * 3, indexing="ij"), -1).numpy()
+    for matrix, element in zip(as_group("O").arrays, range(24), strict=True):
+        rotated = SOLIDS["angle"](grid / 2.5 @ matrix)  # f(R⁻¹q)
+        wanted = functional.transform(torch.from_numpy(SOLIDS["angle"](grid / 2.5)), "O", element, group_axis=False)
+        np.testing.assert_allclose(rotated, wanted.numpy())

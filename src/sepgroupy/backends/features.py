@@ -50,6 +50,7 @@ FEATURES: dict[str, Callable[[Backend], bool]] = {
     "larger strides": _any_kind(stride=4),
     "dilation 2": _any_kind(dilation=2),
     "dilation 100": _any_kind(dilation=100),
+    "volumes and signals": _any_kind(group="O"),
     "`groups` > 1": _any_kind(groups=2),
     "padding modes": _any_kind(padding=1, padding_mode="reflect"),
     "CPU": _reads("cpu", torch.float32),

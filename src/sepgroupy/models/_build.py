@@ -28,7 +28,15 @@ _PUBLISHED: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "gc-p4m-resnet44": (ResNet, {"kind": "gc", "widths": (28, 56, 112)}),
 }
 _NEUTRAL = ("backend", "init", "width", "widths")  # options that leave the meaning of given weights as it is
-_MODELS = _PUBLISHED | {"p4m-unet": (UNet, {"kind": "gc"})}
+_VOLUMES: dict[str, Any] = {"kind": "gc", "dimension": 3, "in_channels": 1}
+_MODELS = _PUBLISHED | {
+    "p4m-unet": (UNet, {"kind": "gc"}),
+    "o-unet": (UNet, _VOLUMES | {"width": 4, "depth": 2}),
+    "o-resnet8": (
+        ResNet,
+        _VOLUMES | {"depth": 8, "widths": (4, 8, 16), "head": "invariant", "downsampling": "equivariant"},
+    ),
+}
 
 
 def model_names() -> tuple[str, ...]:

@@ -57,7 +57,7 @@ class RotMNISTNet(nn.Module):
             self.add_module(f"conv{index}", convolution)
             self.add_module(f"bn{index}", layers.norm(width))
         self.relu = nn.ReLU()
-        self.max_pool = layers.per_element(nn.MaxPool2d(2))
+        self.max_pool = layers.pool("MaxPool")
         self.pool = nn.Identity() if layers.group is None else GroupPool("max")
         self.fc = nn.Linear(width, classes)
 

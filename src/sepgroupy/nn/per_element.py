@@ -85,6 +85,10 @@ class GroupBatchNorm3d(GroupBatchNorm, nn.BatchNorm3d):
     dimension = 3
 
 
+GROUP_BATCH_NORMS = {norm.dimension: norm for norm in (GroupBatchNorm1d, GroupBatchNorm2d, GroupBatchNorm3d)}
+"""The batch norms by their dimension."""
+
+
 class GroupPool(nn.Module):
     """Pool over the group axis: ``y = max_g x[·, g]`` or its mean, from group feature maps to invariant ones.
 
