@@ -79,7 +79,7 @@ def draw(image: Tensor, angle: float, rows: list[tuple[str, Tensor, float, int |
 
 def frames() -> tuple[list[Image.Image], list[int]]:
     """Return the frames and how long each is shown."""
-    test = load_digits(turned=False).test
+    test = load_digits(rotated=False).test
     upright = test.images[test.labels == 4][:1]
     plain, group = (build_model(name, weights="rotated-digits") for name in ("z2cnn", "gc-p4cnn"))
     first = [feature_maps(model, upright) for model in (plain, group)]
