@@ -214,6 +214,15 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(shapes: Path, tmp_pa
         torch.testing.assert_close(parted[name], value, atol=1e-6, rtol=1e-5)
 
 
+def test_averaged_weights_have_the_batch_statistics_of_the_last_step(shapes: Path, tmp_path: Path) -> None:
+    train(config_on(shapes, tmp_path, epochs=3), workers=0)
+    checkpoint = torch.load(tmp_path / "last.ckpt")
+    last, average = checkpoint["state_dict"], checkpoint["average"]
+    for name, value in last.items():
+        same = torch.equal(average[f"module.{name.removeprefix('model.')}"], value)
+        assert same == ("running" in name or "normalize" in name or "num_batches" in name), name
+
+
 @pytest.mark.usefixtures("linear")
 def test_the_best_epoch_on_the_validation_images_is_tested_and_patience_ends_the_run(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -8,6 +8,8 @@ from typing import Any
 
 from ..groups import PointGroup
 
+_MAX_COLUMNS = 8
+
 
 @dataclass(frozen=True)
 class AuditRow:
@@ -47,7 +49,7 @@ class AuditReport:
 
     group: PointGroup
     shape: tuple[int, ...]
-    """Of the image: channels, (elements of the group,) rows, columns."""
+    """Of the image: channels, (elements of the group,) and spatial sizes, such as rows and columns."""
     tolerance: float
     rows: tuple[AuditRow, ...]
     """Layers in the order of their calls; the last are the network's outputs."""
@@ -83,7 +85,7 @@ class AuditReport:
             sizes = " or ".join(map(str, self.sizes))
             return f"every grid is symmetric at input size {sizes}; {self.first.suggested_fix}"
         sized = [row for row in self.breaking if row.depends_on_size]
-        if not sized or self.shape[-1] != self.shape[-2]:
+        if not sized or len(set(self.shape[-self.group.dimension :])) > 1:
             return self.first.suggested_fix
         changes = "; ".join(f"{row.name}: {_arguments(row)}" for row in sized)
         fix = "" if self.first in sized else f"; {self.first.suggested_fix}"
@@ -94,11 +96,19 @@ class AuditReport:
 
     def __str__(self) -> str:
         order = len(self.rows[-1].errors)
-        head = ["layer", "type", "shape", "layer error", *(f"t={i}" for i in range(1, order))]
-        lines = [
-            [row.name, row.type, row.shape, _short(row.worst), *map(_short, row.errors[1:]), "breaks" * row.breaks]
-            for row in self.rows
+        wide = order > _MAX_COLUMNS  # then one column with the largest
+        head = [
+            "layer",
+            "type",
+            "shape",
+            "layer error",
+            *(["largest"] if wide else (f"t={i}" for i in range(1, order))),
         ]
+        lines = []
+        for row in self.rows:
+            errors = [max(row.errors)] if wide else row.errors[1:]
+            cells = [row.name, row.type, row.shape, _short(row.worst), *map(_short, errors)]
+            lines.append([*cells, "breaks" * row.breaks])
         widths = [max(len(line[i]) for line in (head, *lines)) for i in range(len(head))]
         table = []
         for *cells, mark in ([*head, ""], *lines):

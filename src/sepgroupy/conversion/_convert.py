@@ -1,17 +1,20 @@
 """Convert a plain network to an equivariant one; its own code stays unchanged.
 
-Between the new layers the group axis is merged into the batch, (B·|H|, C, Y, X): for the network's own code there are
-just more images, so that norms, activations, pooling, resizing, addition, concatenation, permutation and flattening
-need no change. The first convolution computes |H| feature maps of each image; before the last linear layers, or at the
-outputs, a pool reduces them to one again.
+Between the new layers the group axis is merged into the batch, (B·|H|, C, *spatial): for the network's own code
+there are just more images, so that norms, activations, pooling, resizing, addition, concatenation, permutation and
+flattening need no change. The first convolution computes |H| feature maps of each image; before the last linear layers,
+or at the outputs, a pool reduces them to one again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from numbers import Integral
+
 from torch import nn
 
 from .._plain_weights import copy_with_plain_weights
-from ..auditing import INPUT, AuditReport, audit
+from ..auditing import INPUT, AuditReport, audit, dimension_of
 from ..errors import ArgumentError
 from ..groups import GroupLike, as_group
 from ..models import check_choice, check_counts
@@ -26,14 +29,15 @@ def convert(
     group: GroupLike,
     kind: str = "gc",
     *,
-    in_size: int,
+    in_size: int | Sequence[int],
     match: str = "width",
     weights: str = "fresh",
     pool: str = "max",
 ) -> nn.Module:
     """Convert a plain network of convolutions, norms, pooling, resizing, activations, sums and the like.
 
-    In a copy of the model the first Conv2d becomes a LiftingConv2d and every other one a GroupConv2d of the kind (a
+    In a copy of the model the first Conv2d (or Conv1d or Conv3d) becomes a LiftingConv2d and every other one a
+    GroupConv2d of the kind (a
     1×1 is dense; a depthwise one stays so), and so does a Linear that works on pixels (N, Y, X, C), on a flattened
     feature map, or between convolutions. Norms share their statistics over the group; all other modules stay. The group
     is pooled before the Linear layers that end the network, and in every output that still has its group axis: logits
@@ -47,9 +51,9 @@ def convert(
         model: the plain network; it is left as it is. Its last layer may have any number of classes. Subclasses of
             Conv2d and Linear, and layers with hooks, are converted if they compute what their class does. Weight norm,
             spectral norm and pruning end here: their current weights count.
-        group: the point group.
+        group: the point group; a name is that of a group of as many axes as the network's convolutions have.
         kind: "dense", "g" or "gc", as :class:`sepgroupy.nn.GroupConv2d`.
-        in_size: rows and columns of an image.
+        in_size: rows and columns of an image, or its spatial sizes; a network of Conv3d reads volumes.
         match: what stays as in the plain network. "width": the number of channels of every layer, each of which has
             |H| values now. "params" or "macs": the number of parameters, or of multiplications for one image of
             ``in_size`` with PyTorch's own operations, within 10 %. One factor scales all widths but those of the
@@ -76,29 +80,38 @@ def convert(
     >>> convert(plain, "p4m", in_size=9)(torch.zeros(2, 3, 9, 9)).shape
     torch.Size([2, 10])
     """
-    group = as_group(group)
+    group = as_group(group, dimension_of(model) if isinstance(group, str) else None)
     check_choice("kind", kind, ("dense", "g", "gc"))
     check_choice("match", match, ("width", "params", "macs"))
     check_choice("weights", weights, ("fresh", "lift"))
     check_choice("pool", pool, ("max", "mean"))
-    check_counts(in_size=in_size)
+    sizes = _sizes(in_size, group.dimension)
     if weights == "lift" and match != "width":
         raise ArgumentError(f"match (={match!r}) must be 'width' with weights='lift': plain filters have their widths")
     plain = copy_with_plain_weights(model).eval()
-    replacer = LayerReplacer(group, kind, weights == "lift", pool, inspect_model(plain, in_size))
+    replacer = LayerReplacer(group, kind, weights == "lift", pool, inspect_model(plain, sizes))
     width = None if match == "width" else find_widths(plain, replacer, match)
     net = replacer.replace(plain, width)
-    report = audit(net, group, in_size)
+    report = audit(net, group, (replacer.inspection.in_channels, *sizes))
     if report.first is not None:
         raise ArgumentError(_describe(report, in_size, pooled=_is_pooled(net)))
     return net.train(model.training)
+
+
+def _sizes(in_size: int | Sequence[int], dimension: int) -> tuple[int, ...]:
+    sizes = (in_size,) * dimension if isinstance(in_size, Integral) else in_size
+    if not isinstance(sizes, Sequence) or len(sizes) != dimension:
+        raise ArgumentError(f"in_size (={in_size!r}) must be a positive integer, or {dimension} of them")
+    for size in sizes:
+        check_counts(in_size=size)  # type: ignore[arg-type]
+    return tuple(map(int, sizes))  # type: ignore[arg-type]
 
 
 def _is_pooled(net: nn.Module) -> bool:
     return isinstance(net, nn.Sequential) and len(net) == 2 and isinstance(net[1], MergedGroupPool)
 
 
-def _describe(report: AuditReport, in_size: int, pooled: bool) -> str:
+def _describe(report: AuditReport, in_size: int | Sequence[int], pooled: bool) -> str:
     """Return why a network is refused, with the names of the plain network's layers."""
     assert report.first is not None
     text = (

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from .._nested import map_leaves
 from ..errors import ArgumentError
 from ..groups import PointGroup
-from ..nn import GroupConv2d, LiftingConv2d
-from ._inspect_model import BATCH, NORMS, Inspection, LayerUse, run
+from ..nn import GROUP_CONVS, LIFTING_CONVS, GroupConv, LiftingConv
+from ._inspect_model import BATCH, CONVS, NORMS, Inspection, LayerUse, run
 from ._modules import MergedGroupConv, MergedGroupPool
 
 Widths = Callable[[int], int]
@@ -108,9 +108,10 @@ class LayerReplacer:
         use = self.inspection.uses[name]
         try:
             if isinstance(plain, nn.Linear):
-                pixels = math.prod(use.kernel_size)
+                kernel = use.kernel_size or (1,) * self.group.dimension
+                pixels = math.prod(kernel)
                 channels = x.shape[-1] if use.layout == "pixels" else x.shape[1] // pixels
-                layer = self._layer(use, plain, channels, width(plain.out_features), use.kernel_size)
+                layer = self._layer(use, plain, channels, width(plain.out_features), kernel)
             else:
                 options = {key: getattr(plain, key) for key in ("stride", "padding", "dilation", "padding_mode")}
                 channels, out_channels, groups = x.shape[1], width(plain.out_channels), plain.groups
@@ -127,12 +128,12 @@ class LayerReplacer:
             raise ArgumentError(f"{name} ({plain}) cannot be converted to {self.group}: {error}") from None
         return MergedGroupConv(layer, use.layout)
 
-    def _layer(self, use: LayerUse, plain: Any, *shape: Any, **options: Any) -> LiftingConv2d | GroupConv2d:
+    def _layer(self, use: LayerUse, plain: Any, *shape: Any, **options: Any) -> LiftingConv | GroupConv:
         options |= {"bias": plain.bias is not None, "device": plain.weight.device, "dtype": plain.weight.dtype}
         if use.lifts:
-            return LiftingConv2d(*shape, group=self.group, **options)
+            return LIFTING_CONVS[self.group.dimension](*shape, group=self.group, **options)
         kind = "dense" if math.prod(shape[-1]) == 1 else self.kind
-        return GroupConv2d(*shape, group=self.group, kind=kind, **options)
+        return GROUP_CONVS[self.group.dimension](*shape, group=self.group, kind=kind, **options)
 
     def _linear(self, plain: Any, x: Tensor, width: Widths) -> nn.Module:
         if not self.lift:
@@ -142,7 +143,7 @@ class LayerReplacer:
         return plain
 
     def _norm(self, name: str, module: Any, x: Tensor) -> nn.Module:
-        channels = x.shape[_channel_axis(module)]
+        channels = x.shape[_channel_axis(module, x.ndim)]
         if isinstance(module, nn.GroupNorm):
             if module.num_groups == module.num_channels:  # as an instance norm
                 module.num_groups = channels
@@ -166,20 +167,25 @@ def channel_blocks(net: nn.Module) -> Iterator[tuple[str, int, int]]:
 
     A depthwise convolution has as many blocks as channels arrive, so it does not count.
     """
-    for name, module in net.named_modules():
-        if isinstance(module, nn.Conv2d) and 1 < module.groups < module.in_channels:
+    modules: Iterator[tuple[str, Any]] = net.named_modules()
+    for name, module in modules:
+        if _is_convolution(module) and 1 < module.groups < module.in_channels:
             yield name, module.in_channels, module.groups
             yield name, module.out_channels, module.groups
         if isinstance(module, nn.GroupNorm) and 1 < module.num_groups < module.num_channels:
             yield name, module.num_channels, module.num_groups
 
 
-def _channel_axis(norm: nn.Module) -> int:
-    """Find the axis of a norm's channels: the last one of a layer norm, except in subclasses for (B, C, Y, X)."""
+def _is_convolution(module: object) -> bool:
+    return isinstance(module, tuple(CONVS.values()))
+
+
+def _channel_axis(norm: nn.Module, axes: int) -> int:
+    """Find the axis of a norm's channels: the last one of a layer norm, except in subclasses for (B, C, *spatial)."""
     if not isinstance(norm, nn.LayerNorm):
         return 1
     channels = norm.normalized_shape[0]
-    maps = torch.empty(1, channels, channels + 1, channels + 1)
+    maps = torch.empty(1, channels, *(channels + 1,) * (axes - 2))
     try:
         norm(maps if norm.weight is None else maps.to(norm.weight))
     except RuntimeError:
@@ -205,7 +211,7 @@ def _replace(net: nn.Module, new: dict[nn.Module, nn.Module]) -> nn.Module:
 
 
 @torch.no_grad()
-def _lift(layer: LiftingConv2d | GroupConv2d, plain: Any) -> None:
+def _lift(layer: LiftingConv | GroupConv, plain: Any) -> None:
     """Put the plain filters at the identity, a group's first element, and zeros at the others."""
     kind, parameters = layer.kind, dict(layer.named_parameters())
     weight = plain.weight.reshape(layer.out_channels, -1, *layer.kernel_size)

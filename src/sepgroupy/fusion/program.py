@@ -305,10 +305,10 @@ class Program:
     def _conv(self, node: Node) -> tuple[GroupConvolution, Node, list[Node], bool] | None:
         """Return the convolution whose result a node is, its input, the nodes, and whether both are merged."""
         merged = node.op == "call_function" and node.target is merge_group
-        conv_node = _only_argument(node) if merged else node
+        conv_node = node.args[0] if merged else node
         conv = self._module(conv_node, GroupConv2d, LiftingConv2d)
         x = _only_argument(conv_node)
-        if conv_node is None or conv is None or x is None:
+        if not isinstance(conv_node, Node) or conv is None or x is None:
             return None
         if not merged:
             return conv, x, [conv_node], False
