@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test format
+.PHONY: demo test docs format
 
 demo: .venv/ready  ## train Z2CNN and gc-P4CNN on the bundled digits, print the table, draw the picture
 	$(BIN)/sepgroupy demo
@@ -13,6 +13,10 @@ test: .venv/ready  ## lint, types, tests and doctests; the layers' tests once mo
 	$(BIN)/mypy
 	$(BIN)/pytest -q
 	SEPGROUPY_NATIVE=0 $(BIN)/pytest -q tests/test_nn_*.py tests/test_functional_*.py tests/test_native_missing.py docs/native.md
+
+docs: .venv/ready  ## the site, into site/: runs the tutorials, stops at a broken link or reference
+	$(BIN)/pip install --quiet --editable '.[dev,docs]'
+	$(BIN)/sphinx-build -W --keep-going -b html -d build/doctrees docs site
 
 format: .venv/ready
 	$(BIN)/ruff check --fix .
