@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,7 @@ def test_pretrained_weights_are_fetched_by_the_library(monkeypatch: pytest.Monke
             "cannot be lifted to kind 'gc': layer1.0.conv1 of",
         ),
         ("torchvision/resnet18", {"weights": "x", "kind": "plain"}, "one of IMAGENET1K_V1"),
-        ("torchvision/resnet7", {}, "is unknown: for classification torchvision has"),
+        ("torchvision/resnet7", {}, "is unknown: for classification torchvision has .*resnet"),
         ("timm/resnet7", {}, "is unknown to timm"),
         ("timm/resnet18", {"task": "segmentation"}, "makes no masks"),
         ("resnet18", {}, "is unknown: use p4m-resnet"),
@@ -165,6 +166,15 @@ def test_refusals(name: str, options: dict[str, Any], text: str) -> None:
     pytest.importorskip("timm")
     with pytest.raises(ArgumentError, match=text):
         build_image_model(name, **({"channels": 3, "outputs": 2, "size": 32} | options))
+
+
+def test_without_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ArgumentError, match=r"needs timm: pip install 'sepgroupy\[timm\]'"):
+        build_image_model("timm/resnet18", channels=3, outputs=2, size=33)
+    monkeypatch.setitem(sys.modules, "timm.models", None)
+    with pytest.raises(ArgumentError, match="timm is not installed"):
+        register_timm()
 
 
 def test_timm_by_name() -> None:

@@ -30,6 +30,7 @@ from sepgroupy.training._engine import restore
 from sepgroupy.training._folder import held
 from sepgroupy.training._image_data import StreamedData, open_run_images
 from sepgroupy.training._loop import Loop
+from stress.small import together
 
 SIDE, COUNTS = 16, {"round, ü": 14, "square": 10}
 pytestmark = pytest.mark.filterwarnings("ignore:.*worker processes in total:UserWarning")  # on one processor
@@ -221,6 +222,18 @@ def test_averaged_weights_have_the_batch_statistics_of_the_last_step(shapes: Pat
     for name, value in last.items():
         same = torch.equal(average[f"module.{name.removeprefix('model.')}"], value)
         assert same == ("running" in name or "normalize" in name or "num_batches" in name), name
+
+
+@pytest.mark.usefixtures("linear")
+def test_two_processes_are_one_with_the_same_batches(shapes: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"recipe": "plain", "hflip": True, "optimizer": "sgd", "batch_size": 7, "epochs": 1}
+    alone = train(config_on(shapes, tmp_path / "one", **settings), workers=0)
+    config = config_on(shapes, tmp_path / "two", devices=2, **settings)
+    assert together(2, lambda: train(config, workers=0), tmp_path / "log") == [0, 0], (tmp_path / "log").read_text()
+    one, two = (load_model(tmp_path / name).state_dict() for name in ("one", "two"))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, atol=1e-6, rtol=1e-5)
+    assert read_result(tmp_path / "two").test_loss == pytest.approx(alone.test_loss, rel=1e-5)
 
 
 @pytest.mark.usefixtures("linear")
