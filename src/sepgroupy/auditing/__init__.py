@@ -1,4 +1,4 @@
-"""Find the layers at which a network loses its equivariance, the cause, and what would fix it."""
+"""Find the layers at which a network loses its equivariance, the cause, and a fix."""
 
 from ._audit import audit as audit
 from ._audit import dimension_of as dimension_of

@@ -1,4 +1,4 @@
-"""How a group acts on a tensor inside a network: axis layouts that its shape allows, compared on its values."""
+"""The action of a group on a tensor inside a network: axis layouts that fit its shape, compared on its values."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ class AxisLayout:
     sizes: tuple[int, ...]
 
     def canonical(self, y: Tensor) -> Tensor:
-        """Return the values with the axes in the order T, B, C, H, Z, Y, X; those that are absent are left out."""
+        """Return the values with the axes in the order T, B, C, H, Z, Y, X; absent axes are left out."""
         return y.reshape(self.sizes).permute(self._order)
 
     def transformed(self, y: Tensor, orbit: Orbit) -> Iterator[Tensor]:
-        """Yield ``t·y₀`` in canonical order for each element t, ``y₀`` being the network's answer to x itself."""
+        """Yield ``t·y₀`` in canonical order for each element t, where ``y₀`` is the network's output for x."""
         origin = self.canonical(y)[0]
         new_axes, no_axes = ((..., *(axis,) * orbit.group.dimension) for axis in (None, 0))
         if "X" not in self.labels:
@@ -73,7 +73,7 @@ class AxisLayout:
             yield target if "X" in self.labels else target[no_axes]  # type: ignore[index]
 
     def errors(self, y: Tensor, orbit: Orbit) -> tuple[float, ...]:
-        """Return ``max |y(t·x) - t·y(x)| / max |y(x)|`` for each element t; infinite where NaN forbids comparison."""
+        """Return ``max |y(t·x) - t·y(x)| / max |y(x)|`` for each element t; infinite if NaN prevents a comparison."""
         values = self.canonical(y)
         scale = values[0].abs().max().clamp_min(torch.finfo(values.dtype).tiny)
         pairs = zip(values, self.transformed(y, orbit), strict=True)
@@ -81,18 +81,18 @@ class AxisLayout:
         return tuple(errors.nan_to_num(torch.inf, torch.inf).tolist())
 
     def corrected(self, y: Tensor, orbit: Orbit) -> Tensor:
-        """Return ``t·y₀`` for all elements t in the place of y."""
+        """Return ``t·y₀`` for all elements t, in the layout of y."""
         exact = torch.stack(list(self.transformed(y, orbit)))
         inverse = sorted(range(len(self._order)), key=self._order.__getitem__)
         return exact.permute(inverse).reshape(y.shape)
 
     def size(self, label: str) -> int:
-        """Return the product of the sizes of all axes of a name, 1 if there is none."""
+        """Return the product of the sizes of all axes with this name, 1 if there is none."""
         return prod(n for name, n in zip(self.labels, self.sizes, strict=True) if name == label)
 
     @property
     def pixels(self) -> tuple[int, ...]:
-        """The spatial sizes, such as rows and columns, or nothing."""
+        """The spatial sizes, such as rows and columns; empty if there are none."""
         return tuple(self.size(axis) for axis in "ZYX" if axis in self.labels)
 
     def __str__(self) -> str:
@@ -107,10 +107,10 @@ class AxisLayout:
 def find_layout(
     y: Tensor, orbit: Orbit, tolerance: float, before: AxisLayout | None = None, strict: bool = False
 ) -> tuple[AxisLayout, tuple[float, ...]]:
-    """Find the layout of a tensor under which the network has been equivariant so far; the likeliest is tried first.
+    """Find the layout of a tensor under which the network has been equivariant so far; the most likely is tried first.
 
-    Where none is exact, the values decide only how channels and group axis are merged: a feature map stays one, and
-    a group axis stays where one was before.
+    If none is exact, the values decide only how channels and group axis are merged: a feature map remains a feature
+    map, and a group axis remains.
 
     Args:
         y: what a module returns for an orbit.
@@ -137,7 +137,7 @@ def find_layout(
 
 
 def spatial_last(y: Tensor, orbit: Orbit) -> AxisLayout | None:
-    """Return the likeliest layout of a tensor whose last axes are the spatial ones; None if there is none."""
+    """Return the most likely layout of a tensor whose last axes are the spatial ones; None if there is none."""
     return next((layout for layout in _layouts(tuple(y.shape), orbit) if layout.labels.endswith(orbit.spatial)), None)
 
 

@@ -1,4 +1,4 @@
-"""Why a layer breaks the symmetry, and what would fix it."""
+"""The causes for which a layer breaks the symmetry, and their fixes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def diagnose(step: Step, group: PointGroup, orbit: Orbit, tolerance: float) -> l
     x = next((a for a in step.inputs if isinstance(a, Tensor) and orbit.is_batch_of(a)), None)
     layout = None if x is None else find_layout(x, orbit, tolerance)[0]
     if x is not None and layout is not None and geometry_of(module) and not layout.labels.endswith(orbit.spatial):
-        layout = spatial_last(x, orbit)  # as convolutions and pooling read it, whatever fits the values
+        layout = spatial_last(x, orbit)  # as convolutions and pooling read it, whatever the values
     found = []
     if layout is not None and layout.pixels and (geometry := geometry_of(module)):
         pixels = layout.pixels

@@ -22,17 +22,17 @@ class AuditRow:
     """The module's name; that of the module whose input a step computes; or an output such as ``output['aux']``."""
     type: str
     shape: str
-    """Of the feature map: channels × elements of the group × rows × columns, those of them that there are."""
+    """Of the feature map: channels × elements of the group × rows × columns, without absent axes."""
     errors: tuple[float, ...]
     """End to end: they include those of earlier layers."""
     layer_error: tuple[float, ...]
-    """Of this layer alone, from an exact input."""
+    """Of this layer alone, for an exact input."""
     breaks: bool
-    """Whether it adds more than rounding does."""
+    """Whether its error exceeds rounding."""
     cause: str = ""
     suggested_fix: str = ""
     suggested_arguments: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments of the layer that would make it exact at this size, if there are such."""
+    """Arguments that would make the layer exact at this size, if there are any."""
     depends_on_size: bool = False
     """Whether it may be exact at another size of its input."""
     is_output: bool = False
@@ -70,14 +70,14 @@ class AuditReport:
 
     @property
     def cause(self) -> str:
-        """Why the first layer breaks the symmetry."""
+        """The cause for which the first layer breaks the symmetry."""
         return self.first.cause if self.first else ""
 
     @property
     def suggested_fix(self) -> str:
-        """What would fix the first layer, and the input sizes at which every grid is symmetric.
+        """A fix of the first layer, and the input sizes at which every grid is symmetric.
 
-        If there is no such size nearby, what would fix each of the layers whose grids are not.
+        If there is no such size nearby, a fix for each layer with an asymmetric grid.
         """
         if self.first is None:
             return ""

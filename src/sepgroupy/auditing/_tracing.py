@@ -22,7 +22,7 @@ from ..testing import TOLERANCES
 from ._axis_layout import AxisLayout, Orbit, find_layout, split_orbit, stack_orbit
 
 INPUT = " (input)"
-"""Follows a module's name where its input is meant, as it is computed between modules."""
+"""Suffix of a module's name that means its input, where that is computed between modules."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,14 @@ class Resize:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """A tensor on its way: the output of a module or of the network, or an input computed between modules."""
+    """A measured tensor: the output of a module or of the network, or an input computed between modules."""
 
     name: str
     module: nn.Module | None
     """The module that returned it; None for an output of the network and for steps between modules."""
     layout: AxisLayout
     errors: tuple[float, ...]
-    """Of the identity and every other element; if the trace is corrected, those that this step adds."""
+    """For every element, the identity first; in a corrected trace, the errors that this step adds."""
     broken: bool
     is_output: bool = False
     before: AxisLayout | None = None
@@ -75,7 +75,7 @@ class Subject:
     """A network prepared for the audit: a copy in inference mode, observed by hooks.
 
     The copy's parameters and running statistics that are constant, such as the ones and zeros of a new batch norm,
-    get small random numbers, because constants would hide the effect of training.
+    are replaced by small random numbers: constants would hide errors that appear after training.
     """
 
     def __init__(self, model: nn.Module, group: PointGroup, shape: Sequence[int], dtype: torch.dtype, seed: int):
@@ -105,12 +105,12 @@ class Subject:
         """Send the orbit of one image through the network.
 
         Args:
-            shape: of the image, by default the subject's own.
+            shape: of the image, by default that of the subject.
             steps: if given, their layouts are used and errors accumulate from step to step. Otherwise each step is
                 corrected after it has been measured, so that the next one starts from an exact input.
 
         Raises:
-            ArgumentError: the network does not take such an image, returns something else than tensors with the
+            ArgumentError: the network does not take such an image, returns anything but tensors with the
                 batch first, or calls other modules than before.
         """
         shape = self.shape if shape is None else tuple(shape)
@@ -164,7 +164,7 @@ class Stop(Exception):  # noqa: N818
 
 
 class _Observer(TorchFunctionMode):
-    """Measures the tensors of one pass, and notes the resizes between them."""
+    """Measures the tensors of one pass, and records the resizes between them."""
 
     def __init__(self, orbit: Orbit, tolerance: float, known: Sequence[Step] | None, correct: bool) -> None:
         super().__init__()
@@ -196,7 +196,7 @@ class _Observer(TorchFunctionMode):
         return self.last
 
     def add_outputs(self, output: Any) -> None:
-        """Measure every tensor that the network returns; numbers, None and text among them are left out."""
+        """Measure every tensor that the network returns; numbers, None and strings are left out."""
 
         def add(name: str, leaf: Any) -> None:
             if leaf is None or isinstance(leaf, (bool, int, float, complex, str, bytes)):
@@ -212,12 +212,12 @@ class _Observer(TorchFunctionMode):
     def add(
         self, name: str, module: nn.Module | None, y: Tensor, inputs: tuple[Any, ...] = (), is_output: bool = False
     ) -> Tensor | None:
-        """Add a step and return the tensor to continue with, or None if the first axis is no batch of the orbit."""
+        """Add a step and return the tensor to continue with, or None if the first axis is not a batch of the orbit."""
         if not self.orbit.is_batch_of(y):
             return None
         if y.numel() == 0:
             raise ArgumentError(f"{name} is an empty feature map, {tuple(y.shape)}: input_size is too small")
-        if not y.is_floating_point():  # of an output alone, such as the classes of pixels
+        if not y.is_floating_point():  # only an output, such as the classes of pixels
             y = y.double()
         self.tolerance = max(self.tolerance, TOLERANCES.get(y.dtype, 0.0))  # some modules compute in float32
         before = self.steps[-1].layout if self.steps else None
@@ -241,7 +241,7 @@ class _Observer(TorchFunctionMode):
 
 
 def _merge_parts(orbit: Orbit, orbits: Sequence[Orbit], parts: Sequence[Step]) -> Step:
-    """Return one step with the errors of all elements; all else is that of the first part that is broken."""
+    """Return one step with the errors of all elements; other fields are those of the first broken part."""
     errors: dict[int, float] = {}
     for part, of in zip(parts, orbits, strict=True):
         errors |= zip(of.elements, part.errors, strict=True)
@@ -267,6 +267,6 @@ def _resize(
 
 
 def _group_of_feature_maps(model: nn.Module, group: PointGroup) -> PointGroup:
-    """Return the group of the network's group axes: that of its layers if the audited one lies in it."""
+    """Return the group of the network's group axes: that of its layers if the audited group is a subgroup."""
     found = [m.group for m in model.modules() if isinstance(m, GroupConvolution)]
     return next((g for g in found if group.is_subgroup_of(g)), group)

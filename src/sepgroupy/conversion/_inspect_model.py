@@ -1,4 +1,4 @@
-"""How a plain network uses its convolutions and linear layers, from one pass on the meta device."""
+"""The use of a plain network's convolutions and linear layers, found by one pass on the meta device."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..errors import ArgumentError
 from ..groups import axis_names
 
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
-"""Layers with one or two numbers for each channel, which need no change but in their width."""
+"""Layers with one or two parameters for each channel: only their width changes."""
 
 BATCH = 2
 """Images in the passes that inspect and build a network."""
@@ -29,10 +29,10 @@ CONVS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 @dataclass(frozen=True)
 class LayerUse:
-    """How the plain network uses a layer that becomes a convolution on the group."""
+    """The use of a layer that becomes a group convolution."""
 
     layout: str
-    """As :class:`MergedGroupConv` has it."""
+    """The layout of :class:`MergedGroupConv`."""
     kernel_size: tuple[int, ...] = ()
     """Of a linear layer, which is a convolution of that size, of one element if it is empty."""
     lifts: bool = False
@@ -41,7 +41,7 @@ class LayerUse:
 
 @dataclass(frozen=True)
 class Inspection:
-    """All uses by name, in the order of the calls, the linear layers that end the network, and its input."""
+    """All uses by name in the order of the calls, the final linear layers, and the input."""
 
     uses: Mapping[str, LayerUse]
     head: tuple[str, ...]
@@ -51,16 +51,16 @@ class Inspection:
     in_size: tuple[int, ...]
 
     def images(self, net: nn.Module, batch: int = BATCH) -> Tensor:
-        """Draw images of the size that was inspected."""
+        """Draw images of the inspected size."""
         shape = (batch, self.in_channels, *self.in_size)
         return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(next(net.parameters()))
 
 
 def inspect_model(model: nn.Module, in_size: tuple[int, ...]) -> Inspection:
-    """Send images through a copy on the meta device and note the calls.
+    """Send images through a copy on the meta device and record the calls.
 
     Args:
-        model: the plain network, in inference mode, its weights not reparametrized.
+        model: the plain network, in inference mode, without reparametrizations.
         in_size: spatial sizes of the images.
 
     Raises:
@@ -74,7 +74,7 @@ def inspect_model(model: nn.Module, in_size: tuple[int, ...]) -> Inspection:
     plain = copy.deepcopy(model).to("meta")
     names = {module: name for name, module in plain.named_modules()}
     calls: list[tuple[nn.Module, Tensor, tuple[int, ...]]] = []
-    results: dict[Any, str] = {}  # nodes of the autograd graph, by the layer that they are the result of
+    results: dict[Any, str] = {}  # layers by the autograd node of their result
     last_map: tuple[int, ...] = ()
 
     def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -116,7 +116,7 @@ def inspect_model(model: nn.Module, in_size: tuple[int, ...]) -> Inspection:
 
 
 def run(net: nn.Module, x: Tensor) -> Any:
-    """Call a network whose own code can fail in any way."""
+    """Call a network; convert any error to ArgumentError."""
     try:
         return net(x)
     except ArgumentError:
@@ -127,7 +127,7 @@ def run(net: nn.Module, x: Tensor) -> Any:
 
 
 def _find_outputs(output: Any, results: Mapping[Any, str]) -> Iterable[str]:
-    """Yield the layers from which an output is reached with no other layer between."""
+    """Yield the last layers before the outputs."""
     nodes: list[Any] = []
     map_leaves(lambda _, leaf: nodes.append(getattr(leaf, "grad_fn", None)), output, "output")
     seen = set()
@@ -153,9 +153,9 @@ def _check_type(name: str, module: nn.Module, replaced: tuple[Any, ...]) -> None
 
 
 def _check_computation(name: str, module: nn.Module, shape: tuple[int, ...], replaced: tuple[Any, ...]) -> None:
-    """Refuse a layer that computes something else than its class of torch does with its weight and bias.
+    """Refuse a layer whose result is not that of its torch class with its weight and bias.
 
-    A subclass, a hook or a patched forward may do anything; it is called, and its answer compared.
+    A subclass, a hook or a patched forward can do anything; the layer is called and the results are compared.
     """
     base = next(kind for kind in replaced if isinstance(module, kind))
     hooks = (module._forward_hooks, module._forward_pre_hooks)

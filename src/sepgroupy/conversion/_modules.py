@@ -16,7 +16,7 @@ class MergedGroupConv(nn.Module):
     """A lifting or group convolution between feature maps (B·|H|, …), the group axis merged into the batch.
 
     Args:
-        convolution: the layer on the group.
+        convolution: the group layer.
         layout: of its input: "maps" (N, C, *spatial); "pixels" (N, *spatial, C), as a linear layer reads them; or
             "values" (N, C·…), feature maps of the kernel's size, flattened.
     """

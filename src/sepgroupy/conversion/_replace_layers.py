@@ -1,4 +1,4 @@
-"""The replacement of a plain network's layers by layers on a group."""
+"""The replacement of plain layers by group layers."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ._inspect_model import BATCH, CONVS, NORMS, Inspection, LayerUse, run
 from ._modules import MergedGroupConv, MergedGroupPool
 
 Widths = Callable[[int], int]
-"""From the channels of a plain layer to those of the layer in its place."""
+"""A function from the channels of a plain layer to those of the new one."""
 
 
 class IndivisibleError(ArgumentError):
-    """The channels that a layer reads are no multiple of the blocks that it divides them into."""
+    """The channels that a layer reads are not a multiple of its number of blocks."""
 
     def __init__(self, name: str, channels: int, blocks: int) -> None:
         super().__init__(f"{name} divides {channels} channels into {blocks} blocks")
@@ -30,7 +30,7 @@ class IndivisibleError(ArgumentError):
 
 
 class _Pending(nn.Module):
-    """A layer that is built in its first call, for the number of channels that it then reads."""
+    """A layer that is built at its first call, for the channels of the input."""
 
     def __init__(self, plain: nn.Module, build: Callable[[Tensor], nn.Module]) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class _Pending(nn.Module):
 
 @dataclass(frozen=True)
 class LayerReplacer:
-    """Replaces the layers of one network, for any widths."""
+    """Replaces the layers of a network, for any widths."""
 
     group: PointGroup
     kind: str
@@ -53,14 +53,14 @@ class LayerReplacer:
     inspection: Inspection
 
     def replace(self, net: nn.Module, width: Widths | None = None) -> nn.Module:
-        """Return the network on the group; the plain one is used up.
+        """Return the equivariant network. The given network is modified.
 
-        Each layer is built during one pass and reads as many channels as arrive: rounded widths of concatenated
-        feature maps would not add up to what the plain layer expects.
+        Each layer is built during one pass, for the channels of its input: the sum of rounded widths of concatenated
+        feature maps can differ from the rounded width of the sum.
 
         Args:
             net: a copy of the plain network.
-            width: the width of each layer in the place of a plain one; by default the same.
+            width: the width of each new layer; by default that of the plain one.
 
         Raises:
             IndivisibleError: a layer divides its channels into more blocks than fit the given widths.
@@ -70,7 +70,7 @@ class LayerReplacer:
         for module, name in names.items():
             if build := self._builder(name, module, width or int):
                 new[module] = _Pending(module, build)
-            elif width:  # parameters of the network's own, such as the scales of residual branches
+            elif width:  # parameters outside of layers, such as the scales of residual branches
                 for key, value in module.named_parameters(recurse=False):
                     _resize(module, key, tuple(n if n == 1 else width(n) for n in value.shape))
         images = self.inspection.images(net)
@@ -163,9 +163,9 @@ class LayerReplacer:
 
 
 def channel_blocks(net: nn.Module) -> Iterator[tuple[str, int, int]]:
-    """Yield, for each layer that divides its channels into blocks, its name, how many channels and how many blocks.
+    """Yield, for each layer that divides its channels into blocks, its name, and its numbers of channels and blocks.
 
-    A depthwise convolution has as many blocks as channels arrive, so it does not count.
+    Depthwise convolutions are left out: their number of blocks is that of their channels.
     """
     modules: Iterator[tuple[str, Any]] = net.named_modules()
     for name, module in modules:
@@ -202,9 +202,9 @@ def _resize(module: nn.Module, key: str, shape: tuple[int, ...]) -> None:
 
 
 def _replace(net: nn.Module, new: dict[nn.Module, nn.Module]) -> nn.Module:
-    """Put new modules in the place of old ones, wherever they occur."""
+    """Replace old modules by new ones, wherever they occur."""
     for module in list(net.modules()):
-        for key, child in list(module._modules.items()):  # unlike named_children, with those that occur twice
+        for key, child in list(module._modules.items()):  # unlike named_children, includes modules that occur twice
             if child in new:
                 setattr(module, key, new[child])
     return new.get(net, net)
@@ -212,7 +212,7 @@ def _replace(net: nn.Module, new: dict[nn.Module, nn.Module]) -> nn.Module:
 
 @torch.no_grad()
 def _lift(layer: LiftingConv | GroupConv, plain: Any) -> None:
-    """Put the plain filters at the identity, a group's first element, and zeros at the others."""
+    """Copy the plain filters to the identity, the first group element, and set the others to zero."""
     kind, parameters = layer.kind, dict(layer.named_parameters())
     weight = plain.weight.reshape(layer.out_channels, -1, *layer.kernel_size)
     if kind == "gc" and weight.shape[1] > 1:
