@@ -42,7 +42,8 @@ COLUMNS = (
 NETWORKS: dict[str, dict[str, Any]] = {
     "plain": {"kind": "plain"},
     "p4m-gc": {"kind": "gc", "group": "p4m"},
-    "plain-long": {"kind": "plain", "steps": 4},  # as much computing time as the equivariant network takes
+    "plain-long": {"kind": "plain", "steps": 4},
+    "p4m-gc-long": {"kind": "gc", "group": "p4m", "steps": 4},
 }
 IMAGES, SEEDS, TEST_IMAGES = (100, 300, 1000), (1, 2, 3), 600
 BATCH, STEPS, LR, DECAY = 32, 350, 3e-3, 0.05
@@ -155,7 +156,7 @@ def plot(file: Path, target: Path) -> None:
     names = list(dict.fromkeys(row["data"] for row in rows))
     figure, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3.4), squeeze=False, layout="constrained")
     for axis, name in zip(axes[0], names, strict=True):
-        for network, marker in zip(NETWORKS, "so^", strict=True):
+        for network, marker in zip(NETWORKS, "so^d", strict=True):
             points = {}
             for count in IMAGES:
                 found = [
@@ -165,6 +166,8 @@ def plot(file: Path, target: Path) -> None:
                 ]
                 if found:
                     points[count] = found
+            if not points:
+                continue
             for count, found in points.items():
                 print(f"{name}, {count} images, {network}: {' '.join(f'{error:.1f}' for error in found)} %")
             means = [sum(found) / len(found) for found in points.values()]

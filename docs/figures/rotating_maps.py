@@ -16,7 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from sepgroupy import build_model
-from sepgroupy.data import load_digits, rotate
+from sepgroupy.data import rotate
+from sepgroupy.paper import load_digits
 
 OUTPUT = Path(__file__).parents[1] / "images" / "rotating-maps.gif"
 SIZE, TILE, IMAGE = (800, 366), 116, 244
