@@ -6,7 +6,7 @@
  * for blocks that stay in factors (tuning.h): these have the blocks of the pointwise factor, too.
  */
 #pragma once
-#include "tiling.h"
+#include "layout.h"
 
 namespace {
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Iterator
 from ctypes import c_int64
@@ -132,7 +133,7 @@ def test_switched_off() -> None:
     subprocess.run([sys.executable, "-W", "error", "-c", code], env=environment, check=True)
 
 
-def test_installing_without_a_compiler(tmp_path: Path) -> None:
+def test_installing_the_sources_without_a_compiler(tmp_path: Path) -> None:
     pytest.importorskip("setuptools", "77")
     tree = tmp_path / "tree"
     tree.mkdir()
@@ -140,7 +141,12 @@ def test_installing_without_a_compiler(tmp_path: Path) -> None:
         shutil.copy(ROOT / name, tree)
     shutil.copytree(ROOT / "csrc", tree / "csrc")
     shutil.copytree(ROOT / "src", tree / "src", ignore=shutil.ignore_patterns("*.so", "__pycache__", "*.egg-info"))
-    command = [sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([sys.executable, "setup.py", "-q", "sdist"], cwd=tree, capture_output=True, check=True)
+    (source,) = (tree / "dist").glob("*.tar.gz")
+    with tarfile.open(source) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    assert {f"csrc/{path.name}" for path in (ROOT / "csrc").iterdir()} <= packed
+    command = [sys.executable, "-m", "pip", "wheel", source, "--no-deps", "--no-build-isolation", "--no-index"]
     environment = os.environ | {"CC": "/bin/false", "CXX": "/bin/false"}
     done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

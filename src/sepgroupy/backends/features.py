@@ -1,4 +1,4 @@
-"""What every registered backend supports, asked of the backends themselves."""
+"""The features of every registered backend, as the backends report them."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ FEATURES: dict[str, Callable[[Backend], bool]] = {
     "`torch.compile`": lambda backend: backend.compiles,
     "`torch.export`": lambda backend: backend.exports,
 }
-"""Each feature, and the question whether a backend has it."""
+"""Each feature, with the test whether a backend has it."""
 
 
 def feature_table() -> dict[str, dict[str, bool]]:

@@ -1,4 +1,4 @@
-"""What the networks share: convolutions and batch norms of a kind, plain or on a group."""
+"""The layers of the networks: convolutions and batch norms of a kind, plain or on a group."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ DEFAULT_GROUPS: dict[int, GroupLike] = {1: "reflection", 2: "p4m", 3: "O"}
 
 
 class Layers:
-    """Makes the layers of one network.
+    """Builds the layers of one network.
 
-    Between layers lie group feature maps (B, C, |H|, Y, X), in a plain network feature maps (B, C, Y, X).
+    Layers return group feature maps (B, C, |H|, Y, X), in a plain network feature maps (B, C, Y, X).
 
     Args:
         kind: a kind of group convolution, or one of ``plain_kinds``.
         group: the point group, for a kind of group convolution; None for that of ``DEFAULT_GROUPS``.
-        plain_kinds: names of ordinary convolutions.
+        plain_kinds: names of the kinds of plain convolutions.
         backend: as :class:`sepgroupy.nn.GroupConv2d`.
         init: as :class:`sepgroupy.nn.GroupConv2d`, for group convolutions.
         dimension: the number of spatial axes.
@@ -56,7 +56,7 @@ class Layers:
             raise ArgumentError(f"backend (={backend!r}) is for the kinds dense, g and gc, not for {kind}")
 
     def first(self, in_channels: int, out_channels: int, kernel: int, padding: int = 0, bias: bool = True) -> nn.Module:
-        """Make the first convolution, which lifts the image to the group."""
+        """Build the first convolution, which lifts the image to the group."""
         if self.group is None:
             return self.plain("Conv", in_channels, out_channels, kernel, padding=padding, bias=bias)
         backend = "auto" if self.backend in ("auto", "native") else "torch"
@@ -74,7 +74,7 @@ class Layers:
     def hidden(
         self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, padding: int = 0, bias: bool = True
     ) -> nn.Module:
-        """Make a hidden convolution; a 1×1 is dense in every kind, there being nothing to separate."""
+        """Build a hidden convolution. A 1×1 convolution is dense in every kind."""
         if self.group is None:
             if self.kind == "c":
                 pointwise = self.plain("Conv", in_channels, out_channels, 1, bias=bias)
@@ -99,7 +99,7 @@ class Layers:
         )
 
     def upsampling(self, in_channels: int, out_channels: int) -> nn.Module:
-        """Make a transposed 2×2 convolution with stride 2."""
+        """Build a transposed 2×2 convolution with stride 2."""
         if self.group is None:
             return self.plain("ConvTranspose", in_channels, out_channels, 2, 2)
         backend = self.backend if self.backend in RULES else "auto"
@@ -108,36 +108,36 @@ class Layers:
         )
 
     def norm(self, channels: int) -> nn.Module:
-        """Make a batch norm."""
+        """Build a batch norm."""
         norms = GROUP_BATCH_NORMS[self.dimension]
         return self.plain("BatchNorm", channels) if self.group is None else norms(channels)
 
     def pool(self, name: str) -> nn.Module:
-        """Make a pooling, "MaxPool" or "AvgPool", over windows of size 2 in the feature maps of every group element."""
+        """Build a "MaxPool" or "AvgPool" over windows of size 2 in the feature maps of every group element."""
         pool = self.plain(name, 2)
         return pool if self.group is None else PerElement(pool, self.dimension)
 
     def plain(self, name: str, *args: Any, **options: Any) -> nn.Module:
-        """Make a module of torch.nn for the dimension, such as ``nn.Conv2d`` for "Conv"."""
+        """Build a module of torch.nn for the dimension, such as ``nn.Conv2d`` for "Conv"."""
         return getattr(nn, f"{name}{self.dimension}d")(*args, **options)  # type: ignore[no-any-return]
 
 
 def check_choice(name: str, value: str, known: Sequence[str]) -> None:
-    """Refuse a value that is not one of those known."""
+    """Refuse a value that is not among the known ones."""
     if value not in known:
         raise ArgumentError(f"{name} (={value!r}) must be one of {', '.join(known)}")
 
 
 def check_counts(**counts: int) -> None:
-    """Refuse what is no positive integer."""
+    """Refuse values that are not positive integers."""
     for name, value in counts.items():
         if not isinstance(value, int) or value < 1:
             raise ArgumentError(f"{name} (={value!r}) must be a positive integer")
 
 
 def check_images(x: Tensor, in_channels: int, size: int | None = None, depth: int = 0, dimension: int = 2) -> Tensor:
-    """Return x; refuse what is no batch of images of this size, or of sizes that ``2**depth`` divides."""
-    if isinstance(x, torch.fx.Proxy):  # one step to torch.fx, which could not follow the checks
+    """Return x, a batch of images of this size, or of sizes divisible by ``2**depth``; refuse everything else."""
+    if isinstance(x, torch.fx.Proxy):  # one node of a torch.fx graph: the checks cannot be traced
         return x.tracer.create_proxy("call_function", check_images, (x, in_channels, size, depth, dimension), {})  # type: ignore[no-any-return]
     fits = [n == size if size else n > 0 and n % 2**depth == 0 for n in x.shape[2:]]
     if x.ndim != 2 + dimension or x.shape[1] != in_channels or not all(fits):

@@ -16,25 +16,26 @@ class ResNet(nn.Module):
     """A 3×3 convolution, three stages of pre-activation basic blocks, global average, one linear layer.
 
     Stages 2 and 3 halve the image. The published network reads the average of every group element separately
-    (channels × group), so that its answer depends on the orientation (``head="oriented"``); ``head="invariant"`` takes
+    (channels × group), so that its output depends on the orientation (``head="oriented"``); ``head="invariant"`` takes
     the mean over the group first. The published downsampling (``"strided"``: stride 2 of a 3×3 kernel and of the 1×1 in
-    the residual connection) reads a grid that is not symmetric on an even number of pixels.
-    ``downsampling="equivariant"`` takes a 4×4 kernel instead, and an average of 2×2 pixels before the 1×1: then the
-    network is equivariant to rounding as long as the sizes stay even.
+    the residual connection) samples a grid that is asymmetric on an even number of pixels.
+    ``downsampling="equivariant"`` uses a 4×4 kernel instead, and an average of 2×2 pixels before the 1×1. The network
+    is then equivariant to rounding as long as the sizes are even.
 
     Args:
-        kind: "plain" (ordinary convolutions), or the "dense", "g" or "gc" of a group.
-        depth: 6n + 2 layers, n blocks a stage.
+        kind: "plain" (plain convolutions), or the "dense", "g" or "gc" of a group.
+        depth: 6n + 2 layers, n blocks in each stage.
         widths: channels of the three stages.
         group: the point group of the kinds dense, g and gc; by default "p4m", of volumes "O".
         in_channels: channels of the image.
         classes: number of classes.
         head: "oriented" or "invariant".
         downsampling: "strided" or "equivariant".
-        backend: as :class:`sepgroupy.nn.GroupConv2d`, for the layers whose kind knows it.
-        init: as :class:`sepgroupy.nn.GroupConv2d`, for group convolutions. With "published" parameters are, at equal
-            seed, bitwise those of the published networks: the ordinary convolutions of a plain network are drawn once
-            more, normally with variance ``2/(out_channels·k²)``. With "variance" they are drawn as PyTorch draws them.
+        backend: as :class:`sepgroupy.nn.GroupConv2d`, for the layers that support it.
+        init: as :class:`sepgroupy.nn.GroupConv2d`, for group convolutions. With "published" the parameters
+            equal, at equal seed, those of the published networks bitwise: the convolutions of a plain network are drawn
+            twice, the second time from a normal distribution with variance ``2/(out_channels·k²)``. With "variance"
+            they have PyTorch's initialization.
 
         dimension: 3 for volumes: kernels 3×3×3, or 4×4×4 in equivariant downsampling.
 
@@ -42,7 +43,7 @@ class ResNet(nn.Module):
         (B, in_channels, Y, X) to logits (B, classes); volumes have Z too.
 
     Raises:
-        ArgumentError: an argument is none of its values.
+        ArgumentError: an argument has an unknown value.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class _Block(nn.Module):
         super().__init__()
         stride, kernel = (2 if halve else 1), (4 if halve and exact else 3)
         downsample, average = None, None
-        if halve or in_channels != out_channels:  # built first, as the published code draws it first
+        if halve or in_channels != out_channels:  # built first: the published code draws it first
             average = layers.pool("AvgPool") if halve and exact else None
             pointwise = layers.hidden(in_channels, out_channels, 1, 1 if average is not None else stride, bias=False)
             downsample = nn.Sequential(pointwise, layers.norm(out_channels))
@@ -116,7 +117,7 @@ class _Block(nn.Module):
         self.downsample = downsample  # registered last: the order of the published state dicts
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add what two convolutions make of x."""
+        """Add the residual to the output of two convolutions."""
         y = self.conv1(self.relu(self.bn1(x)))
         if self.average is not None:
             x = self.average(x)

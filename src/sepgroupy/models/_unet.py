@@ -1,4 +1,4 @@
-"""A U-Net from images to masks that is equivariant, exactly."""
+"""A U-Net from images to masks that is equivariant to rounding."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from ._layers import Layers, check_counts, check_images
 class UNet(nn.Module):
     """Encoder and decoder with skip connections, from an image to one score for each class and pixel.
 
-    Each level has two 3×3 convolutions with batch norm and ReLU. On the way down a maximum over 2×2 pixels halves
-    the image and the width doubles; on the way up a transposed 2×2 convolution with stride 2 undoes both and the
-    feature map of the same level on the way down is concatenated. At the end come group pooling and a 1×1 convolution.
-    All windows tile sizes that ``2**depth`` divides, so that ``net(t·x) = t·net(x)`` for every t of the group, to
+    Each level has two 3×3 convolutions with batch norm and ReLU. In the encoder a maximum over 2×2 pixels halves the
+    image and the width doubles. In the decoder a transposed 2×2 convolution with stride 2 undoes both, and the
+    encoder's feature map of the same level is concatenated. The last layers are group pooling and a 1×1 convolution.
+    All windows tile sizes divisible by ``2**depth``, so that ``net(t·x) = t·net(x)`` for every t of the group, to
     rounding.
 
     Args:
-        kind: "plain" (ordinary convolutions), or the "dense", "g" or "gc" of a group.
+        kind: "plain" (plain convolutions), or the "dense", "g" or "gc" of a group.
         width: channels of the first level.
         group: the point group of the kinds dense, g and gc; by default "p4m", of volumes "O".
         in_channels: channels of the image.
         classes: number of classes.
-        depth: how often the image is halved.
+        depth: the number of times that the image is halved.
         backend: as :class:`sepgroupy.nn.GroupConv2d`, for the layers that support it.
         init: as :class:`sepgroupy.nn.GroupConv2d`, for group convolutions.
         dimension: 3 for volumes: kernels 3×3×3, windows 2×2×2.
@@ -34,7 +34,7 @@ class UNet(nn.Module):
         (B, in_channels, Y, X) to logits (B, classes, Y, X), Y and X divisible by ``2**depth``; volumes have Z too.
 
     Raises:
-        ArgumentError: an argument is none of its values, or the image is of another size.
+        ArgumentError: an argument has an unknown value, or the image is of another size.
 
     Source of the architecture: Ronneberger, Fischer & Brox (2015), U-Net, figure 1; padded here.
     """
@@ -83,7 +83,7 @@ class UNet(nn.Module):
 
 
 def _concatenate(a: Tensor, b: Tensor, dimension: int) -> Tensor:
-    """Concatenate channels, with the group axis outermost in memory as the layers return it."""
+    """Concatenate channels, with the group axis outermost in memory, as in the output of the layers."""
     axis = -1 - dimension
     return torch.cat([a.movedim(1, axis), b.movedim(1, axis)], axis).movedim(axis, 1)
 

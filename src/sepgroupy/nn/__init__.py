@@ -1,4 +1,4 @@
-"""Equivariant modules: they hold parameters and call a backend. ``forward`` reads one tensor, as in ``torch.nn``."""
+"""Equivariant modules: they own parameters and call a backend. ``forward`` reads one tensor, as in ``torch.nn``."""
 
 from .base import DEFAULT_INIT as DEFAULT_INIT
 from .base import INITS as INITS
