@@ -83,6 +83,8 @@ def small(name: str) -> tuple[nn.Module, Tensor]:
         return build_model(name), torch.randn(2, 1, 28, 28)
     if name == "p4m-unet":
         return build_model(name, width=3, depth=2), torch.randn(2, 3, 12, 8)
+    if name.startswith("o-"):
+        return build_model(name, group="C2v"), torch.randn(2, 1, 4, 4, 4)
     return build_model(name, depth=8), torch.randn(2, 3, 32, 32)
 
 
@@ -90,7 +92,8 @@ def small(name: str) -> tuple[nn.Module, Tensor]:
 def test_the_named_networks(name: str) -> None:
     model, x = small(name)
     plain = assert_exports(lived(model, x), x, 1e-5)
-    assert sum(isinstance(m, nn.BatchNorm2d) for m in plain.modules()) == (4 if "resnet" in name else 0)
+    norms = sum(isinstance(m, (nn.BatchNorm2d, nn.BatchNorm3d)) for m in plain.modules())
+    assert norms == (4 if "resnet" in name else 0)
 
 
 @pytest.mark.parametrize("options", [{"downsampling": "equivariant"}, {"head": "invariant"}])

@@ -317,7 +317,7 @@ def test_convert_a_video_network_for_rotations_of_its_images() -> None:
     assert net(torch.zeros(1, 3, 3, 7, 7)).shape == (1, 2)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["lifting", "dense", "g"])  # gc: test_contracts
 def test_compile_autocast_and_copies(kind: str) -> None:
     for group in ("O", "reflection"):
         dimension = 1 if group == "reflection" else 3

@@ -1,6 +1,6 @@
 """Plot what every named group of three dimensions does to a volume: docs/images/groups3d.png.
 
-python -m studies.group_figure
+python docs/figures/groups_of_volumes.py
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mpl_toolkits.mplot3d.art3d import Line3DCollection, Poly3DCollection
 
 from sepgroupy.groups import as_group, group_names
 
-FILE = Path(__file__).resolve().parents[1] / "docs" / "images" / "groups3d.png"
+FILE = Path(__file__).resolve().parents[1] / "images" / "groups3d.png"
 FLAG = np.array([[1.0, 0.22, 0.1], [1.0, 0.78, 0.1], [1.0, 0.62, 0.42]])  # on the face z = 1 of a cube, in (z, y, x)
 COLOURS = {1: "#1f6feb", -1: "#e5734a"}
 
