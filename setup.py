@@ -1,4 +1,4 @@
-"""Compile the kernels where there is a C compiler; without one the package installs all the same (see backends())."""
+"""Compile the kernels of csrc/ where there is a C++ compiler; without one the package installs without them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
-SOURCES = Path("src/sepgroupy/backends/native")
-FLAGS = ["-std=gnu11", "-O2", "-g0", "-ftree-vectorize", "-Wno-psabi", "-fno-math-errno"]
+CSRC = Path("csrc")
+FLAGS = [
+    "-std=gnu++17", "-O2", "-g0", "-ftree-vectorize", "-ffp-contract=fast", "-fno-math-errno", "-Wno-psabi",
+    "-fno-exceptions", "-fno-rtti", "-fvisibility=hidden",
+]  # fmt: skip
 VARIANTS: dict[str, list[str]] = {"baseline": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     VARIANTS["avx2"] = ["-march=x86-64-v3"]
@@ -29,11 +32,15 @@ class BuildKernels(build_ext):
         self.parallel = True
 
     def build_extensions(self) -> None:
-        """Ask for OpenMP if it is there."""
-        threads = ["-fopenmp"] if self._compiles("-fopenmp") else []
-        for extension in self.extensions:
-            extension.extra_compile_args += threads
-            extension.extra_link_args += threads
+        """Ask for OpenMP if it is there. Link as C: the kernels need no C++ library."""
+        candidates = [getattr(self.compiler, name, ["c++"]) for name in ("compiler_so", "compiler_so_cxx")]
+        works = [command for command in candidates if self._compiles(command)]  # one driver may know C++ and lack c++
+        if works:
+            self.compiler.compiler_so_cxx = works[0]
+            threads = ["-fopenmp"] if self._compiles([*works[0], "-fopenmp"]) else []
+            for extension in self.extensions:
+                extension.extra_compile_args += threads
+                extension.extra_link_args += threads
         super().build_extensions()
 
     def build_extension(self, ext: Extension) -> None:
@@ -50,14 +57,13 @@ class BuildKernels(build_ext):
         """Name no version of Python."""
         return str(Path(*fullname.split("."))) + ".so"
 
-    def _compiles(self, flag: str) -> bool:
+    def _compiles(self, command: list[str]) -> bool:
         with tempfile.TemporaryDirectory() as folder:
-            source, program = Path(folder, "empty.c"), Path(folder, "empty")
-            source.write_text("int main(void) { return 0; }\n")
-            compiler = getattr(self.compiler, "compiler_so", ["cc"])
+            source, program = Path(folder, "empty.cpp"), Path(folder, "empty")
+            source.write_text("#include <math.h>\nint main() { if constexpr (true) return 0; }\n")
             try:
-                command = [*compiler, flag, str(source), "-o", str(program)]
-                return subprocess.run(command, capture_output=True, check=False).returncode == 0
+                compile_it = [*command, "-std=gnu++17", str(source), "-o", str(program)]
+                return subprocess.run(compile_it, capture_output=True, check=False).returncode == 0
             except OSError:
                 return False
 
@@ -74,9 +80,10 @@ setup(
     ext_modules=[
         Extension(
             f"sepgroupy.backends.native._{name}",
-            [str(SOURCES / "kernels.c")],
-            depends=[str(path) for path in SOURCES.glob("*.inl")],
+            [str(CSRC / "kernels.cpp")],
+            depends=[str(path) for path in sorted(CSRC.iterdir())],
             extra_compile_args=FLAGS + flags,
+            language="c",  # of linking
             optional=True,
         )
         for name, flags in VARIANTS.items()

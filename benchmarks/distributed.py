@@ -57,7 +57,7 @@ def _rate(model: str, processes: int, batch: int) -> float:
         }  # fmt: skip
         script = Path(folder) / "run.py"
         script.write_text(
-            "import json, sys\nfrom sepgroupy.training import RunConfig, train\n"
+            "import json, sys\nfrom sepgroupy.paper import RunConfig\nfrom sepgroupy.training import train\n"
             "train(RunConfig.for_task('rotmnist', **json.loads(sys.argv[1])))\n"
         )
         environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 import sepgroupy
 from sepgroupy import GroupConv2d, LiftingConv2d
-from sepgroupy.training import RunConfig, train
+from sepgroupy.paper import RunConfig
+from sepgroupy.training import train
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results" / "initialization"

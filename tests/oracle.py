@@ -54,10 +54,11 @@ def full_filter(parameters: Mapping[str, Array]) -> Array:
     if "weight" in parameters:
         return parameters["weight"]
     pointwise, depthwise = parameters["pointwise_weight"], parameters["depthwise_weight"]
-    filters = np.empty((*pointwise.shape[:3], *depthwise.shape[-2:]))
+    dimension = pointwise.ndim - 3
+    filters = np.empty((*pointwise.shape[:3], *depthwise.shape[-dimension:]))
     for o, i, h in np.ndindex(pointwise.shape[:3]):
-        kernel = depthwise[o, i] if depthwise.ndim == 4 else depthwise[o, 0, 0]
-        filters[o, i, h] = pointwise[o, i, h, 0, 0] * kernel
+        kernel = depthwise[o, i] if depthwise.ndim == dimension + 2 else depthwise[o, 0, 0]
+        filters[o, i, h] = pointwise[o, i, h].item() * kernel
     return filters
 
 

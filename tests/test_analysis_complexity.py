@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
+import time
 
 import pytest
 import torch
 from torch import nn
 
-from sepgroupy.analysis import _timing
-from sepgroupy.analysis._complexity import complexity
-from sepgroupy.analysis._import import import_network
-from sepgroupy.analysis._memory import LiveBytes, peak_memory
-from sepgroupy.analysis._tables import cost_table, paper_models, to_csv, to_markdown
-from sepgroupy.analysis._timing import RelativeTime, relative_times
+from sepgroupy.analysis import RelativeTime, complexity, import_network, peak_memory, relative_times
+from sepgroupy.analysis._memory import LiveBytes
 from sepgroupy.errors import ArgumentError
 from sepgroupy.models import ResNet, build_model
 from sepgroupy.nn import GroupConv2d, LiftingConv2d
+from sepgroupy.paper import cost_table, paper_models, to_csv, to_markdown
 
 # model: parameters, multiply-accumulates by the formula in millions
 EXACT = {
@@ -217,11 +215,11 @@ def test_a_module_without_parameters_has_a_forward_pass_alone():
     assert complexity(nn.ReLU(), (1000,)).memory == 4 * (2000 + 1)
 
 
-def test_memory_grows_with_the_batch_by_what_is_kept():
+def test_memory_grows_with_the_batch_by_what_is_saved():
     net = build_model("z2cnn")
     two, four = (peak_memory(net.train(), torch.zeros(count, 1, 28, 28)) for count in (2, 4))
-    kept = 4 * 20 * (26**2 + 2 * 24**2)  # of one picture, by convolutions 1 and 2 alone
-    assert four - two > 2 * kept
+    saved = 4 * 20 * (26**2 + 2 * 24**2)  # of one image, by convolutions 1 and 2 alone
+    assert four - two > 2 * saved
 
 
 def test_the_module_is_left_as_it_was():
@@ -264,7 +262,7 @@ class Clock(nn.Module):
 
 
 def test_times_are_ratios_within_a_round(monkeypatch):
-    monkeypatch.setattr(_timing.time, "perf_counter", lambda: Clock.now)
+    monkeypatch.setattr(time, "perf_counter", lambda: Clock.now)
     clocks = [Clock(2.0, 1.0), Clock(6.0, 0.5)]
     assert relative_times(clocks, (4,), rounds=3) == [
         RelativeTime(1.0, 1.0),
@@ -337,7 +335,7 @@ def test_a_users_module_in_the_table(tmp_path, monkeypatch):
         assert to_markdown([row]).splitlines()[2].startswith(f"| {path} | 3×4×4 | 146 |")
     with pytest.raises(ArgumentError, match=r"module \(='users_nets:wrong'\) gives a int"):
         import_network("users_nets:wrong")
-    with pytest.raises(ArgumentError, match=r"module \(='users_nets:broken'\) cannot be made: KeyError: 'no weights'"):
+    with pytest.raises(ArgumentError, match=r"module \(='users_nets:broken'\) cannot be built: KeyError: 'no weights'"):
         import_network("users_nets:broken")
     with pytest.raises(ArgumentError, match="has no attribute 'nothing'"):
         import_network("users_nets:nothing")
@@ -352,9 +350,9 @@ def test_what_is_no_import_path_is_refused(path):
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(ArgumentError, match=r"module Conv2d fails on a picture of shape \(1, 8, 8\)"):
+    with pytest.raises(ArgumentError, match=r"module Conv2d fails on an image of shape \(1, 8, 8\)"):
         complexity(nn.Conv2d(3, 4, 3), (1, 8, 8))
-    with pytest.raises(ArgumentError, match=r"module LSTM puts out a tuple"):
+    with pytest.raises(ArgumentError, match=r"module LSTM returns a tuple"):
         complexity(nn.LSTM(3, 4), (2, 3))
     for shape in ((), (3, 0, 4), (3, -1, 4), (3, 4.0)):
         with pytest.raises(ArgumentError, match="must be positive integers"):

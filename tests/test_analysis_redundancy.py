@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sepgroupy import GroupConv2d, GroupConvTranspose2d, LiftingConv2d, build_model
-from sepgroupy.analysis import LayerRedundancy, draw_redundancy, plot_redundancy, redundancy, untrained
+from sepgroupy.analysis import LayerRedundancy, draw_redundancy, plot_redundancy, redundancy, reinitialized_copy
 from sepgroupy.errors import ArgumentError
 from sepgroupy.functional import full_filter
 
@@ -122,7 +122,7 @@ def test_untrained_draws_anew_and_leaves_all_else_alone() -> None:
     torch.manual_seed(7)
     model = build_model("p4cnn")
     before, state = copy.deepcopy(model.state_dict()), torch.random.get_rng_state()
-    fresh, again, other = untrained(model), untrained(model), untrained(model, seed=1)
+    fresh, again, other = reinitialized_copy(model), reinitialized_copy(model), reinitialized_copy(model, seed=1)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     for name in ("conv2.weight", "fc.weight"):
@@ -137,15 +137,15 @@ def test_untrained_draws_anew_and_leaves_all_else_alone() -> None:
 
 def test_the_picture_shows_both_questions_layer_by_layer(tmp_path: Path) -> None:
     model = build_model("p4cnn", width=3)
-    rows, chance = redundancy(model), redundancy(untrained(model))
+    rows, chance = redundancy(model), redundancy(reinitialized_copy(model))
     figure = draw_redundancy(rows, chance)
     assert len(figure.axes) == 2
     assert figure.get_supylabel() == "variance explained by PC1 (%)"
     for axes in figure.axes:
         assert [text.get_text() for text in axes.get_xticklabels()] == [row.name for row in rows]
         assert axes.get_ylim()[1] >= 100
-    plot_redundancy(tmp_path / "picture.png", rows, chance)
-    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+    plot_redundancy(tmp_path / "plot.png", rows, chance)
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     plain = redundancy(build_model("z2cnn", width=3))
     assert len(draw_redundancy(plain, plain).axes) == 1
     with pytest.raises(ArgumentError, match="dense filters"):
@@ -202,6 +202,6 @@ def test_filters_that_are_recomputed_are_those_of_the_next_call(make, how) -> No
 
 def test_an_untrained_copy_of_a_reparametrized_layer_is_untrained() -> None:
     layer = torch.nn.utils.parametrizations.weight_norm(GroupConv2d(2, 3, 3, group="p4"))
-    fresh = untrained(layer, seed=3)
+    fresh = reinitialized_copy(layer, seed=3)
     assert (fresh.weight - layer.weight).abs().min() > 0
-    assert torch.equal(fresh.weight, untrained(GroupConv2d(2, 3, 3, group="p4"), seed=3).weight)
+    assert torch.equal(fresh.weight, reinitialized_copy(GroupConv2d(2, 3, 3, group="p4"), seed=3).weight)

@@ -24,8 +24,8 @@ from sepgroupy.functional import merge_group, split_group
 from sepgroupy.groups import C4, PointGroup
 from sepgroupy.models import ResNet, RotMNISTNet, build_model
 from sepgroupy.nn import GroupConv2d, GroupPool, LiftingConv2d, PerElement
+from sepgroupy.paper import RunConfig
 from sepgroupy.testing import equivariance_error
-from sepgroupy.training import RunConfig
 
 
 class Merge(nn.Module):
@@ -558,8 +558,8 @@ def two_ways() -> nn.Module:
         (nn.ReLU(), "p4", 8, "model has no convolution"),
         (nn.ReLU(), "p4", (2, 8), r"input_size \(=\(2, 8\)\)"),
         (nn.ReLU(), "p4", (2, 8, 0), "must be positive"),
-        (nn.ReLU(), "p4", (2, 8, 9), "must be square"),
-        (nn.ReLU(), PointGroup.generate([[[-1]]]), (2, 8, 8), "must act on 2 axes"),
+        (nn.ReLU(), "p4", (2, 8, 9), "must be the same on axes that"),
+        (nn.ReLU(), PointGroup.generate([[[-1]]]), (2, 8, 8), r"its last axes must be \(2, X\)"),
         (nn.ReLU(), "p5", (2, 8, 8), "unknown"),
         (lift(), "p4", 0, "must be positive"),
         (lift(padding=0), "p4", 2, r"does not take an input of shape \(4, 2, 2, 2\)"),
@@ -648,3 +648,12 @@ def test_command_without_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str
     code, _, err = command(capsys, str(tmp_path / "nothing"))
     assert code == 1
     assert "nothing" in err
+
+
+@pytest.mark.parametrize(("size", "seed"), [(12, 14), (17, 3)])
+def test_convolutions_read_rows_and_columns_whatever_else_the_values_fit(size: int, seed: int) -> None:
+    """Under p2 the axes may differ in size: with these parameters, channels fit the values better than rows do."""
+    torch.manual_seed(seed)
+    layers = [nn.Conv2d(3, 12, 3, 2, 1), nn.ReLU(), nn.Conv2d(12, 12, 3, 2, 1), nn.ReLU()]
+    layers += [nn.Conv2d(12, 12, 3, 2, 1, groups=12), nn.ReLU(), nn.Conv2d(12, 4, 3, padding=1)]
+    assert not audit(nn.Sequential(*layers), "p2", size).exact

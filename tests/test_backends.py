@@ -174,8 +174,8 @@ def test_available_backends_says_what_each_computes_with() -> None:
     found = sepgroupy.available_backends()
     assert tuple(found) == BUILT_IN
     assert {found[name] for name in BUILT_IN[1:]} == {"PyTorch's operations"}
-    assert found["native"].startswith(("C kernels", "unavailable: "))
-    assert not any(name == "native" for _, name in WAYS) or found["native"].startswith("C kernels")
+    assert found["native"].startswith(("C++ kernels", "unavailable: "))
+    assert not any(name == "native" for _, name in WAYS) or found["native"].startswith("C++ kernels")
 
 
 BLOCKS, REFLECTED = {"groups": 2}, {"padding": 1, "padding_mode": "reflect"}
@@ -345,9 +345,10 @@ LEVELS = (
     ("nn",),
     ("models", "gconv", "_plain_weights"),
     ("fusion", "testing", "analysis", "auditing", "conversion", "compression", "exporting", "info"),
-    ("data", "training"),
-    ("sweep", "report", "demo", "play"),
-    ("cli", "cli_experiments", "cli_options", "cli_play"),
+    ("data", "image_models", "pages", "play"),
+    ("training",),
+    ("paper",),
+    ("cli",),
     ("__main__",),
     ("__init__",),
 )

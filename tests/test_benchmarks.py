@@ -177,7 +177,7 @@ def test_limits_are_the_products_and_the_moves(monkeypatch: pytest.MonkeyPatch) 
     assert found["inference_products_ms"] == pytest.approx(64 * 9 * 23**2 * pixels / 1e6, abs=1e-4)
 
 
-@pytest.mark.skipif(not available_backends()["native"].startswith("C kernels"), reason="there are no kernels")
+@pytest.mark.skipif(not available_backends()["native"].startswith("C++ kernels"), reason="there are no kernels")
 def test_limits_of_the_kernels() -> None:
     rates = hardware.Rates(macs=1e9, bytes=1e9)
     gc = layers.limit(LayerCase("p4m", "gc", 3, 1, 56, 16, 16), rates)

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from sepgroupy import __version__, cli, demo, errors
-from sepgroupy.data import ImageData, load_digits
+from sepgroupy import __version__, cli, errors
+from sepgroupy.data import ImageData
 from sepgroupy.errors import DataError
-from sepgroupy.training import RunConfig, evaluate
-from sepgroupy.training import _data as data_module
+from sepgroupy.paper import RunConfig, demo, load_digits
+from sepgroupy.paper import _data as data_module
+from sepgroupy.training import ImageConfig, evaluate
 from sepgroupy.training._loop import Loop
 
 Run = Callable[..., tuple[int, str, str]]
@@ -22,11 +23,11 @@ TRAIN = ("train", "rotmnist", "--model", "z2cnn", "--width", "3", "--epochs", "1
 
 @pytest.fixture(scope="module")
 def digits() -> dict[bool, ImageData]:
-    """Few digits, turned and upright."""
-    every = {turned: load_digits(turned) for turned in (True, False)}
+    """Few digits, rotated and upright."""
+    every = {rotated: load_digits(rotated) for rotated in (True, False)}
     return {
-        turned: ImageData("a few digits", data.train.first(40), data.test.first(20), 10)
-        for turned, data in every.items()
+        rotated: ImageData("a few digits", data.train.first(40), data.test.first(20), 10)
+        for rotated, data in every.items()
     }
 
 
@@ -40,7 +41,7 @@ def run(
     """Call the command in a folder of its own, on few digits; gives exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(data_module, "load_rotmnist", lambda source, path: digits[True])
-    monkeypatch.setattr(demo, "load_digits", lambda turned=True: digits[turned])
+    monkeypatch.setattr(demo, "load_digits", lambda rotated=True: digits[rotated])
 
     def call(*arguments: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as stop:
@@ -86,24 +87,26 @@ OPTIONS = {  # of every field of RunConfig that is not the task: the option's wo
     "rotation": "--rotation 18", "shift": "--shift 0.19", "scale": "--scale 0.2",
     "label_smoothing": "--label-smoothing 0.21", "schedule": "--schedule cosine", "ema": "--ema 0.22",
     "validation": "--validation 23", "weights": "--weights there", "folder": "--folder place",
-    "init": "--init variance",
+    "init": "--init variance", "select": "--select best", "patience": "--patience 24", "accumulate": "--accumulate 25",
 }  # fmt: skip
 
 
 def test_every_field_of_a_configuration_is_an_option(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = list[RunConfig]()
-    monkeypatch.setattr(cli, "run", seen.append)
+    monkeypatch.setattr("sepgroupy.cli._train.run", lambda config, *_: seen.append(config))
     names = [field.name for field in fields(RunConfig) if field.name != "task"]
     assert set(OPTIONS) == set(names)
     values: dict[str, Any] = {}
     for name in names:
         words = OPTIONS[name].split()[1::2]
         kind = type(getattr(RunConfig.for_task("rotmnist"), name))
-        optional = {"width": int, "samples": int, "clip": float, "ema": float}
+        optional = {"width": int, "samples": int, "clip": float, "ema": float, "patience": int}
         given = [optional.get(name, str if kind is type(None) else kind)(word) for word in words if kind is not tuple]
         values[name] = tuple(map(int, words)) if kind is tuple else given[0] if given else True
-        assert run("train", "rotmnist", *OPTIONS[name].split()) == (0, "", "")
-        assert seen[-1] == RunConfig.for_task("rotmnist", **{name: values[name]})
+        needed = {"validation": 23} if name in ("select", "patience") else {}
+        words = OPTIONS[name].split() + (OPTIONS["validation"].split() if needed else [])
+        assert run("train", "rotmnist", *words) == (0, "", "")
+        assert seen[-1] == RunConfig.for_task("rotmnist", **needed | {name: values[name]})
         assert seen[-1] != RunConfig.for_task("rotmnist")
     assert run("train", "rotmnist", *" ".join(OPTIONS.values()).split())[0] == 0
     assert seen[-1] == RunConfig.for_task("rotmnist", **values)
@@ -112,22 +115,29 @@ def test_every_field_of_a_configuration_is_an_option(run: Run, monkeypatch: pyte
     assert run("train", "cifar10", "--recipe", "modern", "--epochs", "3")[0] == 0
     assert seen[-1] == RunConfig.for_task("cifar10", "modern", epochs=3)
     assert run("train", "cifar10", "--recipe", "ancient")[0] == 2
+    for words in (("--select", "best"), ("--patience", "3")):
+        code, _, err = run("train", "rotmnist", *words)
+        assert code == 2
+        assert "needs images to choose by" in err
     assert run("train", "cifar10", "--augment", "--crop", "2")[0] == 0
     assert seen[-1] == RunConfig.for_task("cifar10", crop=2, hflip=True)
 
 
 def test_the_help_says_what_the_fields_say(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "500")
-    text = run("train", "--help")[1]
-    for name, field in RunConfig.__pydantic_fields__.items():  # type: ignore[attr-defined]
-        assert name == "task" or field.description in text
-    for usual in (
-        "rotmnist: 0.01; cifar10: 0.05, modern 0.1",
-        "rotmnist: 40; cifar10: 50 100 150",
-        "adam|sgd",
-        "32-true",
-    ):
-        assert usual in text
+    texts = {name: run("train", name, "--help")[1] for name in ("rotmnist", "cifar10", "images")}
+    for name, kind in (("rotmnist", RunConfig), ("cifar10", RunConfig), ("images", ImageConfig)):
+        for field in fields(kind):
+            description = kind.describe(field.name)
+            assert description
+            assert field.name == "task" or description in texts[name]
+        assert "adam|sgd" in texts[name]
+        assert "32-true" in texts[name]
+    assert "[default: (0.01)]" in texts["rotmnist"]
+    assert "[default: (0.05, modern 0.1)]" in texts["cifar10"]
+    assert "[default: (40)]" in texts["rotmnist"]
+    assert "[default: (50 100 150)]" in texts["cifar10"]
+    assert "p4m-resnet; regression" in texts["images"]
 
 
 def test_failure_exits_1_with_one_line(run: Run) -> None:
@@ -212,11 +222,11 @@ def test_train_then_evaluate(run: Run, tmp_path: Path) -> None:
 
 def test_demo(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "SCHEDULE", {"epochs": 1, "batch_size": 10})
-    code, out, _ = run("demo", "--figure", "picture.png")
+    code, out, _ = run("demo", "--figure", "plot.png")
     assert code == 0
     assert "25,210" in out
     assert "24,640" in out
-    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     with (tmp_path / "runs/demo/error-against-angle.csv").open(newline="") as file:
         angles, plain, group = zip(*[map(float, row) for row in list(csv.reader(file))[1:]], strict=True)
     assert angles == tuple(range(0, 361, 15))

@@ -10,10 +10,11 @@ import torch
 
 from sepgroupy import cli
 from sepgroupy.compression import compress
-from sepgroupy.data import ImageData, load_digits
-from sepgroupy.report import _angles, _groups
-from sepgroupy.sweep import preset
-from sepgroupy.training import _data as data_module
+from sepgroupy.data import ImageData
+from sepgroupy.paper import _data as data_module
+from sepgroupy.paper import load_digits
+from sepgroupy.paper.report import _angles, _groups
+from sepgroupy.paper.sweep import preset
 from sepgroupy.training import load_model
 
 Run = Callable[..., tuple[int, str, str]]
@@ -32,7 +33,7 @@ def run(digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setattr(data_module, "load_rotmnist", lambda source, path: digits)
-    monkeypatch.setattr(_angles, "load_digits", lambda turned: digits)
+    monkeypatch.setattr(_angles, "load_digits", lambda rotated: digits)
     _groups.load.cache_clear()
 
     def call(*arguments: str) -> tuple[int, str, str]:
@@ -62,7 +63,7 @@ def test_sweep_then_report(run: Run) -> None:
 
 def test_sweep_of_a_published_grid(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr("sepgroupy.sweep.sweep", lambda configs, folder, **_: seen.append(configs) or configs)
+    monkeypatch.setattr("sepgroupy.paper.sweep.sweep", lambda configs, folder, **_: seen.append(configs) or configs)
     for task, name in (("rotmnist", "paper"), ("rotmnist", "data-efficiency"), ("cifar10", "paper")):
         code, out, _ = run("sweep", task, "--preset", name, "--set", "epochs=1")
         assert (code, out) == (0, f"{len(seen[-1])} runs are finished: runs/runs.csv\n")

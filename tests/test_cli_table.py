@@ -40,7 +40,7 @@ def test_measured_times_are_in_the_table(capsys):
         (["resnet18"], "model (='resnet18') is in none of the paper's tables"),
         (["--module", "torch.nn:Flatten", "--shape", "3x32"], "shape (='3x32') must be whole numbers"),
         (["--module", "torch.nn"], "must be an import path"),
-        (["--module", "torch.nn:Linear"], "cannot be made"),
+        (["--module", "torch.nn:Linear"], "cannot be built"),
     ],
 )
 def test_misuse_is_one_line(capsys, arguments, message):

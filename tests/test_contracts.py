@@ -30,7 +30,7 @@ from sepgroupy.backends import constants
 from sepgroupy.fusion import restore
 from sepgroupy.groups import C4, D4
 from sepgroupy.models import ResNet, RotMNISTNet, UNet
-from sepgroupy.nn import GroupBatchNorm2d, GroupConvolution, GroupConvTranspose2d, GroupPool
+from sepgroupy.nn import GroupBatchNorm2d, GroupConv1d, GroupConv3d, GroupConvolution, GroupConvTranspose2d, GroupPool
 
 pytestmark = [
     pytest.mark.usefixtures("as_if_large"),
@@ -67,6 +67,11 @@ for name in ("auto", "expanded", "two_step", "reference"):
         (2, 4, 5, 6),
     )
 SUBJECTS["norm-pool"] = lambda: (nn.Sequential(GroupBatchNorm2d(2), GroupPool("max")), (2, 8, 5, 6))
+for dimension, conv in ((1, GroupConv1d), (3, GroupConv3d)):
+    SUBJECTS[f"gc-{dimension}d"] = lambda conv=conv: (
+        conv(2, 3, 3, padding=1, group={1: "reflection", 3: "C2v"}[conv.dimension], kind="gc"),
+        (2, {1: 2, 3: 4}[conv.dimension], *(4,) * conv.dimension),
+    )
 MODELS = {
     "rotmnist-gc": lambda: rotmnist("gc"),
     "resnet-g": lambda: resnet("g"),

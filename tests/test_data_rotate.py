@@ -1,4 +1,4 @@
-"""Rotation: quarter turns, a slow definition for other angles, batches and what is refused."""
+"""Rotation: 90° rotations, a slow definition for other angles, batches and what is refused."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from sepgroupy.errors import ArgumentError
 
 
 def slow_rotate(image: np.ndarray, angle: float) -> np.ndarray:
-    """Turn one picture by looking, from each pixel, back to where it came from."""
+    """Rotate one image: look, from each pixel, back to where it came from."""
     rows, columns = image.shape
 
     def value(row: int, column: int) -> float:
         return image[row, column] if 0 <= row < rows and 0 <= column < columns else 0.0
 
-    turned = np.zeros(image.shape)
+    rotated = np.zeros(image.shape)
     for row in range(rows):
         for column in range(columns):
             right, up = column - (columns - 1) / 2, (rows - 1) / 2 - row
@@ -29,8 +29,8 @@ def slow_rotate(image: np.ndarray, angle: float) -> np.ndarray:
             top, left = math.floor(y), math.floor(x)
             for r, weight_r in ((top, top + 1 - y), (top + 1, y - top)):
                 for c, weight_c in ((left, left + 1 - x), (left + 1, x - left)):
-                    turned[row, column] += weight_r * weight_c * value(r, c)
-    return turned
+                    rotated[row, column] += weight_r * weight_c * value(r, c)
+    return rotated
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 28])
@@ -49,7 +49,7 @@ def test_any_angle_follows_the_definition(shape):
     np.testing.assert_allclose(rotate(images, angles)[:, 0].numpy(), wanted, atol=1e-6)
 
 
-def test_every_picture_is_turned_by_its_own_angle_across_batches():
+def test_every_picture_is_rotated_by_its_own_angle_across_batches():
     images = torch.rand(2500, 1, 5, 5, generator=torch.Generator().manual_seed(2))
     turns = torch.arange(2500) % 4
     wanted = torch.stack([torch.rot90(i, int(t), (-2, -1)) for i, t in zip(images, turns, strict=True)])

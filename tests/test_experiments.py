@@ -14,11 +14,12 @@ from types import ModuleType
 import pytest
 import torch
 
-from sepgroupy.data import AMAT_FILES, ImageData, load_digits, write_synthetic_cifar10
+from sepgroupy.data import AMAT_FILES, ImageData, write_synthetic_cifar10
 from sepgroupy.models import build_model, load_published, published_model_names
-from sepgroupy.sweep import preset
-from sepgroupy.training import RunConfig, initial_model, load_model
-from sepgroupy.training import _data as data_module
+from sepgroupy.paper import RunConfig, load_digits
+from sepgroupy.paper import _data as data_module
+from sepgroupy.paper.sweep import preset
+from sepgroupy.training import initial_model, load_model
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 Configured = Callable[[str, str], RunConfig]
@@ -222,7 +223,7 @@ def test_cifar_saves_its_state_dict(
     monkeypatch.chdir(tmp_path)
     module = experiment("cifar")
     monkeypatch.setattr(module, "run", lambda config: None)
-    monkeypatch.setattr("sepgroupy.training._states.load_model", lambda folder: build_model("gc-p4m-resnet44"))
+    monkeypatch.setattr("sepgroupy.paper._states.load_model", lambda folder: build_model("gc-p4m-resnet44"))
     assert module.main(f"--model resnet44_gcp4m --seed 3 {flags}".split()) == 0
     assert load_published(tmp_path / name) is not None
     assert module.main(f"--model resnet44_gcp4m --seed 3 {flags}".split()) == 2

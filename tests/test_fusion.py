@@ -6,16 +6,19 @@ import copy
 import io
 import math
 import pickle
+import random
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.nn.utils import parametrize
 
+import sepgroupy
 from sepgroupy import cached_filters, fuse
 from sepgroupy.backends import available_backends
 from sepgroupy.errors import ArgumentError
@@ -61,6 +64,63 @@ class Nested(nn.Module):
         return self.second(y) if float(y.detach().sum()) > 1e9 else self.second(y) * 2  # a branch on values
 
 
+class Residual(nn.Module):
+    """Convolution -> norm -> ReLU -> convolution -> norm -> + residual -> ReLU, as in most published networks."""
+
+    def __init__(self, kind: str, in_channels: int, channels: int, stride: int = 1) -> None:
+        super().__init__()
+        options: dict[str, Any] = {"padding": 1, "bias": False, "group": "p4", "kind": kind}
+        self.conv1 = GroupConv2d(in_channels, channels, 3, stride=stride, **options)
+        self.bn1, self.bn2 = GroupBatchNorm2d(channels), GroupBatchNorm2d(channels)
+        self.conv2 = GroupConv2d(channels, channels, 3, **options)
+        self.relu, self.downsample = nn.ReLU(inplace=True), None
+        if stride > 1 or in_channels != channels:
+            conv = GroupConv2d(in_channels, channels, 1, stride=stride, bias=False, group="p4", kind="dense")
+            self.downsample = nn.Sequential(conv, GroupBatchNorm2d(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = x
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        if self.downsample is not None:
+            identity = self.downsample(x)
+        out += identity
+        return self.relu(out)
+
+
+class PostActivation(nn.Module):
+    """A network as somebody else would write it."""
+
+    def __init__(self, kind: str = "gc") -> None:
+        super().__init__()
+        self.stem = LiftingConv2d(3, 4, 3, stride=2, padding=1, bias=False, group="p4")
+        self.norm, self.pool = GroupBatchNorm2d(4), PerElement(nn.MaxPool2d(3, stride=2, padding=1))
+        self.blocks = nn.ModuleList([Residual(kind, 4, 4), Residual(kind, 4, 6, stride=2), Residual(kind, 6, 6)])
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(F.relu(self.norm(self.stem(x))))
+        for block in self.blocks:
+            x = block(x)
+        return self.head(torch.flatten(x.mean((-2, -1)).amax(2), 1))
+
+
+def converted(kind: str) -> nn.Module:
+    """Convert a plain network; its feature maps have the group axis merged into the batch."""
+    conv = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+    block = nn.Sequential(conv, nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4))
+    return sepgroupy.convert(
+        nn.Sequential(
+            *(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), block, nn.ReLU()),
+            *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)),
+        ),
+        "p4",
+        kind=kind,
+        match="width",
+        in_size=9,
+    )
+
+
 NETWORKS: dict[str, tuple[Make, tuple[int, ...]]] = {
     "resnet-dense": (lambda: ResNet("dense", 8, (4, 4, 6), "p4"), (3, 8, 8)),
     "resnet-g": (lambda: ResNet("g", 8, (3, 4, 4), "p4"), (3, 8, 8)),
@@ -72,6 +132,11 @@ NETWORKS: dict[str, tuple[Make, tuple[int, ...]]] = {
     "rotmnist-plain": (lambda: RotMNISTNet("plain", 4), (1, 28, 28)),
     "unet-gc": (lambda: UNet("gc", 3, "p4", depth=1), (3, 4, 6)),
     "nested": (Nested, (3, 8, 8)),
+    "post-dense": (lambda: PostActivation("dense"), (3, 16, 16)),
+    "post-g": (lambda: PostActivation("g"), (3, 16, 16)),
+    "post-gc": (PostActivation, (3, 16, 16)),
+    "converted-dense": (lambda: converted("dense"), (3, 9, 9)),
+    "converted-gc": (lambda: converted("gc"), (3, 9, 9)),
     "chain-dense": (lambda: chain("dense"), (3, 7, 6)),
     "chain-g": (lambda: chain("g"), (3, 7, 6)),
     "chain-gc": (chain, (3, 7, 6)),
@@ -626,7 +691,7 @@ def test_the_report_says_what_is_fused_and_why_not() -> None:
     text = str(fusion_report(net))
     assert "0 fused kernels" in text
     assert "3: sepgroupy.fuse was not called" in text
-    assert "3: not in a network of sepgroupy.models or an nn.Sequential" in str(fusion_report(nn.ModuleList(net)))
+    assert "3: called by a forward that cannot be recorded" in str(fusion_report(nn.ModuleList(net)))
     report = fusion_report(fuse(net))
     assert report.fused[1:] == (("1", "2", "3"), ("4", "5", "6"), ("7", "8", "9", "9.module"))
     handle = net[2].register_forward_hook(lambda m, args, y: None)
@@ -636,6 +701,193 @@ def test_the_report_says_what_is_fused_and_why_not() -> None:
     assert "2: hooks" in str(report)
     handle.remove()
     assert fusion_report(net).left.keys() <= {"", "10"}
+
+
+@needs_kernels
+def test_norms_after_convolutions_are_folded_into_their_filters() -> None:
+    report = fusion_report(fuse(make("post-gc")[0]))
+    assert ("stem", "norm") in report.fused
+    assert ("blocks.0.bn1", "blocks.0.relu", "blocks.0.conv2", "blocks.0.bn2") in report.fused
+    assert ("blocks.1.downsample.0", "blocks.1.downsample.1") in report.fused
+    merged = fusion_report(fuse(make("converted-gc")[0])).fused
+    assert any(len(names) == 4 for names in merged)
+
+
+@pytest.mark.parametrize("name", ["post-gc", "converted-dense"])
+@pytest.mark.parametrize("edit", ["weight", "gamma", "beta", "mean", "var", "eps"])
+def test_folded_norms_see_edits_inside_cached_filters(name: str, edit: str) -> None:
+    plain, x = make(name)
+    fused = fused_copy(plain)
+    before = fused.eval()(x)
+    with torch.no_grad(), cached_filters(fused):
+        fused(x)
+        for net in (fused, plain.eval()):
+            for module in net.modules():
+                if isinstance(module, GroupConv2d) and edit == "weight":
+                    next(module.parameters()).data.mul_(1.1)
+                elif isinstance(module, nn.BatchNorm2d) and edit == "eps":
+                    module.eps = 0.5
+                elif isinstance(module, nn.BatchNorm2d) and edit != "weight":
+                    field = {"gamma": "weight", "beta": "bias", "mean": "running_mean", "var": "running_var"}[edit]
+                    getattr(module, field).data.add_(0.25)
+        torch.testing.assert_close(fused(x), plain(x), atol=1e-9, rtol=1e-8)
+        assert not torch.allclose(fused(x), before)
+
+
+# ---- forwards that do more than call their submodules ---------------------------------------------
+
+
+class Pair(nn.Module):
+    """The base of networks with a convolution and a norm, whose forwards must not be recorded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = GroupConv2d(2, 2, 3, padding=1, group="p4"), GroupBatchNorm2d(2)
+        self.calls, self.features, self.scale = 0, list[Tensor](), 1.0
+
+
+class Counts(Pair):
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.norm(self.conv(x)) * self.calls
+
+
+class Collects(Pair):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x))
+        self.features.append(y)
+        return y * len(self.features)
+
+
+class Draws(Pair):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)) * torch.rand(1)
+
+
+class DrawsInPython(Pair):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)) * random.random()
+
+
+class Branches(Pair):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)) if x.sum() > 0 else self.conv(x)
+
+
+class BranchesOnType(Pair):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x if isinstance(x, Tensor) else x[0]))
+
+
+class BranchesOnMode(Pair):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)) * (2 if torch.is_grad_enabled() else 3)
+
+
+class WithoutGradients(Pair):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.norm(self.conv(x))
+
+
+class Decorated(Pair):
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+class ReadsAGlobal(Pair):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)) * SETTINGS["scale"]
+
+
+class WritesItsResult(Pair):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x))
+        y[:, 0] = 0
+        return y
+
+
+class Patched(Pair):
+    def __call__(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return 2 * super().__call__(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+SETTINGS = {"scale": 1.0}
+REFUSED = (
+    *(Counts, Collects, Draws, DrawsInPython, Branches, BranchesOnType, BranchesOnMode, WithoutGradients, Decorated),
+    *(ReadsAGlobal, WritesItsResult, Patched),
+)
+
+
+@pytest.mark.parametrize("cls", REFUSED)
+def test_forwards_that_do_more_are_called_in_every_pass(cls: type[Pair]) -> None:
+    plain, x = cls().double().eval(), torch.randn(2, 2, 4, 5, 5, dtype=torch.float64)
+    fused = fused_copy(plain)
+    assert not fusion_report(fused).fused
+    for scale in (1.0, 2.0):
+        SETTINGS["scale"] = scale
+        for net in (fused, plain):
+            torch.manual_seed(0)
+            random.seed(0)
+            net.result = net(x)  # type: ignore[assignment]
+        torch.testing.assert_close(fused.result, plain.result)
+        x = -x
+
+
+class Settings(Pair):
+    """Reads values that may change between calls."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        y = self.norm(y) if self.calls == 0 else y
+        return y * self.scale if self.training else y * self.scale * 3
+
+
+@needs_kernels
+def test_values_that_a_forward_reads_may_change_between_calls() -> None:
+    plain, x = Settings().double(), torch.randn(2, 2, 4, 5, 5, dtype=torch.float64)
+    fused = fused_copy(plain)
+    assert fusion_report(fused).fused
+    for training, calls, scale in ((True, 0, 1.0), (False, 0, 1.0), (False, 1, 1.0), (False, 1, 2.5), (True, 0, 0.5)):
+        for net in (fused, plain):
+            net.train(training)
+            net.calls, net.scale = calls, scale
+        torch.testing.assert_close(fused(x), plain(x))
+    fused.scale = plain.scale = torch.tensor(2.0)  # type: ignore[assignment]  # no plain value: it is not recorded
+    torch.testing.assert_close(fused(x), plain(x))
+
+
+class WritesItsInput(Pair):
+    """Changes the input of the convolution between the convolution and the sum."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x * 1
+        y = self.conv(h)
+        h.relu_()
+        return y + h
+
+
+class AddsIntoTheResidual(Pair):
+    """Adds the convolution to a tensor in place; that tensor is read once more."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x * 1
+        y = h * 2
+        h += self.conv(x)
+        return h + y + self.norm(x).relu_()
+
+
+@pytest.mark.parametrize("cls", [WritesItsInput, AddsIntoTheResidual])
+def test_tensors_written_in_place(cls: type[Pair]) -> None:
+    plain, x = cls().double(), torch.randn(2, 2, 4, 5, 5, dtype=torch.float64)
+    fused = fused_copy(plain)
+    with torch.no_grad():
+        for training in (True, False):
+            torch.testing.assert_close(fused.train(training)(x), plain.train(training)(x))
 
 
 def test_what_is_no_module_is_refused() -> None:

@@ -30,7 +30,7 @@ def published(prefix: str, name: str) -> Any:
     return getattr(importlib.import_module(f"sepgroupy.gconv.{MODULES[prefix]}"), prefix + name)
 
 
-def picture(name: str) -> torch.Tensor:
+def random_image(name: str) -> torch.Tensor:
     group_axis = () if name.endswith("Z2") else (GROUPS[name].order,)
     return torch.randn(2, 2, *group_axis, 6, 6)
 
@@ -55,15 +55,15 @@ def test_arguments_in_their_order(prefix: str, name: str) -> None:
     assert list(inspect.signature(cls).parameters)[:6] == expected
     layer = cls(2, 3, 3, 2, 1, False)
     assert layer.bias is None
-    assert layer(picture(name)).shape == (2, 3, GROUPS[name].order, 3, 3)
+    assert layer(random_image(name)).shape == (2, 3, GROUPS[name].order, 3, 3)
     assert cls(2, 3, 3).bias is not None
-    assert cls(2, 3, 3)(picture(name)).shape[-2:] == (4, 4)
+    assert cls(2, 3, 3)(random_image(name)).shape[-2:] == (4, 4)
 
 
 @pytest.mark.parametrize("kernel", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize(("prefix", "name"), CLASSES, ids=NAMES)
 def test_parameters_and_numbers(prefix: str, name: str, kernel: int) -> None:
-    x = picture(name).double()
+    x = random_image(name).double()
     state: dict[str, torch.Tensor] = {}
     for separable in (None, True, False) if prefix else (None,):
         options = {} if separable is None else {"separable": separable}
@@ -89,13 +89,13 @@ def test_they_are_the_layers_of_nn(prefix: str, name: str) -> None:
         assert isinstance(layer, GroupConv2d)
         other = GroupConv2d(2, 3, 3, padding=1, group=group, kind=prefix or "dense")
     other.load_state_dict(layer.state_dict())
-    x = picture(name)
+    x = random_image(name)
     assert torch.equal(other(x), layer(x))
 
 
 @pytest.mark.parametrize(("prefix", "name"), CLASSES, ids=NAMES)
 def test_they_can_be_copied_and_pickled(prefix: str, name: str) -> None:
-    layer, x = published(prefix, name)(2, 3, 3), picture(name)
+    layer, x = published(prefix, name)(2, 3, 3), random_image(name)
     for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         assert type(other) is type(layer)
         assert torch.equal(other(x), layer(x))

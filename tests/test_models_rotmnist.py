@@ -77,9 +77,9 @@ def test_a_published_checkpoint_loads(name: str) -> None:
     net = build_model(name)
     net.load_state_dict(state, strict=True)
     for mode in (True, False):
-        kept = net.train(mode).state_dict()
-        assert {key: tuple(value.shape) for key, value in kept.items()} == shapes
-        assert all(torch.equal(kept[key], state[key]) for key in state)
+        stored = net.train(mode).state_dict()
+        assert {key: tuple(value.shape) for key, value in stored.items()} == shapes
+        assert all(torch.equal(stored[key], state[key]) for key in state)
 
 
 def reference(net: Any, x: torch.Tensor, group: PointGroup) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The U-Net: masks that move with the picture, and learn."""
+"""The U-Net: masks that move with the image, and learn."""
 
 from __future__ import annotations
 
@@ -106,8 +106,8 @@ def test_it_learns_to_segment() -> None:
     images, masks = bars(16, generator)
     predicted = net.eval()(images).argmax(1)
     assert (predicted & masks).sum() > 0.8 * (predicted | masks).sum()  # intersection over union
-    turned = net(transform(images, "p4", 1, group_axis=False)).argmax(1)
-    assert (turned == torch.rot90(predicted, 1, (-2, -1))).float().mean() > 0.999
+    rotated = net(transform(images, "p4", 1, group_axis=False)).argmax(1)
+    assert (rotated == torch.rot90(predicted, 1, (-2, -1))).float().mean() > 0.999
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 18, 16), (1, 1, 16, 18), (1, 2, 16, 16), (1, 16, 16), (1, 1, 0, 16)], ids=str)

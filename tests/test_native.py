@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -87,7 +89,7 @@ class Untouched:
     """Stands for the library in a test in which no kernel may be reached; functions of sizes alone may be."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith(("wide_rows", "filters_size", "vector_values", "workspace", "lift_workspace")):
+        if name in ("filters_size", "vector_values", "workspace_bytes"):
             return getattr(kernels().library, name)
         return pytest.fail(f"{name} was reached")
 
@@ -185,7 +187,7 @@ def test_expanded_filters_of_another_size_are_refused(kind: str, untouched: Nati
     given = tensors(kind)
     names = ("x", "weight", "depthwise")
     shapes = tuple(None if given[name] is None else given[name].shape for name in names)
-    size = kernels().library.filters_size_f32(untouched._check("forward", names, shapes, 1, torch.float32).problem)
+    size = kernels().library.filters_size(untouched._check("forward", names, shapes, 1, torch.float32).problem)
     for shape in ((size + 1,), (size - 1,), (0,), (), (1, size), (size, 1)):
         with pytest.raises(ArgumentError, match="expanded has shape"):
             untouched.forward(ConvInputs(**given), expanded=torch.randn(shape))
@@ -299,6 +301,42 @@ def operator_arguments(kind: str = "dense", group: PointGroup = D4) -> dict[str,
     given = {name: t for name, t in tensors(kind).items() if name in ("x", "weight", "depthwise", "bias", "residual")}
     elements = group.arrays.flatten().tolist()
     return given | {"elements": elements, "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1]}
+
+
+# ---- the interface -----------------------------------------------------------------------------------------------
+
+
+def declared(struct: str) -> list[tuple[str, Any]]:
+    """Return the fields of a structure as csrc/interface.h declares them."""
+    header = re.sub(r"/\*.*?\*/", "", (ROOT / "csrc" / "interface.h").read_text(), flags=re.DOTALL)
+    (body,) = re.findall(rf"struct {struct} \{{(.*?)\}};", header, flags=re.DOTALL)
+    types = {"int64_t": ctypes.c_int64, "double": ctypes.c_double, "Address": ctypes.c_void_p}
+    fields = []
+    for kind, names in re.findall(r"(?:const )?(\w+) ([^;]+);", body):
+        for name in names.split(","):
+            pointer, name, sizes = re.fullmatch(r"\s*(\*?)(\w+)(\[AXES\])?\s*", name).groups()  # type: ignore[union-attr]
+            one = ctypes.c_void_p if pointer else types[kind]
+            fields.append((name, one * library.AXES if sizes else one))
+    return fields
+
+
+@pytest.mark.parametrize("struct", [library.Problem, library.Tensors])
+def test_python_and_the_kernels_declare_the_same_structures(struct: type[ctypes.Structure]) -> None:
+    assert declared(struct.__name__) == struct._fields_
+    size = getattr(kernels().library, f"{struct.__name__.lower()}_bytes")()
+    assert size == ctypes.sizeof(struct)
+
+
+def test_python_and_the_kernels_have_the_same_constants() -> None:
+    header = (ROOT / "csrc" / "interface.h").read_text()
+    constants = {name: int(value) for name, value in re.findall(r"\b([A-Z][A-Z0-9_]+) = (\d+)", header)}
+    ours = {name: value for name, value in vars(launch).items() if name in constants}
+    assert ours == {name: constants[name] for name in ours}
+    assert {"DENSE", "SEPARABLE", "FACTORED", "LIFTING", "GENERAL", "MAX_STRIDE", "MAX_ORDER"} <= set(ours)
+    assert {"forward": constants["FORWARD"], "backward": constants["BACKWARD"], "expand_filters": 2} == launch.PASSES
+    assert (constants["INTERFACE_VERSION"], constants["AXES"]) == (library.VERSION, library.AXES)
+    assert {torch.float32: constants["FLOAT32"], torch.float64: constants["FLOAT64"]} == library.DTYPES
+    assert constants["MAX_ELEMENTS"] >= launch.MAX_KERNEL_ELEMENTS
 
 
 # ---- the definition, at sizes that are awkward for vectors, tiles and threads ------------------------------------
@@ -502,12 +540,12 @@ def test_sums_over_nothing_are_the_bias(inputs: int, size: tuple[int, int]) -> N
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("group", [C4, D4, stress.DIAGONAL], ids=lambda group: group.name)
 def test_expanded_filters_give_the_same_bits(group: PointGroup, kind: str, dtype: torch.dtype) -> None:
-    suffixes = set()
+    lanes = set()
     for stride in (1, 2, 3):
         spec = ConvSpec.parse(group, "dense", 3, stride, 1)
         conv = native_conv(spec)
         for width in (7, 8, 16, 24, 32, 48):  # rows that fill no vectors, narrow ones and wide ones
-            suffixes.add(conv.filter_layout(width, dtype)[0])
+            lanes.add(conv.filter_layout(width, dtype)[0])
             problem = stress.Problem(spec, 2, 3, 5, (9, width), dtype, kind, True, True, 1)
             inputs = problem.draw_inputs()
             expected = conv.forward(inputs, stress.EPS, return_stats=True)
@@ -517,8 +555,8 @@ def test_expanded_filters_give_the_same_bits(group: PointGroup, kind: str, dtype
             for ours, theirs in zip(found, expected, strict=True):
                 assert ours is not None
                 assert torch.equal(ours, theirs)  # type: ignore[arg-type]
-    wide = {library.WIDE} if kernels().library.wide_rows() and dtype is torch.float32 else set()
-    assert suffixes == {library.SUFFIXES[dtype]} | wide
+    wide = dtype is torch.float32 and "avx512" in kernels().summary
+    assert len(lanes) == 1 + wide
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "lifting"])
@@ -703,19 +741,17 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any, dict[str, 
     """Record each kernel that is launched: its name, its problem, and which tensors it is given."""
     calls: list[tuple[str, Any, dict[str, bool]]] = []
 
-    def record(name: str, first: Any, tensors: Any, suffix: str | None = None) -> None:
-        outputs = {
-            "backward": ("dx", "dweight", "ddepthwise", "dgamma", "dbeta"),
-            "pool_back": ("dx", "dgamma", "dbeta"),
-        }.get(name, ())
-        ends = tensors[:-1] if name == "backward" else tensors  # the last is the workspace
-        given = dict(zip(outputs, [t is not None for t in ends[len(ends) - len(outputs) :]], strict=True))
-        calls.append((name, getattr(first[0], "_obj", None), given))
-        library.launch(name, first, tensors, suffix)
+    def record(name: str, problem: Any, tensors: dict[str, Tensor | None]) -> None:
+        calls.append((name, problem._obj, {field: t is not None for field, t in tensors.items()}))
+        library.launch(name, problem, tensors)
 
     monkeypatch.setattr(launch, "launch", record)
     monkeypatch.setattr(native_batch_norm, "launch", record)
     return calls
+
+
+def _names(wanted: set[str]) -> str:
+    return "-".join(sorted(wanted))  # in the same order in every process
 
 
 WANTED = [
@@ -725,7 +761,7 @@ WANTED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("wanted", WANTED, ids="-".join)
+@pytest.mark.parametrize("wanted", WANTED, ids=_names)
 @pytest.mark.parametrize("batch_stats", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_are_computed_where_they_are_needed(
@@ -751,14 +787,13 @@ def test_gradients_are_computed_where_they_are_needed(
     for_x, for_filters = bool(wanted & {"x", "gamma", "beta"}), bool(wanted & {"weight", "depthwise"})
     calls = [call for call in launched if call[0] == "backward"]
     assert len(calls) == (for_x or for_filters)
-    for _, problem, outputs in calls:
-        assert (bool(problem.wants_x), bool(problem.wants_filters)) == (for_x, for_filters)
+    for _, _, outputs in calls:
         assert outputs["dx"] == outputs["dgamma"] == outputs["dbeta"] == for_x
         assert outputs["dweight"] == for_filters
         assert outputs["ddepthwise"] == (for_filters and kind != "dense")
 
 
-@pytest.mark.parametrize("wanted", [{"x"}, {"weight"}, {"bias"}, {"x", "weight", "bias"}], ids="-".join)
+@pytest.mark.parametrize("wanted", [{"x"}, {"weight"}, {"bias"}, {"x", "weight", "bias"}], ids=_names)
 def test_lifting_computes_the_gradients_that_are_needed(
     wanted: set[str], launched: list[tuple[str, Any, dict[str, bool]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -782,12 +817,13 @@ def test_lifting_computes_the_gradients_that_are_needed(
     assert found.keys() == wanted
     for name in wanted:  # the bias's alone is summed by PyTorch
         torch.testing.assert_close(found[name], expected[name], rtol=1e-5 if name == "bias" else 0, atol=0)
-    assert [name for name, *_ in launched if name == "lift_back"] == (["lift_back"] if "weight" in wanted else [])
+    backward = [problem.kind for name, problem, _ in launched if name == "backward"]
+    assert backward == ([launch.LIFTING] if "weight" in wanted else [])
     assert calls == (["x"] if "x" in wanted else [])
 
 
 @pytest.mark.parametrize("batch_stats", [False, True])
-@pytest.mark.parametrize("wanted", [{"x"}, {"gamma"}, {"beta"}, {"gamma", "beta"}, {"x", "gamma"}], ids="-".join)
+@pytest.mark.parametrize("wanted", [{"x"}, {"gamma"}, {"beta"}, {"gamma", "beta"}, {"x", "gamma"}], ids=_names)
 def test_pooling_computes_the_gradients_that_are_needed(
     wanted: set[str], batch_stats: bool, launched: list[tuple[str, Any, dict[str, bool]]]
 ) -> None:
@@ -806,7 +842,8 @@ def test_pooling_computes_the_gradients_that_are_needed(
     found = gradients(wanted)
     assert found.keys() == wanted
     assert all(torch.equal(found[name], expected[name]) for name in wanted)
-    (_, _, outputs) = launched[-1]
+    (_, _, given) = launched[-1]
+    outputs = {name: given[name] for name in ("dx", "dgamma", "dbeta")}
     assert outputs == {"dx": "x" in wanted, **dict.fromkeys(("dgamma", "dbeta"), bool(wanted - {"x"}))}
 
 
@@ -837,11 +874,11 @@ def test_frozen_networks_compute_the_gradients_that_remain(
             assert found.keys() == wanted
             for name in wanted:
                 torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5 * scale)
-            problems = [problem for name, problem, _ in launched if name == "backward"]
-            assert len(problems) == (1 if any(name[0] in "13" for name in wanted) else 0)
-            for problem in problems:
-                assert problem.wants_filters == any(name.startswith("3.") for name in wanted)
-                assert problem.wants_x == any(name.startswith("1.") for name in wanted)
+            calls = [outputs for name, _, outputs in launched if name == "backward"]
+            assert len(calls) == (1 if any(name[0] in "13" for name in wanted) else 0)
+            for outputs in calls:
+                assert outputs["dweight"] == any(name.startswith("3.") for name in wanted)
+                assert outputs["dx"] == any(name.startswith("1.") for name in wanted)
     sepgroupy.fusion.restore(plain)
 
 
@@ -1108,7 +1145,7 @@ def workspace_bytes(spec: ConvSpec, kind: str, batch: int, size: int, backward: 
     depthwise = None if kind == "dense" else (channels, channels if kind == "g" else 1, 1, *kernel)
     x = (batch, 8, channels, size, size)
     shapes = (x, weight, depthwise)
-    problem, _, suffix = native_conv(spec)._check("forward", ("x", "weight", "depthwise"), shapes, 1, torch.float32)
-    used = getattr(kernels().library, "workspace" + suffix)(problem, int(backward))
+    problem, _ = native_conv(spec)._check("forward", ("x", "weight", "depthwise"), shapes, 1, torch.float32)
+    used = kernels().library.workspace_bytes(problem, int(backward))
     y = native_conv(spec).output_shape(x, weight)
-    return 4 * used, 4 * sum(math.prod(shape) for shape in (x, y, weight))
+    return used, 4 * sum(math.prod(shape) for shape in (x, y, weight))

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Iterator
 from ctypes import c_int64
@@ -61,7 +62,7 @@ def assert_works_without(reason: str) -> None:
 
 
 def test_without_a_library(folder: Path) -> None:
-    assert_works_without("not compiled: pip install sepgroupy where there is a C compiler")
+    assert_works_without("not compiled: pip install sepgroupy where there is a C++ compiler")
 
 
 def test_garbage_in_place_of_a_library(folder: Path) -> None:
@@ -97,7 +98,7 @@ def test_a_library_of_narrower_vectors_serves_where_the_wider_is_broken(folder: 
     for wider in library.VARIANTS[:-1]:
         (folder / f"_{wider}.so").write_bytes(b"")
     shutil.copy(baseline, folder)
-    assert kernels().summary == "C kernels, baseline"
+    assert kernels().summary == "C++ kernels, baseline"
 
 
 def test_kernels_of_one_thread_leave_more_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,9 +119,10 @@ def test_compiled_without_threads(folder: Path) -> None:
     compiler = shutil.which("gcc") or shutil.which("clang")
     if not compiler or sys.platform != "linux":
         pytest.skip("no compiler")
-    source, path = Path(library.__file__).with_name("kernels.c"), folder / "_baseline.so"
-    subprocess.run([compiler, "-O0", "-w", "-shared", "-fPIC", str(source), "-o", str(path)], check=True)
-    assert kernels().summary == "C kernels, baseline, one thread: compiled without OpenMP"
+    source, path = ROOT / "csrc" / "kernels.cpp", folder / "_baseline.so"
+    command = [compiler, "-std=gnu++17", "-fno-exceptions", "-fno-rtti", "-O0", "-w", "-shared", "-fPIC"]
+    subprocess.run([*command, str(source), "-o", str(path)], check=True)
+    assert kernels().summary == "C++ kernels, baseline, one thread: compiled without OpenMP"
     assert not kernels().threaded
 
 
@@ -131,19 +133,24 @@ def test_switched_off() -> None:
     subprocess.run([sys.executable, "-W", "error", "-c", code], env=environment, check=True)
 
 
-def test_installing_without_a_compiler(tmp_path: Path) -> None:
+def test_installing_the_sources_without_a_compiler(tmp_path: Path) -> None:
     pytest.importorskip("setuptools", "77")
     tree = tmp_path / "tree"
     tree.mkdir()
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
+    shutil.copytree(ROOT / "csrc", tree / "csrc")
     shutil.copytree(ROOT / "src", tree / "src", ignore=shutil.ignore_patterns("*.so", "__pycache__", "*.egg-info"))
-    command = [sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([sys.executable, "setup.py", "-q", "sdist"], cwd=tree, capture_output=True, check=True)
+    (source,) = (tree / "dist").glob("*.tar.gz")
+    with tarfile.open(source) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    assert {f"csrc/{path.name}" for path in (ROOT / "csrc").iterdir()} <= packed
+    command = [sys.executable, "-m", "pip", "wheel", source, "--no-deps", "--no-build-isolation", "--no-index"]
     environment = os.environ | {"CC": "/bin/false", "CXX": "/bin/false"}
     done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (wheel,) = tree.glob("sepgroupy-*.whl")
     assert wheel.name.split("-")[2:4] == ["py3", "none"]  # one for every Python
     names = zipfile.ZipFile(wheel).namelist()
-    assert "sepgroupy/backends/native/convolution.inl" in names
-    assert not [name for name in names if name.endswith(".so")]
+    assert not [name for name in names if name.endswith((".so", ".cpp", ".h"))]

@@ -74,7 +74,7 @@ def test_fixed_cases(way: tuple[str, str], case: dict[str, Any]) -> None:
             layer = build_layer(way, 4, 2, group=group, dtype=torch.float64, **case)
             assert_as_defined(layer, random_input(layer, 9, 8), **geometry_of(case))
         else:
-            reason = f"must be the same on both axes: {re.escape(repr(group))}|padding='same'"
+            reason = f"must be the same on axes Y and X: {re.escape(repr(group))}|padding='same'"
             with pytest.raises(ArgumentError, match=reason):
                 build_layer(way, 4, 2, group=group, **case)
 

@@ -134,7 +134,7 @@ def test_output_padding_is_for_sides_that_stay() -> None:
 BAD: list[tuple[str, dict[str, Any]]] = [
     ("in_channels (=0)", {"in_channels": 0}),
     ("out_channels (=6) must be divisible by groups (=4)", {"groups": 4}),
-    ("kernel_size (=(3, 5)) must be the same on both axes", {"kernel_size": (3, 5)}),
+    ("kernel_size (=(3, 5)) must be the same on axes Y and X", {"kernel_size": (3, 5)}),
     ("stride (=0)", {"stride": 0}),
     ("padding (='same')", {"padding": "same"}),
     ("padding (=-1)", {"padding": -1}),

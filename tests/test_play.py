@@ -14,15 +14,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.browser import BROWSER, Page
 from torch import nn
 from typer.testing import CliRunner
 
-from sepgroupy import cli_play
+import sepgroupy
+from browser import BROWSER
+from browser_page import Page
 from sepgroupy.cli import app
-from sepgroupy.data import load_digits, rotate
+from sepgroupy.data import rotate
 from sepgroupy.errors import ArgumentError
 from sepgroupy.models import RotMNISTNet, build_model
+from sepgroupy.paper import load_digits
 from sepgroupy.play import build_page, describe_network, save_page, serve, shipped_networks
 
 in_browser = pytest.mark.skipif(BROWSER is None, reason="there is no browser: install chromium")
@@ -34,12 +36,12 @@ CHANGES = "[...document.querySelectorAll('.change')].map(e => +e.dataset.change)
 @cache
 def first_test_images() -> torch.Tensor:
     """Return the first upright test image of each class, (10, 1, 28, 28)."""
-    test = load_digits(turned=False).test
+    test = load_digits(rotated=False).test
     return torch.stack([test.images[test.labels == label][0] for label in range(10)])
 
 
 def test_the_digits_are_the_first_test_images_of_each_class() -> None:
-    stored = json.loads((Path(cli_play.__file__).parent / "play" / "digits.json").read_text())["digits"]
+    stored = json.loads((Path(sepgroupy.__file__).parent / "play" / "digits.json").read_text())["digits"]
     for label, digit in enumerate(stored):
         pixels = np.frombuffer(base64.b64decode(digit["pixels"]), np.uint8).reshape(1, 28, 28)
         assert digit["label"] == label

@@ -1,12 +1,8 @@
 from __future__ import annotations
 
 import html
-import json
 import math
-import os
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -16,40 +12,40 @@ from xml.etree import ElementTree
 
 import pytest
 
-from sepgroupy.data import ImageData, Split, load_digits, rotate
+from browser import BROWSER, open_page
+from sepgroupy.data import ImageData, Split, rotate
 from sepgroupy.errors import ArgumentError, DataError
-from sepgroupy.report import _angles, _groups, _rotations, write_report
-from sepgroupy.report._angles import ANGLES, errors_by_angle
-from sepgroupy.report._chapters import order
-from sepgroupy.report._figures import style_of
-from sepgroupy.report._groups import put_together
-from sepgroupy.sweep import Run, find_runs, grid, sweep
-from sepgroupy.training import Result, RunConfig, evaluate, load_model, score
-from sepgroupy.training import _data as data_module
+from sepgroupy.paper import RunConfig, load_digits
+from sepgroupy.paper import _data as data_module
+from sepgroupy.paper.report import _angles, _groups, _rotations, write_report
+from sepgroupy.paper.report._angles import ANGLES, errors_by_angle
+from sepgroupy.paper.report._chapters import order
+from sepgroupy.paper.report._figures import style_of
+from sepgroupy.paper.report._groups import put_together
+from sepgroupy.paper.sweep import Run, find_runs, grid, sweep
+from sepgroupy.training import Result, evaluate, load_model, score
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
-
-def cut(turned: bool) -> ImageData:
-    data = load_digits(turned)
+def cut(rotated: bool) -> ImageData:
+    data = load_digits(rotated)
     return ImageData("a few digits", data.train.first(24), data.test.first(20), 10)
 
 
 @pytest.fixture(scope="module")
 def few() -> Iterator[None]:
     """Let every run and report of these tests read few digits."""
-    every = {turned: cut(turned) for turned in (True, False)}
+    every = {rotated: cut(rotated) for rotated in (True, False)}
     _groups.load.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data_module, "load_rotmnist", lambda source, path: every[True])
-        patch.setattr(_angles, "load_digits", lambda turned: every[turned])
+        patch.setattr(_angles, "load_digits", lambda rotated: every[rotated])
         yield
     _groups.load.cache_clear()
 
 
 @pytest.fixture(scope="module")
 def runs(few: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a folder with a tiny sweep, two models at two numbers of pictures, and two runs more."""
+    """Make a folder with a tiny sweep, two models at two numbers of images, and two runs more."""
     folder = tmp_path_factory.mktemp("runs")
     shared: dict[str, Any] = {"epochs": 1, "batch_size": 12, "device": "cpu"}
     sweep(grid("rotmnist", ["z2cnn", "p4cnn"], samples=[12, None], seeds=[1, 2], **shared), folder)
@@ -123,18 +119,21 @@ def test_says_plainly_where_the_paper_s_order_does_not_hold() -> None:
 
     assert said(z2=(9,), gc=(3,), p4=(4,)) == "The paper's order is gc-p4cnn < p4cnn < z2cnn. Here it is the same."
     text = said(z2=(9, 9.5), gc=(5.5, 6.5), p4=(4, 4.5))
-    assert "another: gc-p4cnn (6.00 ± 0.71) errs no less than p4cnn (4.25 ± 0.35), which is more than chance." in text
+    assert (
+        "another: gc-p4cnn (6.00 ± 0.71) has an error no lower than p4cnn (4.25 ± 0.35), which is more than chance."
+        in text
+    )
     assert "within the spread" in said(z2=(9, 9), gc=(4, 6), p4=(4, 5.5))
     assert said(gc=(3,)) == ""
 
 
-def test_errors_by_angle_are_those_of_turned_upright_digits_and_are_kept(
+def test_errors_by_angle_are_those_of_rotated_upright_digits_and_are_kept(
     runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = next(run for run in find_runs([runs]) if run.config.model == "p4cnn")
     (run.folder / "angles.csv").unlink(missing_ok=True)
     errors = errors_by_angle(run)
-    test, model = cut(turned=False).test, load_model(run.folder)
+    test, model = cut(rotated=False).test, load_model(run.folder)
     for angle, error in zip(ANGLES, errors, strict=True):
         assert score(model, Split(rotate(test.images, math.radians(angle)), test.labels)).error == error
     assert errors[:4] == errors[4:8] == errors[8:12]
@@ -217,7 +216,7 @@ def test_the_page_needs_nothing_else_and_is_always_the_same(runs: Path, report: 
 
 
 def test_names_are_escaped(report: Path) -> None:
-    from sepgroupy.report._page import Chapter, Page, Section, Table, to_html
+    from sepgroupy.pages import Chapter, Page, Section, Table, to_html
 
     page = to_html(Page("a < b", ["<i>"], [Chapter("&", [], [Section("s", tables=[Table(["<b>"], [["x"]])])])]))
     assert "a &lt; b" in page
@@ -238,44 +237,11 @@ def test_there_is_nothing_to_report_on_without_a_finished_run(tmp_path: Path) ->
         write_report([tmp_path])
 
 
-PROBE = """
-<script>
-  const failures = [];
-  addEventListener("error", event => failures.push(event.message || "a resource"), true);
-  addEventListener("load", () => parent.postMessage(JSON.stringify({
-    failures,
-    fetched: performance.getEntriesByType("resource").map(entry => entry.name),
-    page: [innerWidth, document.documentElement.scrollWidth],
-    figures: [...document.querySelectorAll("svg")].map(svg => svg.getBoundingClientRect()),
-    letters: [...document.querySelectorAll("svg text")].map(text => text.getBoundingClientRect().height),
-    rows: document.querySelectorAll("tbody tr").length,
-  }), "*"));
-</script>
-"""
-FRAME = """<!doctype html><body><script>
-  addEventListener("message", event => {
-    const found = document.createElement("pre");
-    found.textContent = event.data;
-    document.body.append(found);
-  });
-</script><iframe src="probe.html" width="WIDTH" height="900"></iframe>"""
-
-
 @pytest.mark.skipif(BROWSER is None, reason="there is no browser: install chromium")
 @pytest.mark.parametrize("width", [390, 1200])  # a phone and a desk
 def test_opens_in_a_browser(report: Path, tmp_path: Path, width: int) -> None:
     page = (report / "report.html").read_text()
-    (tmp_path / "probe.html").write_text(page.replace("<title>", PROBE + "<title>", 1))
-    (tmp_path / "frame.html").write_text(FRAME.replace("WIDTH", str(width)))
-    command = [str(BROWSER), "--headless", "--disable-gpu", "--enable-logging=stderr", "--virtual-time-budget=5000"]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", (tmp_path / "frame.html").as_uri()]
-    if hasattr(os, "geteuid") and os.geteuid() == 0:
-        command.insert(1, "--no-sandbox")
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert "CONSOLE" not in done.stderr
-    match = re.search(r"<pre>(.*?)</pre>", done.stdout, re.DOTALL)
-    assert match, "the page did not load"
-    found = json.loads(html.unescape(match[1]))
+    found = open_page(page, width, tmp_path)
     assert found["failures"] == found["fetched"] == []
     inner, scrolled = found["page"]
     assert inner == width

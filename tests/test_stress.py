@@ -17,12 +17,13 @@ import pytest
 import torch
 
 from sepgroupy._files import load_tensors
-from sepgroupy.data import ImageData, _amat, _archive, _idx, load_amat, load_idx
+from sepgroupy.data import ImageData, _amat, _archive, _idx, load_amat
 from sepgroupy.data._amat import TRAIN_FILE
 from sepgroupy.data._archive import unpack
 from sepgroupy.data._batch_file import read_batch
 from sepgroupy.errors import DataError
-from sepgroupy.training import _data, _loop, evaluate, train
+from sepgroupy.paper import _data, load_idx
+from sepgroupy.training import _loop, evaluate, train
 from sepgroupy.training._folder import read_checkpoint
 from stress import fuzz
 from stress.small import few_digits, little_memory

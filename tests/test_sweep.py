@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 
 from sepgroupy import __version__
-from sepgroupy.data import ImageData, load_digits
+from sepgroupy.data import ImageData
 from sepgroupy.errors import ArgumentError, RunError
 from sepgroupy.models import published_model_names
-from sepgroupy.sweep import _sweep as sweep_module
-from sepgroupy.sweep import find_runs, grid, preset, sweep, to_csv
-from sepgroupy.training import RunConfig, train
-from sepgroupy.training import _data as data_module
+from sepgroupy.paper import RunConfig, load_digits
+from sepgroupy.paper import _data as data_module
+from sepgroupy.paper.sweep import _sweep as sweep_module
+from sepgroupy.paper.sweep import find_runs, grid, preset, sweep, to_csv
+from sepgroupy.training import train
 
 TINY: dict[str, Any] = {"epochs": 1, "batch_size": 20, "device": "cpu"}
 

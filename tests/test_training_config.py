@@ -12,9 +12,8 @@ import torch
 
 from sepgroupy.errors import ArgumentError
 from sepgroupy.models import published_model_names
-from sepgroupy.training import RunConfig, milestones_every
-from sepgroupy.training._config import MODERN
-from sepgroupy.training._engine import _build
+from sepgroupy.paper import RunConfig, milestones_every
+from sepgroupy.paper._config import MODERN
 from sepgroupy.training._loop import rate
 
 PAPER = {  # SPEC: sections 3 and 4
@@ -201,7 +200,7 @@ def _fits(name: str, task: str) -> bool:
 
 def _shapes(config: RunConfig) -> list[tuple[str, torch.Size]]:
     with torch.device("meta"):
-        return [(key, value.shape) for key, value in _build(config).state_dict().items()]
+        return [(key, value.shape) for key, value in config.build_model().state_dict().items()]
 
 
 @pytest.mark.parametrize(("step", "epochs"), [(1, 5), (3, 10), (40, 50), (40, 10), (5, 5), (25, 50)])

@@ -19,7 +19,8 @@ from torch import nn
 from sepgroupy.data import ImageData, Split
 from sepgroupy.errors import ArgumentError
 from sepgroupy.nn import GroupBatchNorm2d
-from sepgroupy.training import RunConfig, _data, evaluate, train
+from sepgroupy.paper import RunConfig, _data
+from sepgroupy.training import evaluate, train
 from sepgroupy.training._loop import Loop
 from sepgroupy.training._parallel import share_batch_norm
 from stress.small import few_digits, outcome, same, small_run, together

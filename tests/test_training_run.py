@@ -14,28 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from sepgroupy.data import ImageData, RandomAffine, Split, load_digits, rotate
+from sepgroupy.data import ImageData, RandomAffine, Split, rotate
 from sepgroupy.errors import ArgumentError, DataError
 from sepgroupy.fusion import fuse
 from sepgroupy.models import build_model, published_model_names
-from sepgroupy.training import (
-    Result,
-    RunConfig,
-    Score,
-    evaluate,
-    initial_model,
-    load_model,
-    predict,
-    require_free,
-    save_initial_state,
-    save_trained_state,
-    score,
-    train,
-)
-from sepgroupy.training import _data as data_module
-from sepgroupy.training._data import load_data
-from sepgroupy.training._loop import Loop, order_of, rate
-from sepgroupy.training._random import AFFINE, generator
+from sepgroupy.paper import RunConfig, load_digits, require_free, save_initial_state, save_trained_state
+from sepgroupy.paper import _data as data_module
+from sepgroupy.paper._data import load_data
+from sepgroupy.training import Result, Score, evaluate, initial_model, load_model, predict, score, train
+from sepgroupy.training._loop import Loop, rate
+from sepgroupy.training._random import AFFINE, generator, order_of
 
 ROTMNIST = [name for name in published_model_names() if "resnet" not in name]
 

@@ -18,11 +18,13 @@ import torch
 from sepgroupy.data import ImageData, Split
 from sepgroupy.errors import ArgumentError, DataError, RunError
 from sepgroupy.models import build_model
-from sepgroupy.training import RunConfig, _data, _loop, evaluate, load_model, train
+from sepgroupy.paper import RunConfig, _data
+from sepgroupy.training import _loop, _run_data, evaluate, load_model, train
 from sepgroupy.training._engine import _revision
 from sepgroupy.training._folder import held, read_checkpoint, read_result
 from sepgroupy.training._interrupt import Interruption
-from sepgroupy.training._loop import Loop, order_of, rate
+from sepgroupy.training._loop import Loop, rate
+from sepgroupy.training._random import order_of
 from stress.kills import survive
 from stress.small import few_digits, finished, fork, outcome, same, small_run
 
@@ -92,17 +94,17 @@ def test_a_signal_stops_the_run_after_the_step_and_saves_it(
 def test_a_signal_breaks_off_an_evaluation(whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = small_run(tmp_path, test_batch_size=10)
     with monkeypatch.context() as patch:
-        tally = _loop.tally
+        tally = _run_data.tally
 
         def interrupted(*arguments: Any, **options: Any) -> Any:
             send(signal.SIGTERM)
             return tally(*arguments, **options)
 
-        patch.setattr(_loop, "tally", interrupted)
+        patch.setattr(_run_data, "tally", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(config)
-    kept = read_checkpoint(tmp_path / "last.ckpt")
-    assert (kept["global_step"], len(kept["run"]["history"])) == (2 * STEPS, 1)
+    saved = read_checkpoint(tmp_path / "last.ckpt")
+    assert (saved["global_step"], len(saved["run"]["history"])) == (2 * STEPS, 1)
     train(config)
     assert same((outcome(tmp_path)[0], 0), (whole[0], 0))
 
@@ -182,9 +184,9 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(
     monkeypatch.setattr(_data, "load_rotmnist", lambda source, path: spoiled)
     with pytest.raises(RunError, match=r"the loss is nan in step 4 \(epoch 1 of 6\).*lower lr, clip or warmup"):
         train(small_run(tmp_path))
-    kept = read_checkpoint(tmp_path / "last.ckpt")
-    assert kept["global_step"] == 3
-    assert all(value.isfinite().all() for value in kept["state_dict"].values())
+    saved = read_checkpoint(tmp_path / "last.ckpt")
+    assert saved["global_step"] == 3
+    assert all(value.isfinite().all() for value in saved["state_dict"].values())
 
 
 def test_gradients_are_clipped(tmp_path: Path) -> None:
@@ -240,9 +242,9 @@ def test_folders_of_older_versions_are_read_and_gone_on_with(
     younger = {"warmup", "clip", "devices", "nodes", "strategy", "sync_batchnorm", "weights"}
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k not in younger}))
-    kept = read_checkpoint(tmp_path / "last.ckpt")
-    del kept["precision"], kept["run"]["totals"], kept["run"]["seconds"]
-    torch.save(kept | {"loops": {}, "callbacks": {}, "lr_schedulers": [{"last_epoch": 3}]}, tmp_path / "last.ckpt")
+    saved = read_checkpoint(tmp_path / "last.ckpt")
+    del saved["precision"], saved["run"]["totals"], saved["run"]["seconds"]
+    torch.save(saved | {"loops": {}, "callbacks": {}, "lr_schedulers": [{"last_epoch": 3}]}, tmp_path / "last.ckpt")
     result = train(small_run(tmp_path))
     assert same(outcome(tmp_path), whole)
     values = json.loads((tmp_path / "result.json").read_text())

@@ -16,7 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from sepgroupy import build_model
-from sepgroupy.data import load_digits, rotate
+from sepgroupy.data import rotate
+from sepgroupy.paper import load_digits
 
 OUTPUT = Path(__file__).parents[1] / "images" / "rotating-maps.gif"
 SIZE, TILE, IMAGE = (800, 366), 116, 244
@@ -79,7 +80,7 @@ def draw(image: Tensor, angle: float, rows: list[tuple[str, Tensor, float, int |
 
 def frames() -> tuple[list[Image.Image], list[int]]:
     """Return the frames and how long each is shown."""
-    test = load_digits(turned=False).test
+    test = load_digits(rotated=False).test
     upright = test.images[test.labels == 4][:1]
     plain, group = (build_model(name, weights="rotated-digits") for name in ("z2cnn", "gc-p4cnn"))
     first = [feature_maps(model, upright) for model in (plain, group)]

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sepgroupy.cli import exit_code, run
-from sepgroupy.training import RunConfig, require_free, save_trained_state
+from sepgroupy.paper import RunConfig, require_free, save_trained_state
 
 MODELS = {
     "resnet44": "resnet44",
@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--lr", type=float, default=0.05, help="learning rate")
     add("--momentum", type=float, default=0.9, help="momentum of SGD")
     add("--wd", type=float, default=1e-5, help="weight decay")
-    add("--rc", type=int, nargs="?", const=4, default=0, help="random crops after padding by so many pixels; alone, 4")
+    add("--rc", type=int, nargs="?", const=4, default=0, help="random crops after padding by RC pixels; alone, 4")
     add("--hflip", action="store_true", help="random horizontal flips of the training images")
     add("--no-cuda", action="store_true", help="train on the CPU even where there is a GPU")
     add("--seed", type=int, default=1, help="of the run's random numbers")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sepgroupy.cli import exit_code, run
 from sepgroupy.data import AMAT_FILES
-from sepgroupy.training import RunConfig, milestones_every, require_free, save_initial_state, save_trained_state
+from sepgroupy.paper import RunConfig, milestones_every, require_free, save_initial_state, save_trained_state
 
 MODELS = {
     ("Z2", None): "z2cnn",
@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--lr", type=float, default=0.01, help="learning rate")
     add("--wd", type=float, default=1e-5, help="weight decay")
     add("--no-cuda", action="store_true", help="train on the CPU even where there is a GPU")
-    add("--step", type=int, default=40, help="the learning rate drops to a tenth after every so many epochs")
+    add("--step", type=int, default=40, help="the learning rate drops to a tenth after every STEP epochs")
     add("--planes", type=int, default=20, help="channels of every convolution")
     add("--samples", type=int, help="train on the first images only, this many")
     add("--seed", type=int, default=1, help="of the run's random numbers")

@@ -30,11 +30,19 @@ from .models import build_model as build_model
 from .models import list_weights as list_weights
 from .models import load_published as load_published
 from .models import model_names as model_names
+from .nn import GroupBatchNorm1d as GroupBatchNorm1d
 from .nn import GroupBatchNorm2d as GroupBatchNorm2d
+from .nn import GroupBatchNorm3d as GroupBatchNorm3d
+from .nn import GroupConv1d as GroupConv1d
 from .nn import GroupConv2d as GroupConv2d
+from .nn import GroupConv3d as GroupConv3d
+from .nn import GroupConvTranspose1d as GroupConvTranspose1d
 from .nn import GroupConvTranspose2d as GroupConvTranspose2d
+from .nn import GroupConvTranspose3d as GroupConvTranspose3d
 from .nn import GroupPool as GroupPool
+from .nn import LiftingConv1d as LiftingConv1d
 from .nn import LiftingConv2d as LiftingConv2d
+from .nn import LiftingConv3d as LiftingConv3d
 from .nn import PerElement as PerElement
 from .nn import cached_filters as cached_filters
 from .testing import assert_equivariant as assert_equivariant
@@ -52,11 +60,19 @@ __all__ = [  # what `from sepgroupy import *` brings: no names of packages, whic
     "ArgumentError",
     "ConvSpec",
     "DataError",
+    "GroupBatchNorm1d",
     "GroupBatchNorm2d",
+    "GroupBatchNorm3d",
+    "GroupConv1d",
     "GroupConv2d",
+    "GroupConv3d",
+    "GroupConvTranspose1d",
     "GroupConvTranspose2d",
+    "GroupConvTranspose3d",
     "GroupPool",
+    "LiftingConv1d",
     "LiftingConv2d",
+    "LiftingConv3d",
     "PerElement",
     "PointGroup",
     "SepgroupyError",

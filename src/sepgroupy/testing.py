@@ -1,4 +1,4 @@
-"""Check that a module is equivariant, for every element of the group: for tests of layers and of whole networks."""
+"""Check that a layer or network is equivariant under every group element."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from ._nested import map_leaves
 from .errors import ArgumentError
 from .functional import transform
-from .groups import GroupLike, PointGroup, as_group
+from .groups import GroupLike, PointGroup, as_group, axis_names
 
 __all__ = ["TOLERANCES", "assert_equivariant", "equivariance_error"]
 
@@ -23,10 +23,11 @@ _NUMBERS = (bool, int, float, complex, np.ndarray, np.generic)
 
 
 def equivariance_error(module: Callable[[Tensor], Any], group: GroupLike, x: Tensor) -> Tensor:
-    """Return how far a module is from equivariance, one number for each element of the group.
+    """Return the equivariance error of a module, one number for each group element.
 
-    ``error[t] = max |module(t·x) - t·module(x)| / max |module(x)|``. How t acts follows from the shapes: five axes
-    are a group feature map (B, C, |H|, Y, X), four an image or feature map (B, C, Y, X), fewer are invariant. If the
+    ``error[t] = max |module(t·x) - t·module(x)| / max |module(x)|``. The shapes determine the action of t. With a
+    group of two dimensions five axes are a group feature map (B, C, |H|, Y, X), four an image or feature map
+    (B, C, Y, X), fewer are invariant; with one of three dimensions these are six, five (B, C, Z, Y, X), fewer. If the
     module returns several tensors, the error is that of the tensor with the largest one.
 
     Args:
@@ -34,15 +35,16 @@ def equivariance_error(module: Callable[[Tensor], Any], group: GroupLike, x: Ten
             tensors, nested or not. Numbers and numpy arrays in them count as tensors; None and strings are left
             out. Put it in the mode to be tested: batch norm in training mode is equivariant too, but updates its
             statistics.
-        group: the point group.
-        x: an input of any dtype, best random and square.
+        group: the point group. A name that exists in 2-D, such as "D4", is that group: for volumes pass
+            ``as_group("D4", dimension=3)``.
+        x: an input of any dtype, preferably random and square.
 
     Returns:
-        (|H|,) relative errors in float64, 0 where both sides agree; infinite where shapes or NaN forbid comparison.
+        (|H|,) relative errors in float64, 0 where both sides agree; infinite if shapes or NaN prevent a comparison.
 
     Raises:
-        ArgumentError: x is neither an image nor a group feature map, or the module returns something else than
-            tensors of at most five axes.
+        ArgumentError: x is neither an image nor a group feature map, or the module returns anything but tensors with
+            at most the number of axes of a group feature map.
     """
     return torch.stack(list(_errors_by_output(module, as_group(group), x)[0].values())).amax(0)
 
@@ -80,43 +82,46 @@ def _errors_by_output(
     module: Callable[[Tensor], Any], group: PointGroup, x: Tensor
 ) -> tuple[dict[str, Tensor], dict[str, torch.dtype]]:
     """Return the errors, (|H|,), and the dtype of every tensor that a module returns, by its name."""
-    if not isinstance(x, Tensor) or x.ndim not in (4, 5):
+    most = 3 + group.dimension
+    if not isinstance(x, Tensor) or x.ndim not in (most - 1, most):
         what = f"has shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"is a {type(x).__name__}"
-        raise ArgumentError(f"x {what}; it must be a tensor (B, C, Y, X) or (B, C, |H|, Y, X)")
+        axes = ", ".join(axis_names(group.dimension))
+        raise ArgumentError(f"x {what}; it must be a tensor (B, C, {axes}) or (B, C, |H|, {axes}) for {group}")
     errors: dict[str, Tensor] = {}
     with torch.no_grad():
-        expected = _tensors(module(x.clone()))
+        expected = _tensors(module(x.clone()), most)
         for element in range(group.order):
-            found = _tensors(module(_act(x, group, element)))
+            found = _tensors(module(_act(x, group, element)), most)
             for name in {**expected, **found}:
                 error = _error(found.get(name), expected.get(name), group, element)
                 errors.setdefault(name, torch.zeros(group.order, dtype=torch.float64))[element] = error
     return errors, {name: tensor.dtype for name, tensor in {**found, **expected}.items()}
 
 
-def _tensors(output: Any) -> dict[str, Tensor]:
-    """Return all tensors that a module has returned, copied to the CPU, by name."""
+def _tensors(output: Any, most: int) -> dict[str, Tensor]:
+    """Return all tensors in the output of a module, copied to the CPU, by name."""
     tensors: dict[str, Tensor] = {}
 
     def add(name: str, leaf: Any) -> None:
         if isinstance(leaf, _NUMBERS):
             leaf = torch.as_tensor(leaf)
-        if isinstance(leaf, Tensor) and leaf.ndim <= 5:
+        if isinstance(leaf, Tensor) and leaf.ndim <= most:
             tensors[name] = leaf.detach().to("cpu", copy=True)  # the next call may overwrite it
         elif leaf is not None and not isinstance(leaf, (str, bytes)):
             found = f"a tensor of shape {tuple(leaf.shape)}" if isinstance(leaf, Tensor) else f"a {type(leaf).__name__}"
-            raise ArgumentError(f"module returns {found} as {name}; {_NEEDED}")
+            raise ArgumentError(f"module returns {found} as {name}; {_needed(most)}")
 
     map_leaves(add, output, "output")
     if not tensors:
-        raise ArgumentError(f"module returns a {type(output).__name__} without any tensor; {_NEEDED}")
+        raise ArgumentError(f"module returns a {type(output).__name__} without any tensor; {_needed(most)}")
     return tensors
 
 
-_NEEDED = (
-    "it must return tensors of at most five axes, alone or in mappings, sequences or dataclasses: pass a function that "
-    "does, such as lambda x: module(x).logits"
-)
+def _needed(most: int) -> str:
+    return (
+        f"it must return tensors of at most {most} axes, alone or in mappings, sequences or dataclasses: pass a "
+        "function that does, such as lambda x: module(x).logits"
+    )
 
 
 def _error(found: Tensor | None, expected: Tensor | None, group: PointGroup, element: int) -> Tensor | float:
@@ -137,9 +142,9 @@ def _error(found: Tensor | None, expected: Tensor | None, group: PointGroup, ele
 
 
 def _act(x: Tensor, group: PointGroup, element: int) -> Tensor:
-    if x.ndim < 4:
+    if x.ndim < 2 + group.dimension:
         return x
-    return transform(x, group, element, group_axis=x.ndim == 5)
+    return transform(x, group, element, group_axis=x.ndim == 3 + group.dimension)
 
 
 def _tolerance(dtype: torch.dtype) -> float:

@@ -34,12 +34,13 @@ import numpy as np
 import torch
 
 from sepgroupy import load_published
-from sepgroupy.data import load_amat, load_cifar10, load_idx, write_synthetic_cifar10
+from sepgroupy.data import load_amat, load_cifar10, write_synthetic_cifar10
 from sepgroupy.data._amat import TEST_FILE, TRAIN_FILE
 from sepgroupy.data._archive import unpack
 from sepgroupy.errors import SepgroupyError
 from sepgroupy.models import WeightsCard, build_model, save_weights
-from sepgroupy.training import RunConfig, _loop, evaluate, train
+from sepgroupy.paper import RunConfig, load_idx
+from sepgroupy.training import _loop, evaluate, train
 from sepgroupy.training._folder import read_config, read_result
 
 from .small import few_digits, small_run, use

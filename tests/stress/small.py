@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from sepgroupy.cli import exit_code
-from sepgroupy.data import ImageData, load_digits
-from sepgroupy.training import RunConfig, _data, _loop, load_model
+from sepgroupy.data import ImageData
+from sepgroupy.paper import RunConfig, _data, load_digits
+from sepgroupy.training import _loop, load_model
 
 
 def few_digits() -> ImageData:
@@ -65,7 +66,7 @@ def finished(process: int) -> int:
 
 
 def together(count: int, action: Callable[[], object], log: Path) -> list[int]:
-    """Do the action in so many processes as torchrun starts them, and return their exit codes in their order."""
+    """Run the action in ``count`` processes as torchrun starts them; return their exit codes in order."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -76,7 +77,7 @@ def together(count: int, action: Callable[[], object], log: Path) -> list[int]:
 
 
 def use(data: ImageData, save_seconds: float = 0.0) -> None:
-    """Let the runs of this process read these pictures, and save after each step."""
+    """Let the runs of this process read these images, and save after each step."""
 
     def load(source: str, path: object) -> ImageData:
         return data

@@ -1,4 +1,4 @@
-"""What a network costs: parameters, multiply-accumulates and memory."""
+"""The cost of a network: parameters, multiply-accumulates and memory."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _WEIGHTS = ("weight", "depthwise_weight", "pointwise_weight")
 
 @dataclass(frozen=True)
 class Complexity:
-    """What a network costs, from :func:`complexity`.
+    """The cost of a network, from :func:`complexity`.
 
     Args:
         parameters: the number of free parameters.
-        macs: multiply-accumulates for one picture by the paper's formula.
-        macs_executed: multiply-accumulates for one picture that torch really executes.
-        memory: peak bytes of a forward and backward pass of two pictures.
+        macs: multiply-accumulates for one image by the paper's formula.
+        macs_executed: multiply-accumulates for one image that torch executes.
+        memory: peak bytes of a forward and backward pass of two images.
     """
 
     parameters: int
@@ -37,31 +37,31 @@ class Complexity:
 
 
 def complexity(module: nn.Module, shape: Sequence[int]) -> Complexity:
-    """Measure what a network costs, on the device and in the dtype of its parameters.
+    """Measure the cost of a network, on the device and in the dtype of its parameters.
 
-    * ``parameters``: their elements, shared ones once.
-    * ``macs``: the paper's formula. A value that a layer puts out costs one multiply-accumulate for each weight of
-      its output channel, in a separable layer for each weight of both factors. At P output pixels that is
+    * ``parameters``: the number of their elements. Shared parameters count once.
+    * ``macs``: the paper's formula. An output value of a layer costs one multiply-accumulate for each weight of its
+      output channel, in a separable layer for each weight of both factors. At P output pixels that is
       O·I·k²·P for a plain layer, O·I·|H|·k²·P for a lifting one, and for a group convolution O·I·|H|²·k²·P if it is
       dense, O·I·|H|·(|H| + k²)·P for g (``w[o,i,h] = pw[o,i,h]·dw[o,i]``) and O·|H|·(I·|H| + k²)·P for gc
-      (``w[o,i,h] = pw[o,i,h]·dw[o]``). A plain 1×1 convolution straight before a depthwise one is one separable
-      layer with it, so it too counts at the pixels that come out of the pair. Layers are the calls of Conv1d,
+      (``w[o,i,h] = pw[o,i,h]·dw[o]``). A plain 1×1 convolution directly before a depthwise one forms one
+      separable layer with it, so both count at the output pixels of the pair. Layers are the calls of Conv1d,
       Conv2d, Conv3d, Linear, LiftingConv2d and GroupConv2d modules; nothing else counts.
-    * ``macs_executed``: half of what ``torch.utils.flop_counter`` counts in one forward pass in evaluation mode:
-      all matrix products and convolutions, at the size and by the algorithm at which they run.
-    * ``memory``: peak bytes of a forward and backward pass of two pictures in training mode, with activations,
-      what autograd keeps, temporaries and the gradients of the parameters, but not the parameters, the buffers and
-      the pictures. On a GPU from torch's allocator, in a second pass; elsewhere from following every storage that
-      an operation returns until it is freed, which does not see scratch memory inside an operation.
+    * ``macs_executed``: half of what ``torch.utils.flop_counter`` counts in one forward pass in inference mode:
+      all matrix products and convolutions that the selected backends execute.
+    * ``memory``: peak bytes of a forward and backward pass of two images in training mode. Activations,
+      tensors saved by autograd, temporaries and the gradients of the parameters count; parameters, buffers and the
+      images do not. On a GPU it comes from torch's allocator, in a second pass. Elsewhere every storage that an
+      operation returns is followed until it is freed; scratch memory inside an operation is not seen.
 
-    The module itself, its mode, gradients and running statistics stay as they are: a copy is measured.
+    A copy is measured: the module, its mode, gradients and running statistics do not change.
 
     Args:
-        module: from pictures (B, \\*shape) to one tensor.
-        shape: of one picture, (channels, rows, columns).
+        module: from images (B, \\*shape) to one tensor.
+        shape: of one image, (channels, rows, columns).
 
     Raises:
-        ArgumentError: the module does not read pictures of this shape, or puts out something else than a tensor.
+        ArgumentError: the module does not read images of this shape, or returns something other than one tensor.
 
     Source of the formula: Lengyel & van Gemert (2021), section 3.3.
 
@@ -77,42 +77,42 @@ def complexity(module: nn.Module, shape: Sequence[int]) -> Complexity:
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         try:
-            output = module(pictures(module, 1, shape))
+            output = module(random_images(module, 1, shape))
         except (ArgumentError, RuntimeError, ValueError, TypeError, IndexError) as error:
             raise ArgumentError(
-                f"module {type(module).__name__} fails on a picture of shape {tuple(shape)}: {error}"
+                f"module {type(module).__name__} fails on an image of shape {tuple(shape)}: {error}"
             ) from error
     if not isinstance(output, Tensor):
-        raise ArgumentError(f"module {type(module).__name__} puts out a {type(output).__name__}: it must be one tensor")
+        raise ArgumentError(f"module {type(module).__name__} returns a {type(output).__name__}: it must be one tensor")
     for hook in hooks:
         hook.remove()
     return Complexity(
         parameters=sum(p.numel() for p in module.parameters()),
         macs=formula.macs,
         macs_executed=counter.get_total_flops() // 2,
-        memory=peak_memory(module.train(), pictures(module, 2, shape)),
+        memory=peak_memory(module.train(), random_images(module, 2, shape)),
     )
 
 
-def pictures(module: nn.Module, count: int, shape: Sequence[int]) -> Tensor:
-    """Make random pictures of a shape, on the device and in the dtype of a module."""
+def random_images(module: nn.Module, count: int, shape: Sequence[int]) -> Tensor:
+    """Return random images of a shape, on the device and in the dtype of a module."""
     reference = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
     generator = torch.Generator().manual_seed(0)
     return torch.randn(count, *shape, generator=generator).to(reference)
 
 
 class _Formula:
-    """A forward hook that adds up the paper's formula."""
+    """A forward hook that sums the paper's formula."""
 
     def __init__(self) -> None:
         self.macs = 0
-        self._last: tuple[nn.Module, Tensor, int, int] | None = None  # its output, version of that, weights
+        self._last: tuple[nn.Module, Tensor, int, int] | None = None  # module, output, its version, weights
 
     def __call__(self, module: Any, args: tuple[Any, ...], output: Tensor) -> None:
         weights = sum(getattr(module, name)[0].numel() for name in _WEIGHTS if hasattr(module, name))
         if self._last and _is_depthwise(module) and _is_pointwise(self._last[0]):
             _, between, version, pointwise = self._last
-            if any(arg is between for arg in args) and between._version == version:  # nothing in place on the way
+            if any(arg is between for arg in args) and between._version == version:  # no in-place operation
                 self.macs -= between.numel() * pointwise
                 weights += pointwise
         self.macs += output.numel() * weights

@@ -1,4 +1,4 @@
-"""Pictures: each function takes numbers and writes one file."""
+"""Plots: each function takes numbers and writes one file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.ticker import StrMethodFormatter
 from .._files import atomic
 from ..auditing import AuditReport
 
-# Colours that differ in lightness too, from Okabe and Ito's palette for every kind of colour vision.
+# From Okabe and Ito's palette for every kind of colour vision; they also differ in lightness.
 _COLOURS = ("#D55E00", "#0072B2", "#009E73", "#000000")
 _MARKERS = ("o", "s", "^", "D")
 
@@ -20,17 +20,17 @@ _MARKERS = ("o", "s", "^", "D")
 def plot_error_against_angle(
     path: str | PathLike[str], angles: Sequence[float], errors: Mapping[str, Sequence[float]]
 ) -> None:
-    """Draw how the test error depends on the angle by which the test images are rotated.
+    """Plot the test error against the angle by which the test images are rotated.
 
     Args:
-        path: the picture; its suffix says the format, e.g. ``.png`` or ``.svg``.
+        path: the file of the plot; its suffix selects the format, e.g. ``.png`` or ``.svg``.
         angles: in degrees.
         errors: for each network its errors in percent, one for each angle.
     """
     figure = Figure(figsize=(7, 3.6), dpi=200, layout="constrained")
     axes = figure.add_subplot()
-    for quarter in range(90, 360, 90):
-        axes.axvline(quarter, color="0.85", linewidth=1, zorder=0)
+    for angle in range(90, 360, 90):
+        axes.axvline(angle, color="0.85", linewidth=1, zorder=0)
     for (name, values), colour, marker in zip(errors.items(), _COLOURS, _MARKERS, strict=False):
         axes.plot(angles, values, color=colour, marker=marker, markersize=4.5, linewidth=1.6)
         axes.annotate(name, (angles[-1], values[-1]), (8, 0), textcoords="offset points", color=colour, va="center")
@@ -46,11 +46,11 @@ def plot_error_against_angle(
 
 
 def plot_audit(path: str | PathLike[str], report: AuditReport) -> None:
-    """Draw the error of every layer, by itself and end to end, and mark the first that breaks the symmetry.
+    """Plot the error of every layer, by itself and end to end, and mark the first layer that breaks the symmetry.
 
     Args:
-        path: the picture; its suffix says the format.
-        report: what :func:`sepgroupy.audit` found.
+        path: the file of the plot; its suffix selects the format.
+        report: from :func:`sepgroupy.audit`.
     """
     rows, places = report.rows, range(len(report.rows))
     figure = Figure(figsize=(7.2, 1.4 + 0.17 * len(rows)), dpi=200, layout="constrained")

@@ -1,4 +1,4 @@
-"""A user's network by its import path."""
+"""Import a user's network by its path."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from ..errors import ArgumentError
 
 
 def import_network(path: str) -> nn.Module:
-    """Make the network that an import path names, such as ``"package.module:factory"``.
+    """Build the network that an import path names, such as ``"package.module:factory"``.
 
     The current folder is searched first, as ``python -m`` does. Importing runs the code of that module.
 
     Args:
-        path: a Python module, a colon, and a name in it: an ``nn.Module``, or what returns one when it is called
-            without arguments.
+        path: a Python module, a colon, and a name in it: an ``nn.Module``, or a callable that
+            returns one without arguments.
 
     Raises:
-        ArgumentError: there is no such module or name, calling it fails, or what it gives is no ``nn.Module``.
+        ArgumentError: there is no such module or name, calling it fails, or it does not give an ``nn.Module``.
 
     >>> import_network("torch.nn:ReLU")
     ReLU()
@@ -33,7 +33,7 @@ def import_network(path: str) -> nn.Module:
         found = getattr(importlib.import_module(package), name)
         network = found if isinstance(found, nn.Module) else found()
     except Exception as error:  # the user's code can raise anything
-        raise ArgumentError(f"module (={path!r}) cannot be made: {type(error).__name__}: {error}") from error
+        raise ArgumentError(f"module (={path!r}) cannot be built: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove("")
     if not isinstance(network, nn.Module):

@@ -12,15 +12,15 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages that operations have made and that still live, and the largest such sum.
+    """Counts the bytes of all living storages that operations have created, and their peak.
 
-    A storage counts once, however many tensors view it, from the operation that returns it until nothing refers to
-    it; one that was there before, such as a parameter or an input, never counts. Scratch memory inside an operation
-    is not seen.
+    A storage counts once, whatever the number of its views, from the operation that returns it until it is freed.
+    Storages that existed before, such as parameters and inputs, do not count. Scratch memory inside an operation is
+    not seen.
 
     >>> x = torch.zeros(1000)
     >>> with LiveBytes() as live:
-    ...     y = (x + 1).exp()  # 4000 bytes each, together for a moment
+    ...     y = (x + 1).exp()  # 4000 bytes each, both alive until exp returns
     >>> live.now, live.peak
     (4000, 8000)
     """
@@ -31,16 +31,16 @@ class LiveBytes(TorchDispatchMode):
         self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation and look at what goes in and what comes out."""
-        self._meet((args, kwargs), new=False)
+        """Run an operation and record the storages of its inputs and outputs."""
+        self._record((args, kwargs), new=False)
         result = func(*args, **(kwargs or {}))
-        self._meet(result, new=True)
+        self._record(result, new=True)
         return result
 
-    def _meet(self, values: Any, new: bool) -> None:
+    def _record(self, values: Any, new: bool) -> None:
         for value in tree_leaves(values):
             if isinstance(value, Tensor):
-                storage = value.untyped_storage()  # torch gives one Python object for the life of a storage
+                storage = value.untyped_storage()  # one Python object for the life of a storage
                 if id(storage) not in self._known:
                     self._follow(storage, storage.nbytes() if new else 0)
 
@@ -57,12 +57,12 @@ class LiveBytes(TorchDispatchMode):
 
 
 def peak_memory(module: nn.Module, x: Tensor) -> int:
-    """Return the peak bytes of ``module(x).sum().backward()``, over those that were there before.
+    """Return the peak bytes of ``module(x).sum().backward()``, above those that were allocated before.
 
-    Counted are activations, what autograd keeps, temporaries and the gradients of the parameters; not the parameters,
-    the buffers and x. On a GPU it is ``torch.cuda.max_memory_allocated`` less what was allocated before, in the second
-    of two passes, because libraries take workspaces in the first that they keep; elsewhere the peak of
-    :class:`LiveBytes`. The module's gradients are left behind.
+    Activations, tensors saved by autograd, temporaries and the gradients of the parameters count. Parameters, buffers
+    and x do not. On a GPU the number comes from ``torch.cuda.max_memory_allocated`` in the second of two passes, since
+    libraries allocate permanent workspaces in the first; elsewhere it is the peak of :class:`LiveBytes`. The module
+    has gradients afterwards.
     """
     if not x.is_cuda:
         with LiveBytes() as live:
@@ -77,7 +77,7 @@ def peak_memory(module: nn.Module, x: Tensor) -> int:
 
 
 def forward_backward(module: nn.Module, x: Tensor) -> None:
-    """Run both passes; a module without free parameters has no backward pass."""
+    """Run both passes. A module without free parameters has no backward pass."""
     total = module(x).sum()
     if total.requires_grad:
         total.backward()

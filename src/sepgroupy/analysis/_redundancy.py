@@ -1,4 +1,4 @@
-"""How much of a filter one spatial kernel explains: the paper's measure of what the kinds g and gc would lose."""
+"""The redundancy of dense filters: the share of their variance that one spatial kernel explains, as in the paper."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..nn import GroupConvolution
 
 QUESTIONS = {"g": "along the group axis (g)", "gc": "along group × input channels (gc)"}
 _COLOURS = {"trained": "#0072B2", "untrained": "#E69F00"}
-_SMALL = 1e-12  # of their mean square: less variance than this is rounding
+_SMALL = 1e-12  # relative to their mean square: less variance than this is rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,8 +29,8 @@ class LayerRedundancy:
 
     Args:
         name: of the layer, as in ``named_modules``.
-        g: (O, I), for each filter ``w[o,i]`` among its |H| kernels; None where it is no question.
-        gc: (O,), for each output channel among its I·|H| kernels; None where it is no question.
+        g: (O, I), for each filter ``w[o,i]`` among its |H| kernels; None where it does not apply.
+        gc: (O,), for each output channel among its I·|H| kernels; None where it does not apply.
     """
 
     name: str
@@ -41,25 +41,25 @@ class LayerRedundancy:
 def redundancy(model: nn.Module) -> list[LayerRedundancy]:
     """Measure how redundant the dense filters of a network are, layer by layer.
 
-    The kernels ``w[o,i,h]`` of a filter are points in k² dimensions. With their mean taken off and the eigenvalues
-    ``λ₁ ≥ λ₂ ≥ …`` of their covariance, the measure is ``λ₁ / Σλ``, the share of variance that the first principal
-    component explains. 1 means that one kernel, scaled, serves them all up to a constant one: along the group axis
-    that is nearly a filter of kind g (``w[o,i,h] = pw[o,i,h]·dw[o,i]``), along group × input channels of kind gc
-    (``pw[o,i,h]·dw[o]``), and for filters of these kinds it is exactly 1. Equal kernels, too, count as 1.
+    The kernels ``w[o,i,h]`` of a filter are points in k² dimensions. Their covariance has the eigenvalues
+    ``λ₁ ≥ λ₂ ≥ …``. The measure is ``λ₁ / Σλ``, the share of variance that the first principal component explains.
+    It is 1 where all kernels are multiples of one kernel plus a constant one. Along the group axis that is
+    nearly a filter of kind g (``w[o,i,h] = pw[o,i,h]·dw[o,i]``), along group × input channels one of kind gc
+    (``pw[o,i,h]·dw[o]``). For filters of these kinds the measure is exactly 1. Equal kernels count as 1 too.
 
-    Planar convolutions, the lifting one among them, have no group axis and answer the gc question alone. A question
-    whose answer is 1 for every filter is not asked: of two kernels or fewer, and of 1×1 kernels. For transposed
-    convolutions O and I are exchanged.
+    2-D convolutions and lifting convolutions have no group axis: only gc is measured. A measure that is 1 for every
+    filter is left out: that of two kernels or fewer, and of 1×1 kernels. For transposed convolutions O and I are
+    exchanged.
 
-    Chance explains more than nothing: compare with :func:`untrained`.
+    Random kernels have a redundancy above 0: compare with that of :func:`reinitialized_copy`.
 
     Args:
-        model: the network; its layers on a group of kind g and gc have no such filters and are left out.
+        model: the network. Its layers of kind g and gc have no dense filters and are left out.
 
     Raises:
         ArgumentError: a filter is not finite.
 
-    The filters are those of the next call, also where weight norm, spectral norm, pruning or a pre-hook computes them.
+    Filters that weight norm, spectral norm, pruning or a pre-hook computes are measured as the next call uses them.
 
     Source: Lengyel & van Gemert (2021).
 
@@ -80,14 +80,14 @@ def redundancy(model: nn.Module) -> list[LayerRedundancy]:
     return rows
 
 
-def untrained(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Return a copy of a network whose layers have drawn their parameters anew, for what chance explains.
+def reinitialized_copy(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Return a copy of a network with new random parameters: the redundancy that chance explains.
 
     Args:
-        model: the network; layers without ``reset_parameters`` keep what they have.
-        seed: of the random numbers; those of the caller are left alone.
+        model: the network. Layers without ``reset_parameters`` are copied with their parameters.
+        seed: of the random numbers. The caller's random state does not change.
     """
-    fresh = copy_with_plain_weights(model)  # of reparametrized ones a reset would change only a result
+    fresh = copy_with_plain_weights(model)  # a reset of a reparametrized weight would be overwritten
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for layer in fresh.modules():
@@ -98,7 +98,7 @@ def untrained(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def draw_redundancy(trained: Sequence[LayerRedundancy], chance: Sequence[LayerRedundancy]) -> Figure:
-    """Draw the distribution over the filters of every layer, beside that of an untrained network.
+    """Plot the distribution over the filters of every layer, beside that of an untrained network.
 
     Boxes hold the middle half of the filters and their whiskers 90 %; the line in a box is the median.
 
@@ -144,10 +144,10 @@ def draw_redundancy(trained: Sequence[LayerRedundancy], chance: Sequence[LayerRe
 def plot_redundancy(
     path: str | PathLike[str], trained: Sequence[LayerRedundancy], chance: Sequence[LayerRedundancy]
 ) -> None:
-    """Save what :func:`draw_redundancy` draws.
+    """Save the plot of :func:`draw_redundancy`.
 
     Args:
-        path: the picture; its suffix says the format.
+        path: the file of the plot; its suffix selects the format.
         trained: of a trained network.
         chance: of the same network untrained.
     """
@@ -158,14 +158,14 @@ def plot_redundancy(
 
 def _dense_weight(name: str, layer: nn.Module) -> Tensor | None:
     """Return the filters of a layer in float64, (O, I, |H| or 1, k, k), or None if it has no dense ones."""
-    planar = isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))
-    if not planar and not (isinstance(layer, GroupConvolution) and layer.kind in ("lifting", "dense")):
+    is_conv2d = isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))
+    if not is_conv2d and not (isinstance(layer, GroupConvolution) and layer.kind in ("lifting", "dense")):
         return None
-    if layer._forward_pre_hooks:  # which may recompute the weight
+    if layer._forward_pre_hooks:  # a hook may recompute the weight
         call_on_probe(name or "model", layer)
     weight: Any = layer.weight
     weight = weight.detach().double().cpu()
-    return weight.unsqueeze(2) if planar else weight
+    return weight.unsqueeze(2) if is_conv2d else weight
 
 
 def _explained(

@@ -1,4 +1,4 @@
-"""Time of networks relative to each other, fair on a machine whose speed drifts."""
+"""Time of networks relative to each other, robust on a machine whose speed drifts."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
-from ._complexity import pictures
+from ._complexity import random_images
 from ._memory import forward_backward
 
 
 @dataclass(frozen=True)
 class RelativeTime:
-    """How long a network takes, in units of the reference's time; from :func:`relative_times`.
+    """Times of a network divided by those of the reference, from :func:`relative_times`.
 
     Args:
         training: a training step: forward, backward and a step of SGD.
-        evaluation: a forward pass in evaluation mode.
+        evaluation: a forward pass in inference mode.
     """
 
     training: float
@@ -34,14 +34,14 @@ def relative_times(
 ) -> list[RelativeTime]:
     """Time networks against the first of them.
 
-    Every round times each network once, one after the other; what is returned are medians, over the rounds, of the
-    ratio to the first network of the same round. First come all rounds of training, then those of evaluation, each
-    after one that does not count. The modules stay as they are: copies are timed.
+    Every round times each network once. A network's result is the median over the rounds of the ratio to the first
+    network in the same round. All rounds of training come first, then those of inference; one warm-up round of each
+    does not count. Copies are timed: the modules do not change.
 
     Args:
-        modules: from pictures (B, \\*shape) to one tensor, all on one device.
-        shape: of one picture, (channels, rows, columns).
-        batch_size: pictures a step.
+        modules: from images (B, \\*shape) to one tensor, all on one device.
+        shape: of one image, (channels, rows, columns).
+        batch_size: images in a step.
         rounds: how many rounds count.
 
     Raises:
@@ -51,7 +51,7 @@ def relative_times(
         if value < 1:
             raise ArgumentError(f"{name} (={value}) must be at least 1")
     copies = [deepcopy(module).train() for module in modules]
-    batches = [pictures(module, batch_size, shape) for module in copies]
+    batches = [random_images(module, batch_size, shape) for module in copies]
 
     def ratios(action: Callable[[nn.Module, Tensor], None]) -> list[float]:
         seconds = [[_seconds(action, *pair) for pair in zip(copies, batches, strict=True)] for _ in range(rounds + 1)]

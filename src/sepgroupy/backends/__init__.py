@@ -4,6 +4,7 @@
 every threshold. To add one, see docs/extend.md. Nothing here knows modules or networks.
 """
 
+from .base import CONV as CONV
 from .base import Backend as Backend
 from .base import Filters as Filters
 from .base import can_bypass_dispatcher as can_bypass_dispatcher
@@ -18,6 +19,7 @@ from .conv_spec import KINDS as KINDS
 from .conv_spec import PADDING_MODES as PADDING_MODES
 from .conv_spec import ConvSpec as ConvSpec
 from .conv_spec import Pair as Pair
+from .conv_spec import Sizes as Sizes
 from .conv_spec import exceeds_any_memory as exceeds_any_memory
 from .dispatch import RULES as RULES
 from .dispatch import available_backends as available_backends
@@ -28,11 +30,16 @@ from .dispatch import registered_backends as registered_backends
 from .dispatch import select_backend as select_backend
 from .dispatch import unregister as unregister
 from .filter_bank import expand_filter as expand_filter
-from .filter_bank import five_axes as five_axes
 from .filter_bank import full_filter as full_filter
+from .filter_bank import with_group_axis as with_group_axis
+from .group_axis import check_group_feature_map as check_group_feature_map
 from .group_axis import merge_group as merge_group
 from .group_axis import split_group as split_group
 from .native import empty_cache as empty_cache
+from .pooling import Window as Window
+from .pooling import has_windows as has_windows
+from .pooling import max_pool as max_pool
+from .pooling import max_pool_window as max_pool_window
 from .tracing import constant_to_dynamo as constant_to_dynamo
 from .tracing import name_for_tracing as name_for_tracing
 from .tracing import traced_value as traced_value

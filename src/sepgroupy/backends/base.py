@@ -1,4 +1,4 @@
-"""The contract of a backend, and questions that several of them ask about a tensor."""
+"""The interface of a backend, and predicates on tensors that several backends use."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from torch import Tensor
 from .conv_spec import ConvSpec
 
 Filters = tuple[Tensor | None, ...]
-"""What a backend reads in place of the free parameters; the backend alone knows what each tensor is."""
+"""The tensors that a backend reads in place of the free parameters; their meaning is private to the backend."""
 
 
 class Backend(ABC):
-    """A way to compute the convolutions that a :class:`ConvSpec` specifies; all give the same result to rounding.
+    """An algorithm for the convolutions that a :class:`ConvSpec` specifies. All backends agree to rounding.
 
     The contract tests compare every registered backend with the definition. :func:`sepgroupy.backends.register` adds
     one.
     """
 
     name: ClassVar[str]
-    """What ``backend=`` calls it."""
+    """The value of ``backend=`` that selects it."""
     double_backward: ClassVar[bool] = True
     """Whether it has second derivatives."""
     forward_mode: ClassVar[bool] = True
     vmap: ClassVar[bool] = True
     compiles: ClassVar[bool] = True
     exports: ClassVar[bool] = True
-    """Whether it serves forward-mode derivatives, ``torch.vmap`` and other function transforms, ``torch.compile``, and
-    ``torch.export`` and ``torch.jit.trace``. "auto" chooses another backend while one is at work that it does not
-    serve."""
+    """Whether it supports forward-mode derivatives, ``torch.vmap`` and other function transforms, ``torch.compile``,
+    and ``torch.export`` and ``torch.jit.trace``. Under those that it does not support, "auto" chooses another
+    backend."""
 
     def unavailable_reason(self) -> str | None:
         """Return why this machine cannot use the backend, or None."""
         return None
 
     def summary(self) -> str:
-        """Describe what it computes with, in a line."""
+        """Describe the implementation in one line."""
         return "PyTorch's operations"
 
     def supports_device(self, device: str) -> bool:
@@ -50,30 +50,30 @@ class Backend(ABC):
 
     @abstractmethod
     def unsupported_reason(self, spec: ConvSpec, x: Tensor | None = None) -> str | None:
-        """Return what such a convolution (of this input) would need to be computed here, or None if nothing is missing.
+        """Return None if the backend supports the convolution (of this input), or else its unmet requirement.
 
         The text completes "backend (='name') needs …".
         """
 
     @abstractmethod
     def expand_filters(self, spec: ConvSpec, parameters: Mapping[str, Tensor]) -> Filters:
-        """Turn free parameters, under their published names, into what :meth:`run` reads; differentiable."""
+        """Convert free parameters, by their published names, to the tensors that :meth:`run` reads; differentiable."""
 
     def expand_filters_for_reuse(self, spec: ConvSpec, parameters: Mapping[str, Tensor], x: Tensor) -> Filters:
-        """Do all work on filters that calls without gradients can share, for inputs of the same :meth:`reuse_key`."""
+        """Prepare filters for reuse by calls without gradients, on inputs of the same :meth:`reuse_key`."""
         filters = tuple(None if f is None else f.detach() for f in self.expand_filters(spec, parameters))
         if not torch.is_autocast_enabled(x.device.type):
             return filters
-        dtype = torch.get_autocast_dtype(x.device.type)  # else each call would cast them
+        dtype = torch.get_autocast_dtype(x.device.type)  # otherwise each call would cast them
         return tuple(f.to(dtype) if f is not None and f.is_floating_point() else f for f in filters)
 
     def reuse_key(self, spec: ConvSpec, x: Tensor) -> Hashable:
-        """Return what reusable filters depend on besides the parameters; None if there is no work to share."""
+        """Return a key of all that reusable filters depend on besides parameters; None if reuse saves nothing."""
         return ()
 
     @abstractmethod
     def run(self, spec: ConvSpec, x: Tensor, filters: Filters, bias: Tensor | None) -> Tensor:
-        """Convolve (B, I, Y, X) if lifting, else (B, I, |H|, Y, X), to (B, O, |H|, Y', X')."""
+        """Convolve (B, I, Y, X) if lifting, else (B, I, |H|, Y, X), to (B, O, |H|, Y', X'); in 1-D and 3-D alike."""
 
 
 def is_plain_eager_tensor(x: Tensor) -> bool:
@@ -99,19 +99,29 @@ def repeat_bias(bias: Tensor | None, spec: ConvSpec) -> Tensor | None:
     return bias if bias is None else bias.reshape(spec.groups, 1, -1).expand(-1, spec.group.order, -1).flatten()
 
 
+CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec, groups: int) -> Tensor:
-    """Apply ``torch.nn.functional.conv2d``, or ``conv_transpose2d``, with the specification's geometry."""
+    """Apply ``torch.nn.functional.conv2d``, or ``conv_transpose2d``, or 1d or 3d, with the specification's geometry."""
+    dimension = len(spec.kernel_size)
     if spec.transposed:
-        padding = (spec.padding[0], spec.padding[2])
-        return F.conv_transpose2d(x, weight, bias, spec.stride, padding, spec.output_padding, groups, spec.dilation)
+        transposed, padding = CONV_TRANSPOSE[dimension], spec.padding[::2]
+        return transposed(x, weight, bias, spec.stride, padding, spec.output_padding, groups, spec.dilation)
     x, padding = pad(x, spec)
-    return F.conv2d(x, weight, bias, spec.stride, padding, spec.dilation, groups)
+    return CONV[dimension](x, weight, bias, spec.stride, padding, spec.dilation, groups)
 
 
-def pad(x: Tensor, spec: ConvSpec) -> tuple[Tensor, tuple[int, int]]:
-    """Pad (…, Y, X) where ``conv2d`` itself cannot; return it with the padding that is left to do."""
-    top, bottom, left, right = spec.padding
+def pad(x: Tensor, spec: ConvSpec) -> tuple[Tensor, tuple[int, ...]]:
+    """Pad (B, C, …) where PyTorch's convolution cannot; return it with the remaining padding."""
     if not spec.pads_separately:
-        return x, (top, left)
+        return x, spec.padding[::2]
+    return pad_all(x, spec), (0,) * spec.dimension
+
+
+def pad_all(x: Tensor, spec: ConvSpec) -> Tensor:
+    """Pad (B, C, …) on all sides."""
     mode = "constant" if spec.padding_mode == "zeros" else spec.padding_mode
-    return F.pad(x, (left, right, top, bottom), mode=mode), (0, 0)
+    last_first = [p for axis in reversed(range(spec.dimension)) for p in spec.padding[2 * axis : 2 * axis + 2]]
+    return F.pad(x, last_first, mode=mode)

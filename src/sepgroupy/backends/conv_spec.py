@@ -1,4 +1,4 @@
-"""The specification of a convolution: everything but its numbers, parsed once and checked against the group."""
+"""The specification of a convolution: its arguments without the parameters, parsed once and checked with the group."""
 
 from __future__ import annotations
 
@@ -9,31 +9,36 @@ from functools import lru_cache
 from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
-from ..groups import PointGroup
+from ..groups import PointGroup, as_group, axis_names, group_names
 
-Pair = int | Sequence[int]
+Sizes = int | Sequence[int]
+"""One number for all spatial axes, or one for each."""
+Pair = Sizes  # the name in two dimensions
 KINDS = ("dense", "g", "gc")
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 MAX_SIZE = 2**31 - 1
 """Largest value of any argument that counts something: torch's convolutions count pixels in 32 bits."""
 MAX_NUMEL = 2**40
-"""Largest number of values in a tensor: 4 TiB in float32. A larger one is refused by name."""
+"""Largest number of values in a tensor: 4 TiB in float32. A larger one is refused."""
+DIMENSIONS = {1: "samples", 2: "pixels", 3: "voxels"}
+"""The numbers of spatial axes that PyTorch convolves over, and the name of a point of such a grid."""
 
 
 @dataclass(frozen=True)
 class ConvSpec:
-    """A convolution on a point group. Make one with :meth:`parse`; equal specifications are equal and hash alike.
+    """A convolution on a point group, created by :meth:`parse`. Equal specifications have equal hashes.
 
     Args:
         group: the point group.
         kind: ``"lifting"``, from images to group feature maps; or the filter of a group convolution, ``"dense"``,
             ``"g"`` or ``"gc"``.
-        kernel_size: by axis (rows, columns), as stride and dilation.
-        padding: (top, bottom, left, right).
+        kernel_size: by spatial axis, as stride and dilation: (rows, columns) of images.
+        padding: before and after, by spatial axis: (top, bottom, left, right) of images.
         groups: blocks of channels that are convolved separately.
         padding_mode: one of ``PADDING_MODES``.
         transposed: whether this is the transpose of the convolution from its output to its input.
@@ -42,30 +47,32 @@ class ConvSpec:
 
     group: PointGroup
     kind: str
-    kernel_size: tuple[int, int]
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
-    dilation: tuple[int, int] = (1, 1)
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...] = (1, 1)
+    padding: tuple[int, ...] = (0, 0, 0, 0)
+    dilation: tuple[int, ...] = (1, 1)
     groups: int = 1
     padding_mode: str = "zeros"
     transposed: bool = False
-    output_padding: tuple[int, int] = (0, 0)
+    output_padding: tuple[int, ...] = (0, 0)
 
     @classmethod
     def parse(
         cls,
         group: PointGroup,
         kind: str,
-        kernel_size: Pair,
-        stride: Pair = 1,
-        padding: Pair | str = 0,
-        dilation: Pair = 1,
+        kernel_size: Sizes,
+        stride: Sizes = 1,
+        padding: Sizes | str = 0,
+        dilation: Sizes = 1,
         groups: int = 1,
         padding_mode: str = "zeros",
         transposed: bool = False,
-        output_padding: Pair = 0,
+        output_padding: Sizes = 0,
     ) -> ConvSpec:
-        """Parse the arguments of ``torch.nn.Conv2d`` and refuse those that break the group's symmetry.
+        """Parse the arguments of ``torch.nn.Conv2d``, or 1d or 3d as the group has axes.
+
+        Those that break the group's symmetry are refused.
 
         Raises:
             ArgumentError: a value is out of range; the values of two axes differ and the group exchanges the axes;
@@ -76,51 +83,54 @@ class ConvSpec:
         types = tuple(type(v) for a in hashable for v in (a if isinstance(a, tuple) else (a,)))
         try:
             return _parse(types, group, kind, *hashable)
-        except TypeError:  # unhashable, which no right value is
+        except TypeError:  # unhashable, so not a valid value
             return _parse.__wrapped__(types, group, kind, *arguments)
 
     def __post_init__(self) -> None:
         names = ("kind", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "transposed")
         values = (self.group, self.output_padding, *(getattr(self, name) for name in names))
-        object.__setattr__(self, "_hash", hash(values))  # once: layers look constants up in every call
+        object.__setattr__(self, "_hash", hash(values))  # computed once: layers look up constants in every call
 
     def __hash__(self) -> int:
         return self._hash  # type: ignore[attr-defined, no-any-return]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), tuple(getattr(self, f.name) for f in fields(self))  # a hash is of one process alone
+        return type(self), tuple(getattr(self, f.name) for f in fields(self))  # a hash is valid in one process only
 
     def __deepcopy__(self, memo: object) -> ConvSpec:
         return self
 
     @property
+    def dimension(self) -> int:
+        """The number of spatial axes."""
+        return len(self.kernel_size)
+
+    @property
     def pads_separately(self) -> bool:
-        """Whether padding is a step before the convolution: it is not of zeros, or not the same on both sides."""
-        top, bottom, left, right = self.padding
-        return any(self.padding) and (self.padding_mode != "zeros" or (top, left) != (bottom, right))
+        """Whether padding is a separate step before the convolution: not of zeros, or unequal on the two sides."""
+        return any(self.padding) and (self.padding_mode != "zeros" or self.padding[::2] != self.padding[1::2])
 
     @property
     def pointwise(self) -> bool:
-        """Whether the kernel is 1×1, so that each output pixel reads one input pixel."""
-        return self.kernel_size == (1, 1)
+        """Whether the kernel has one element, so that each output pixel reads one input pixel."""
+        return max(self.kernel_size) == 1
 
-    def output_size(self, rows: int, columns: int) -> tuple[int, int]:
-        """Return the rows and columns of the output for an input of this size."""
-        sides = zip((rows, columns), (self.padding[:2], self.padding[2:]), strict=True)
+    def output_size(self, *size: int) -> tuple[int, ...]:
+        """Return the spatial sizes of the output for an input of these: rows and columns of images."""
+        pads = map(sum, _sides(self.padding))
         steps = zip(self.kernel_size, self.dilation, self.stride, self.output_padding, strict=True)
-        height, width = (
-            (size - 1) * stride - sum(pads) + dilation * (kernel - 1) + added + 1
+        return tuple(
+            (n - 1) * stride - pad + dilation * (kernel - 1) + added + 1
             if self.transposed
-            else (size + sum(pads) - dilation * (kernel - 1) - 1) // stride + 1
-            for (size, pads), (kernel, dilation, stride, added) in zip(sides, steps, strict=True)
+            else (n + pad - dilation * (kernel - 1) - 1) // stride + 1
+            for n, pad, (kernel, dilation, stride, added) in zip(size, pads, steps, strict=True)
         )
-        return height, width
 
     def check_input(self, x: Tensor, in_channels: int, weight: Tensor) -> None:
-        """Refuse an input of another layout, shape, size or dtype than this convolution reads, by name.
+        """Refuse an input of another layout, shape, size or dtype than this convolution reads.
 
         Raises:
-            ArgumentError: x is something else. Under autocast its dtype may differ from the parameters'.
+            ArgumentError: x does not fit. Under autocast its dtype may differ from the parameters'.
         """
         if not isinstance(x, Tensor) or x.layout != torch.strided:
             what = x.layout if isinstance(x, Tensor) else type(x).__name__
@@ -131,108 +141,110 @@ class ConvSpec:
             )
         lifting = self.kind == "lifting"
         expected = (in_channels,) if lifting else (in_channels, self.group.order)
-        if x.ndim != 3 + len(expected) or tuple(x.shape[1:-2]) != expected:
-            axes = ", ".join(map(str, expected))
+        dimension = len(self.kernel_size)
+        if x.ndim != 1 + dimension + len(expected) or tuple(x.shape[1:-dimension]) != expected:
+            axes = ", ".join(map(str, (*expected, *axis_names(dimension))))
             raise ArgumentError(
-                f"x has shape {tuple(x.shape)}; this layer reads (B, {axes}, Y, X)"
+                f"x has shape {tuple(x.shape)}; this layer reads (B, {axes})"
                 + ("" if lifting else f", a feature map on {self.group.name} with in_channels (={in_channels})")
             )
         if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):  # there sizes may be symbols
             try:
                 _check_size(self, x.shape)
             except TypeError:  # symbols, which have no hash
-                self.check_size(math.prod(x.shape[:-2]), *x.shape[-2:])
+                self.check_size(math.prod(x.shape[:-dimension]), *x.shape[-dimension:])
 
-    def check_size(self, images: int, rows: int, columns: int) -> None:
-        """Refuse images that the kernel or the padding does not fit.
+    def check_size(self, images: int, *size: int) -> None:
+        """Refuse images, or volumes, that the kernel or the padding does not fit.
 
         Raises:
-            ArgumentError: they are smaller than the kernel's extent, or than what their padding repeats or reflects,
-                or no machine could hold them or the output.
+            ArgumentError: they are smaller than the kernel's extent or than the pixels that the padding repeats or
+                reflects, or they or the output are too large for any machine.
         """
-        size = f"x is {rows}×{columns} pixels"
+        text = f"{'×'.join(map(str, size))} {DIMENSIONS[self.dimension]}"
+        sides = _sides(self.padding)
         if self.transposed:
-            height, width = self.output_size(rows, columns)
-            if min(rows, columns, height, width) < 1:
-                raise ArgumentError(f"{size}, of which padding (={self.padding}) would leave none after this layer")
-            shape = (images, height + 2 * self.padding[0], width + 2 * self.padding[2])
+            result = self.output_size(*size)
+            if min(*size, *result) < 1:
+                raise ArgumentError(
+                    f"x is {text}, of which padding (={self.padding}) would leave none after this layer"
+                )
+            shape = (images, *(n + sum(pads) for n, pads in zip(result, sides, strict=True)))
             if exceeds_any_memory(shape):
                 raise ArgumentError(
-                    f"the output of {rows}×{columns} pixels, stride (={self.stride}), dilation (={self.dilation}) "
+                    f"the output of {text}, stride (={self.stride}), dilation (={self.dilation}) "
                     f"would have {math.prod(shape):.1e} values, more than any machine holds"
                 )
             return
-        sides = (self.padding[:2], self.padding[2:])
-        for n, pads, kernel, dilation in zip((rows, columns), sides, self.kernel_size, self.dilation, strict=True):
+        for n, pads, kernel, dilation in zip(size, sides, self.kernel_size, self.dilation, strict=True):
             if n < self._min_size(max(pads)):
                 raise ArgumentError(
-                    f"{size}, too small for padding (={self.padding}) with padding_mode (={self.padding_mode!r})"
+                    f"x is {text}, too small for padding (={self.padding}) with padding_mode (={self.padding_mode!r})"
                 )
             if n + sum(pads) < dilation * (kernel - 1) + 1:
                 raise ArgumentError(
-                    f"{size}, with padding (={self.padding}) smaller than the extent of "
+                    f"x is {text}, with padding (={self.padding}) smaller than the extent of "
                     f"kernel_size (={self.kernel_size}), dilation (={self.dilation})"
                 )
-        top, bottom, left, right = self.padding
-        shape = (images, top + rows + bottom, left + columns + right)
+        shape = (images, *(n + sum(pads) for n, pads in zip(size, sides, strict=True)))
         if exceeds_any_memory(shape):
             raise ArgumentError(
-                f"x, {images} feature maps of {rows}×{columns} pixels with padding (={self.padding}), would have "
+                f"x, {images} feature maps of {text} with padding (={self.padding}), would have "
                 f"{math.prod(shape):.1e} values, more than any machine holds"
             )
 
     def _min_size(self, pad: int) -> int:
-        # Of an image without pixels torch makes nothing, whatever the padding.
+        # torch returns an empty tensor for an image without pixels, with any padding.
         return {"reflect": pad + 1, "circular": max(pad, 1)}.get(self.padding_mode, 1)
 
 
 @lru_cache(maxsize=1024)
 def _check_size(spec: ConvSpec, shape: torch.Size) -> None:
-    spec.check_size(math.prod(shape[:-2]), *shape[-2:])
+    spec.check_size(math.prod(shape[: -spec.dimension]), *shape[-spec.dimension :])
 
 
 @lru_cache(maxsize=1024)
 def _parse(
-    types: tuple[type, ...],  # to the cache alone 1.0 is 1
+    types: tuple[type, ...],  # a cache alone would take 1.0 for 1
     group: PointGroup,
     kind: str,
-    kernel_size: Pair,
-    stride: Pair,
-    padding: Pair | str,
-    dilation: Pair,
+    kernel_size: Sizes,
+    stride: Sizes,
+    padding: Sizes | str,
+    dilation: Sizes,
     groups: int,
     padding_mode: str,
     transposed: bool,
-    output_padding: Pair,
+    output_padding: Sizes,
 ) -> ConvSpec:
     if kind not in ("lifting", *KINDS):
         raise ArgumentError(f"kind (={kind!r}) must be one of {', '.join(KINDS)}")
-    if group.dimension != 2:
-        raise ArgumentError(f"group (={group}) must act on 2 axes for a two-dimensional convolution")
-    kernel = _pair("kernel_size", kernel_size, 1, group)
-    strides = _pair("stride", stride, 1, group)
-    dilations = _pair("dilation", dilation, 1, group)
+    if group.dimension not in DIMENSIONS:
+        raise ArgumentError(
+            f"group (={group}) must act on {', '.join(map(str, DIMENSIONS))} axes to convolve over them"
+        )
+    kernel = _by_axis("kernel_size", kernel_size, 1, group)
+    strides = _by_axis("stride", stride, 1, group)
+    dilations = _by_axis("dilation", dilation, 1, group)
     if not isinstance(groups, Integral) or not 1 <= int(groups) <= MAX_SIZE:
         raise ArgumentError(f"groups (={groups!r}) must be a positive integer below 2³¹")
     if padding_mode not in PADDING_MODES:
         raise ArgumentError(f"padding_mode (={padding_mode!r}) must be one of {', '.join(PADDING_MODES)}")
     if transposed and isinstance(padding, str):
-        raise ArgumentError(f"padding (={padding!r}) must be an integer or a pair of integers")
+        raise ArgumentError(f"padding (={padding!r}) must be an integer or {_one_per_axis(group)}")
     pads = _padding(padding, kernel, strides, dilations, group)
     spec = ConvSpec(group, kind, kernel, strides, pads, dilations, int(groups), padding_mode, transposed)
-    if not transposed:
-        return spec
-    added = _output_padding(group, output_padding, spec)
+    added = _output_padding(group, output_padding, spec) if transposed else (0,) * group.dimension
     return ConvSpec(group, kind, kernel, strides, pads, dilations, int(groups), padding_mode, transposed, added)
 
 
 def exceeds_any_memory(shape: Sequence[int]) -> bool:
-    """Whether a tensor of this shape would have more values than any machine holds."""
+    """Whether a tensor of this shape would be too large for any machine."""
     return math.prod(shape) > MAX_NUMEL or max(shape, default=0) > MAX_SIZE
 
 
-def _output_padding(group: PointGroup, value: Pair, spec: ConvSpec) -> tuple[int, int]:
-    added = _pair("output_padding", value, 0, group)
+def _output_padding(group: PointGroup, value: Sizes, spec: ConvSpec) -> tuple[int, ...]:
+    added = _by_axis("output_padding", value, 0, group)
     if any(pad >= max(steps) for pad, *steps in zip(added, spec.stride, spec.dilation, strict=True)):
         raise ArgumentError(
             f"output_padding (={value!r}) must be smaller than stride (={spec.stride}) or dilation (={spec.dilation})"
@@ -247,36 +259,57 @@ def _output_padding(group: PointGroup, value: Pair, spec: ConvSpec) -> tuple[int
     return added
 
 
-def _pair(name: str, value: Pair, least: int, group: PointGroup) -> tuple[int, int]:
-    pair: Any = (value, value) if isinstance(value, Integral) else value
+def _by_axis(name: str, value: Sizes, least: int, group: PointGroup) -> tuple[int, ...]:
+    values: Any = (value,) * group.dimension if isinstance(value, Integral) else value
     if (
-        not isinstance(pair, Sequence)
-        or len(pair) != 2
-        or not all(isinstance(v, Integral) and least <= int(v) <= MAX_SIZE for v in pair)
+        not isinstance(values, Sequence)
+        or len(values) != group.dimension
+        or not all(isinstance(v, Integral) and least <= int(v) <= MAX_SIZE for v in values)
     ):
-        raise ArgumentError(f"{name} (={value!r}) must be an integer of at least {least}, below 2³¹, or a pair of them")
-    row, column = int(pair[0]), int(pair[1])
-    if row != column and _exchanges_axes(group):
         raise ArgumentError(
-            f"{name} (={value!r}) must be the same on both axes: {group} exchanges rows and columns. Use two equal "
-            "values, or a group without 90° rotations and diagonal reflections (pm, p2, p2mm)"
+            f"{name} (={value!r}) must be an integer of at least {least}, below 2³¹, or {_one_per_axis(group)}"
         )
-    return (row, column)
+    parsed = tuple(map(int, values))
+    for axes in np.abs(group.arrays).argmax(2):  # of each element, the axis that each axis comes from
+        for axis, source in enumerate(axes):
+            if parsed[axis] != parsed[source]:
+                first, second = sorted((axis, source))
+                names = axis_names(group.dimension)
+                raise ArgumentError(
+                    f"{name} (={value!r}) must be the same on axes {names[first]} and {names[second]}: {group} "
+                    "exchanges them. Use equal values, or a group that does not exchange these axes "
+                    f"({', '.join(_groups_that_preserve(parsed))})"
+                )
+    return parsed
+
+
+def _one_per_axis(group: PointGroup) -> str:
+    return "a pair of integers" if group.dimension == 2 else f"{group.dimension} of them"
+
+
+def _groups_that_preserve(values: tuple[int, ...]) -> list[str]:
+    """Name the groups that exchange no axes of unequal values."""
+    groups = [as_group(name, len(values)) for name in group_names(len(values))]
+    return [
+        group.name
+        for group in groups
+        if group.order > 1 and (np.array(values)[np.abs(group.arrays).argmax(2)] == values).all()
+    ]
 
 
 def _padding(
-    padding: Pair | str,
-    kernel: tuple[int, int],
-    stride: tuple[int, int],
-    dilation: tuple[int, int],
+    padding: Sizes | str,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
     group: PointGroup,
-) -> tuple[int, int, int, int]:
+) -> tuple[int, ...]:
     if isinstance(padding, str):
         if padding == "valid":
-            return (0, 0, 0, 0)
+            return (0, 0) * group.dimension
         if padding != "same":
-            raise ArgumentError(f"padding (={padding!r}) must be 'same', 'valid', an integer or a pair of integers")
-        if stride != (1, 1):
+            raise ArgumentError(f"padding (={padding!r}) must be 'same', 'valid', an integer or {_one_per_axis(group)}")
+        if max(stride) > 1:
             raise ArgumentError(f"padding='same' needs stride 1, not {stride}")
         total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
         sides = [(t // 2, t - t // 2) for t in total]
@@ -289,9 +322,10 @@ def _padding(
                         f"dilation (={dilation}), which {group} does not map to itself: use an odd kernel_size"
                     )
     else:
-        sides = [(p, p) for p in _pair("padding", padding, 0, group)]
-    return (*sides[0], *sides[1])
+        sides = [(p, p) for p in _by_axis("padding", padding, 0, group)]
+    return tuple(pad for side in sides for pad in side)
 
 
-def _exchanges_axes(group: PointGroup) -> bool:
-    return bool((group.arrays[:, 0, 1] != 0).any())
+def _sides(padding: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Return padding before and after, by axis."""
+    return list(zip(padding[::2], padding[1::2], strict=True))

@@ -23,7 +23,7 @@ class Expanded(Backend):
         return None
 
     def expand_filters(self, spec: ConvSpec, parameters: Mapping[str, Tensor]) -> Filters:
-        """Return the filter bank, (groups·|H|·O/groups, |H|·I/groups, k, k)."""
+        """Return the filter bank, (groups·|H|·O/groups, |H|·I/groups, k, …)."""
         weight = parameters.get("weight")
         if weight is None:
             weight = full_filter(parameters["depthwise_weight"], parameters["pointwise_weight"])

@@ -2,7 +2,8 @@
 
 ``u[o,g] = Σ_i Σ_h p[o,i,g⁻¹h] x[i,h]`` is a convolution over a finite group at each pixel. The orthogonal matrix Q of
 :func:`sepgroupy.groups.fourier_basis` block-diagonalises all of them, so ``u = Qᵀ B(p) (Q x)`` with
-``Σ_b copies·size²`` multiplications for each pair (o, i) in place of |H|²: 12 of 64 for p4m, 6 of 16 for p4.
+``Σ_b copies·size²`` multiplications for each pair (o, i) in place of |H|²: 12 of 64 for p4m, 6 of 16 for p4, 64 of 576
+for the rotations of a cube, 128 of 2,304 for all its symmetries.
 
 Neighbouring blocks of one size d make a *band*: m blocks, copies counted, which are one batched product. Its rows of
 Q are (m·d, |H|), its representations (m, d, d, |H|), its matrices (m, d·O, d·I).
@@ -11,15 +12,15 @@ Q are (m·d, |H|), its representations (m, d, d, |H|), its matrices (m, d·O, d�
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Backend, Filters, convolve, repeat_bias
+from .base import Backend, Filters, convolve, pad_all, repeat_bias
 from .constants import band_sizes, fourier_matrices, planar_index
 from .conv_spec import ConvSpec
-from .filter_bank import expand_filter, five_axes
+from .filter_bank import expand_filter, with_group_axis
 from .group_axis import split_group_from_channels
 
 
@@ -45,7 +46,7 @@ class Fourier(Backend):
             bands += [constants[2 * index], band_matrices(weight, constants[2 * index + 1], blocks, size)]
         if spec.kind == "dense":
             return (None, *bands)
-        depthwise = five_axes(parameters["depthwise_weight"])
+        depthwise = with_group_axis(parameters["depthwise_weight"], spec.dimension)
         (table,) = planar_index(spec, depthwise.device)
         return (expand_filter(depthwise, table), *bands)
 
@@ -56,14 +57,14 @@ class Fourier(Backend):
             x = _pixels_of_stride(x, spec)
         u = pointwise(x.transpose(1, 2), bands, band_sizes(spec))
         if depthwise is None:
-            u = u if bias is None else u + bias.to(u.dtype).view(-1, 1, 1)
+            u = u if bias is None else u + bias.to(u.dtype).view(-1, *(1,) * spec.dimension)
             return u.transpose(1, 2)
         y = convolve(u.flatten(1, 2), depthwise, repeat_bias(bias, spec), spec, depthwise.shape[0])
         return split_group_from_channels(y, spec.group.order)
 
 
 def band_matrices(
-    weight: Tensor,  # (O, I, |H|, 1, 1)
+    weight: Tensor,  # (O, I, |H|, 1, …)
     irreps: Tensor,  # (m, d, d, |H|)
     blocks: int,  # m
     size: int,  # d
@@ -76,22 +77,25 @@ def band_matrices(
 
 
 def pointwise(
-    x: Tensor,  # (B, |H|, I, Y, X)
+    x: Tensor,  # (B, |H|, I, *spatial)
     bands: Sequence[Tensor | None],  # rows and matrices of each
     sizes: Sequence[tuple[int, int]],  # m and d of each
-) -> Tensor:  # (B, |H|, O, Y, X)
+) -> Tensor:  # (B, |H|, O, *spatial)
     """Compute ``u = Σ_bands Qᵀ (W (Q x))``."""
     total: Tensor | None = None
-    channels = 0
+    channels, pixels = 0, 1
+    for size_of_axis in x.shape[3:]:
+        pixels = pixels * size_of_axis
+    maps = x.flatten(2)
     for index, (blocks, size) in enumerate(sizes):
         rows, matrices = bands[2 * index], bands[2 * index + 1]
         assert rows is not None
         assert matrices is not None
         channels = matrices.shape[1] // size
-        x_fourier = torch.bmm(rows.expand(x.shape[0], -1, -1), x.flatten(2))
-        x_fourier = x_fourier.reshape(x.shape[0], blocks, size * x.shape[2], x.shape[3] * x.shape[4])
+        x_fourier = torch.bmm(rows.expand(x.shape[0], -1, -1), maps)
+        x_fourier = x_fourier.reshape(x.shape[0], blocks, size * x.shape[2], pixels)
         product = matrices @ x_fourier
-        product = product.reshape(x.shape[0], blocks * size, channels * x.shape[3] * x.shape[4])
+        product = product.reshape(x.shape[0], blocks * size, channels * pixels)
         inverse = rows.t().to(product.dtype).expand(x.shape[0], -1, -1)
         total = torch.bmm(inverse, product) if total is None else torch.baddbmm(total, inverse, product)
     assert total is not None
@@ -99,9 +103,10 @@ def pointwise(
 
 
 def _pixels_of_stride(x: Tensor, spec: ConvSpec) -> Tensor:
-    """Pad x and keep the pixels that a strided 1×1 kernel reads."""
+    """Pad x and select the pixels that a strided kernel of one element reads."""
     if any(spec.padding):
-        top, bottom, left, right = spec.padding
-        mode = "constant" if spec.padding_mode == "zeros" else spec.padding_mode
-        x = F.pad(x.flatten(1, 2), (left, right, top, bottom), mode=mode).unflatten(1, x.shape[1:3])
-    return x if spec.stride == (1, 1) else x[..., :: spec.stride[0], :: spec.stride[1]]
+        x = pad_all(x.flatten(1, 2), spec).unflatten(1, x.shape[1:3])
+    if max(spec.stride) == 1:
+        return x
+    pixels: Any = (..., *(slice(None, None, step) for step in spec.stride))
+    return x[pixels]  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""The definition, one convolution for each pair of group elements: slow, and what all others are compared with."""
+"""The definition: one convolution for each pair of group elements. Slow; all other backends are compared with it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Reference(Backend):
         return None
 
     def expand_filters(self, spec: ConvSpec, parameters: Mapping[str, Tensor]) -> Filters:
-        """Return the dense filter, (O, I/groups, |H| or 1, k, k); of a transposed layer (I, O/groups, |H|, k, k)."""
+        """Return the dense filter, (O, I/groups, |H| or 1, k, …); of a transposed layer (I, O/groups, |H|, k, …)."""
         if "weight" in parameters:
             return (parameters["weight"],)
         return (full_filter(parameters["depthwise_weight"], parameters["pointwise_weight"]),)
@@ -42,5 +42,5 @@ class Reference(Backend):
             pairs = [[(maps[h], copies[g][:, :, h]) for h in range(len(maps))] for g in range(order)]
         sums = [sum(convolve(m, w, None, spec, spec.groups) for m, w in terms) for terms in pairs]
         y = torch.stack(sums, 2)  # type: ignore[arg-type]
-        y = y if bias is None else y + bias.to(y.dtype).view(-1, 1, 1, 1)
+        y = y if bias is None else y + bias.to(y.dtype).view(-1, *(1,) * (1 + spec.dimension))
         return y.transpose(1, 2).contiguous().transpose(1, 2)

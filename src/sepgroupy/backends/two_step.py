@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Backend, Filters, convolve, repeat_bias
+from .base import CONV, CONV_TRANSPOSE, Backend, Filters, convolve, repeat_bias
 from .constants import planar_index, pointwise_index
 from .conv_spec import ConvSpec
-from .filter_bank import expand_filter, five_axes
+from .filter_bank import expand_filter, with_group_axis
 from .group_axis import merge_group_into_channels, split_group_from_channels
 
 
 class TwoStep(Backend):
     """``u[o,i,g] = Σ_h pw[o,i,g⁻¹h] x[i,h]``, then ``y[o,g] = Σ_i (g·dw[o,i]) ⋆ u[o,i,g] + b[o]``.
 
-    For gc the sum over i is part of the first step. A transposed convolution takes the steps in reverse.
+    For gc the sum over i is part of the first step. A transposed convolution reverses the steps.
     Source: Lengyel & van Gemert (2021), section 3.2.
     """
 
@@ -31,8 +30,11 @@ class TwoStep(Backend):
         return "a layer of kind gc where it is transposed" if spec.transposed and spec.kind == "g" else None
 
     def expand_filters(self, spec: ConvSpec, parameters: Mapping[str, Tensor]) -> Filters:
-        """Return the banks of the pointwise and of the depthwise factor."""
-        pointwise, depthwise = parameters["pointwise_weight"], five_axes(parameters["depthwise_weight"])
+        """Return the filter banks of the pointwise and of the depthwise factor."""
+        pointwise, depthwise = (
+            parameters["pointwise_weight"],
+            with_group_axis(parameters["depthwise_weight"], spec.dimension),
+        )
         (point_table,), (plane_table,) = pointwise_index(spec, pointwise.device), planar_index(spec, depthwise.device)
         return expand_filter(pointwise, point_table, spec.groups), expand_filter(depthwise, plane_table, spec.groups)
 
@@ -44,10 +46,10 @@ class TwoStep(Backend):
         order, groups, channels = spec.group.order, spec.groups, merge_group_into_channels(x, spec.groups)
         if spec.transposed:
             u = convolve(channels, depthwise, None, spec, depthwise.shape[0])
-            y = F.conv_transpose2d(u, pointwise, repeat_bias(bias, spec), groups=groups)
+            y = CONV_TRANSPOSE[spec.dimension](u, pointwise, repeat_bias(bias, spec), groups=groups)
             return split_group_from_channels(y, order, groups)
         u = (
-            F.conv2d(channels, pointwise, groups=groups)
+            CONV[spec.dimension](channels, pointwise, groups=groups)
             if spec.kind == "gc"
             else _sum_over_h(channels, pointwise, spec)
         )
@@ -56,12 +58,12 @@ class TwoStep(Backend):
 
 
 def _sum_over_h(
-    x: Tensor,  # (B, groups·|H|·I/groups, Y, X)
-    pointwise: Tensor,  # (groups·|H|·O/groups, |H|·I/groups, 1, 1)
+    x: Tensor,  # (B, groups·|H|·I/groups, *spatial)
+    pointwise: Tensor,  # (groups·|H|·O/groups, |H|·I/groups, 1, …)
     spec: ConvSpec,
-) -> Tensor:  # (B, groups·|H|·O/groups·I/groups, Y, X)
-    """Compute the first step of a g layer, which sums over h for each input channel separately."""
+) -> Tensor:  # (B, groups·|H|·O/groups·I/groups, *spatial)
+    """Compute the first step of a g layer: the sum over h for each input channel separately."""
     order, groups = spec.group.order, spec.groups
     maps = x.unflatten(1, (groups, order, x.shape[1] // (groups * order)))
     matrix = pointwise.reshape(groups, pointwise.shape[0] // groups, order, maps.shape[3])
-    return torch.einsum("kohi,bkhiyx->bkoiyx", matrix, maps).flatten(1, 3)
+    return torch.einsum("kohi,bkhi...->bkoi...", matrix, maps).flatten(1, 3)

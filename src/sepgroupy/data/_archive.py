@@ -49,7 +49,7 @@ def unpack(archive: Path, folder: Path, names: Sequence[str]) -> None:
 
 
 class _Limited:
-    """A file that ends in an error rather than give more than so many bytes."""
+    """A file that raises an error instead of returning more than ``limit`` bytes."""
 
     def __init__(self, file: Any, limit: int) -> None:
         self.file, self.left = file, limit

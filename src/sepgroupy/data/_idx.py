@@ -1,4 +1,4 @@
-"""MNIST, or any data set in its idx files, rotated as rotated MNIST was."""
+"""The idx files of MNIST, or of any data set of its form."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ import os
 import zlib
 from http.client import HTTPException
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArgumentError, DataError
-from ._protocol import random_order, rotated_mnist
-from ._split import ImageData
 
 LARGEST = 250 * 2**20
 """Bytes that a file may hold or grow to: those of 330,000 images."""
@@ -24,42 +23,32 @@ DOWNLOADS = ("MNIST", "FashionMNIST", "KMNIST")  # torchvision's names
 _FILES = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 
 
-def load_idx(
-    path: str | os.PathLike[str], train: int = 12_000, test: int = 50_000, download: str | None = None
-) -> ImageData:
-    """Make a rotated MNIST from the idx files of MNIST or of a data set of its form, e.g. Fashion-MNIST.
+class IdxFiles(NamedTuple):
+    """The folder of four idx files, and the images (N, 28, 28) and labels (N,) of each part."""
 
-    The images of the training and test files are pooled; ``train + test`` of them are drawn and each is rotated
-    by its own angle, uniform in [0, 2π). Draw and angles are the same on every call.
+    folder: Path
+    train: tuple[NDArray[np.uint8], NDArray[np.uint8]]
+    test: tuple[NDArray[np.uint8], NDArray[np.uint8]]
+
+
+def read_idx(path: str | os.PathLike[str], download: str | None = None) -> IdxFiles:
+    """Read the four idx files of MNIST or of a data set of its form, e.g. Fashion-MNIST.
 
     Args:
         path: the folder of the four standard files (``train-images-idx3-ubyte`` …), plain or ``.gz``; they
             may also lie in its ``raw`` or ``MNIST/raw``, where torchvision puts them.
-        train: the number of images for training.
-        test: the number of images for testing.
         download: ``"MNIST"``, ``"FashionMNIST"`` or ``"KMNIST"`` to have torchvision fetch that data set into
             ``path`` unless it is there.
 
     Raises:
-        ArgumentError: a count is not positive, or ``download`` is unknown.
-        DataError: a file is missing, broken or of another form, the files hold fewer than ``train + test``
-            images, or the download failed.
+        ArgumentError: ``download`` is unknown.
+        DataError: a file is missing, broken or of another form, or the download failed.
     """
-    if train < 1 or test < 1:
-        raise ArgumentError(f"train (={train}) and test (={test}) must be at least 1")
     if download is not None and download not in DOWNLOADS:
         raise ArgumentError(f"download (={download!r}) must be one of {', '.join(DOWNLOADS)}, or None")
     folder = _find(Path(path), download)
     files = [_present(folder, name) for name in _FILES]
-    parts = [_read_part(*files[:2]), _read_part(*files[2:])]
-    images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    if train + test > len(labels):
-        raise DataError(
-            f"{folder} holds {len(parts[0][1])} + {len(parts[1][1])} = {len(labels)} images, fewer than "
-            f"train (={train}) + test (={test}) = {train + test}: ask for fewer"
-        )
-    named = folder.resolve().parent if folder.name == "raw" else folder.resolve()
-    return rotated_mnist(f"rotated {named.name}", images, labels, random_order(len(labels))[: train + test], train)
+    return IdxFiles(folder, _read_part(*files[:2]), _read_part(*files[2:]))
 
 
 def _find(path: Path, download: str | None) -> Path:

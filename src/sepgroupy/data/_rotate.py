@@ -37,12 +37,12 @@ def rotate(images: Tensor, angles: Tensor | float) -> Tensor:
         raise ArgumentError(f"angles must be one number or of shape ({len(images)},), not {tuple(angles.shape)}")
     if not angles.isfinite().all():
         raise ArgumentError("angles must be finite")
-    turned = torch.empty_like(images)
+    rotated = torch.empty_like(images)
     each = angles.expand(len(images))
     for start in range(0, len(images), _BATCH):
         part = slice(start, start + _BATCH)
-        turned[part] = _rotate(images[part], each[part])
-    return turned
+        rotated[part] = _rotate(images[part], each[part])
+    return rotated
 
 
 def _rotate(

@@ -1,4 +1,4 @@
-"""Standard modules that compute the same as a layer on a group, or a batch norm over the group, on merged channels."""
+"""Standard modules on merged channels that are equal to a group layer or a batch norm over the group."""
 
 from __future__ import annotations
 
@@ -9,27 +9,31 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .._plain_weights import agree, call_on_probe
 from ..backends import ConvSpec, registered_backends, repeat_bias
 from ..errors import ArgumentError
 from ..nn import GroupConvolution, GroupPool
 
+CONVS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+CONV_TRANSPOSES: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+
 
 def expand_convolution(name: str, layer: GroupConvolution) -> dict[str, nn.Module]:
-    """Return the standard convolutions that a layer equals, in order, by suffixes of its name.
+    """Return the standard convolutions whose composition equals a layer, in order, by suffixes of its name.
 
-    A gc layer is two, 1×1 and depthwise, if I·|H|·stride² + k² multiplications for each value of a large feature map
-    are fewer than the I·|H|·k² of its expanded filter. One of kind g, whose two steps would need I·O·|H| feature maps
-    between them, is always one.
+    A gc layer becomes two convolutions, 1×1 and depthwise, if I·|H|·stride² + k² multiplications for each value of a
+    large feature map are fewer than the I·|H|·k² of its expanded filter. A g layer always becomes one, since two steps
+    would need I·O·|H| feature maps between them.
 
     Args:
         name: of the layer, for errors.
-        layer: one of a copy in inference mode. It is called once on a small input, so that hooks that recompute its
-            weights have run, and the answer is compared with that of the convolutions.
+        layer: a layer of a copy in inference mode. It is called once on a small input, so that hooks recompute its
+            weights. Its output is compared with that of the convolutions.
 
     Raises:
-        ArgumentError: the layer has a hook or a forward of its own that computes something else.
+        ArgumentError: the layer has a hook or a patched forward that changes the result.
     """
     x, expected = call_on_probe(name, layer)
     modules = _expand(layer)
@@ -42,8 +46,8 @@ def expand_convolution(name: str, layer: GroupConvolution) -> dict[str, nn.Modul
 
 
 def check_pool(name: str, pool: GroupPool) -> None:
-    """Refuse a pool with a hook or a forward of its own that computes something else."""
-    x = torch.randn(2, 3, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    """Refuse a pool with a hook or a patched forward that changes the result."""
+    x = torch.randn(2, 3, 4, *(2,) * pool.dimension, generator=torch.Generator().manual_seed(0))
     expected = x.amax(2) if pool.mode == "max" else x.mean(2)
     if not agree(pool(x), expected):
         raise ArgumentError(
@@ -52,8 +56,8 @@ def check_pool(name: str, pool: GroupPool) -> None:
         )
 
 
-def repeat_norm(norm: nn.BatchNorm2d, order: int) -> nn.BatchNorm2d:
-    """Return the batch norm of (B, |H|·C, Y, X) that treats every element of the group as the given one does."""
+def repeat_norm(norm: _BatchNorm, order: int) -> _BatchNorm:
+    """Return the batch norm of (B, |H|·C, *spatial) that applies the given norm to every group element."""
     repeated = copy.deepcopy(norm)
     repeated.num_features *= order
     for name, value in [*norm.named_parameters(), *norm.named_buffers()]:
@@ -75,7 +79,7 @@ def _expand(layer: GroupConvolution) -> dict[str, nn.Module]:
         return {"": _convolution(filters[0], bias, spec)}
     pointwise, depthwise = filters
     assert depthwise is not None
-    ones, zeros = (1, 1), (0, 0)
+    ones, zeros = (1,) * spec.dimension, (0,) * spec.dimension
     point = replace(spec, kernel_size=ones, stride=ones, padding=zeros + zeros, dilation=ones, output_padding=zeros)
     deep = replace(spec, groups=len(depthwise))
     if not spec.transposed:
@@ -85,7 +89,7 @@ def _expand(layer: GroupConvolution) -> dict[str, nn.Module]:
 
 @torch.no_grad()
 def _apply(layer: GroupConvolution, modules: dict[str, nn.Module], x: Tensor) -> Tensor:
-    """Return what the convolutions compute for an input of the layer, as the exported graph does."""
+    """Return the output of the convolutions for an input of the layer, computed as in the exported graph."""
     order, groups = layer.group.order, layer.groups
     if layer.kind != "lifting":
         x = x.transpose(1, 2).flatten(1, 2)
@@ -100,26 +104,26 @@ def _exchange(x: Tensor, sizes: tuple[int, int, int]) -> Tensor:
     return x.unflatten(1, sizes).transpose(1, 2).flatten(1, 3)
 
 
-def _convolution(weight: Tensor | None, bias: Tensor | None, spec: ConvSpec) -> nn.Conv2d | nn.ConvTranspose2d:
-    """Put expanded filters into a module."""
+def _convolution(weight: Tensor | None, bias: Tensor | None, spec: ConvSpec) -> nn.Module:
+    """Return a module with expanded filters."""
     assert weight is not None
-    top, bottom, left, right = spec.padding
+    before, after = spec.padding[::2], spec.padding[1::2]
     channels = (weight.shape[1] * spec.groups, weight.shape[0])
     options: dict[str, Any] = {
         "stride": spec.stride,
         "dilation": spec.dilation,
         "groups": spec.groups,
         "bias": bias is not None,
-        "padding": (top, left) if (top, left) == (bottom, right) else "same",  # the only unequal one
+        "padding": before if before == after else "same",  # the only case of unequal padding
         "padding_mode": spec.padding_mode,
         "device": "meta",  # nothing is initialized
     }
-    convolution: nn.Conv2d | nn.ConvTranspose2d
+    convolution: Any
     if spec.transposed:
         options["output_padding"] = spec.output_padding
-        convolution = nn.ConvTranspose2d(*channels[::-1], spec.kernel_size, **options)
+        convolution = CONV_TRANSPOSES[spec.dimension](*channels[::-1], spec.kernel_size, **options)
     else:
-        convolution = nn.Conv2d(*channels, spec.kernel_size, **options)
+        convolution = CONVS[spec.dimension](*channels, spec.kernel_size, **options)
     convolution.weight = nn.Parameter(weight, requires_grad=False)
     convolution.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-    return convolution.eval()
+    return convolution.eval()  # type: ignore[no-any-return]

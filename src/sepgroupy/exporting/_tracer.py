@@ -1,9 +1,9 @@
-"""A network as the graph of its steps: the layers of :mod:`sepgroupy.nn`, group-axis reshapes, and torch's steps."""
+"""The graph of a network: layers of :mod:`sepgroupy.nn`, reshapes of the group axis, and operations of torch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Mapping
 from types import FunctionType
 from typing import Any
 
@@ -13,32 +13,34 @@ from .. import functional
 from .._plain_weights import copy_with_plain_weights
 from ..errors import ArgumentError
 from ..models import check_images
-from ..nn import GroupBatchNorm2d, GroupConvolution, GroupPool, PerElement
+from ..nn import GroupBatchNorm, GroupConvolution, GroupPool, PerElement
 
+BATCH_NORMS: dict[int, Any] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _LEAVES = (GroupConvolution, GroupPool)
 _STEPS = {check_images, *(getattr(functional, name) for name in functional.__all__)}
-"""Functions of sepgroupy that are single steps: the checks of their input are not traced."""
+"""Functions of sepgroupy that are single nodes: the checks of their input are not traced."""
 
 
 class _RefusalError(ArgumentError):
-    """A message that needs no more words."""
+    """An error whose message is complete."""
 
 
 def trace(model: nn.Module) -> tuple[nn.Module, fx.Graph]:
     """Return a copy of the network in inference mode, its weights plain parameters, and its graph.
 
     Raises:
-        ArgumentError: ``torch.fx`` cannot trace a module, which is named.
+        ArgumentError: ``torch.fx`` cannot trace a module. The message names the module.
     """
     root = copy_with_plain_weights(model).eval().requires_grad_(False)
-    if isinstance(root, (*_LEAVES, PerElement, GroupBatchNorm2d)) or is_hooked(
+    if isinstance(root, (*_LEAVES, PerElement, GroupBatchNorm)) or is_hooked(
         root
     ):  # torch.fx traces only the class's forward of a root
         root = nn.Sequential(root)
-    norms = {m for m in root.modules() if isinstance(m, GroupBatchNorm2d)}
+    norms = {m for m in root.modules() if isinstance(m, GroupBatchNorm)}
+    dimensions: dict[nn.Module, int] = {norm: norm.dimension for norm in norms}
     for norm in norms:  # standard ones, of feature maps whose group axis is merged into the batch
-        norm.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
-    tracer = _Tracer(norms)
+        norm.__class__ = BATCH_NORMS[norm.dimension]
+    tracer = _Tracer(dimensions)
     try:
         return root, tracer.trace(root)
     except _RefusalError:
@@ -52,22 +54,22 @@ def trace(model: nn.Module) -> tuple[nn.Module, fx.Graph]:
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether a call of the module runs more than the forward of its class."""
+    """Whether a call of the module runs anything besides the forward of its class."""
     return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 def describe_location(node: fx.Node) -> str:
-    """Name the module whose forward contains a step."""
+    """Name the module whose forward contains a node."""
     return describe_module(next(reversed(node.meta.get("nn_module_stack", {})), ""))
 
 
 def describe_module(name: str) -> str:
-    """Return the words for a module in a message."""
+    """Return the description of a module for a message."""
     return f"module {name!r}" if name else "model"
 
 
 def origin_outside_torch(function: Any) -> str:
-    """Return the module that defines a function, or "" if that is part of torch or of Python itself."""
+    """Return the module that defines a function, or "" if it is part of torch or of Python."""
     origin = str(getattr(function, "__module__", None) or "torch")
     first, *others = origin.split(".")
     registered = others[:1] == ["_ops"] and others[1] not in ("aten", "prims")  # by another library
@@ -77,12 +79,12 @@ def origin_outside_torch(function: Any) -> str:
 class _Tracer(fx.Tracer):
     """Traces a network."""
 
-    def __init__(self, norms: Collection[nn.Module]) -> None:
+    def __init__(self, norms: Mapping[nn.Module, int]) -> None:
         super().__init__((math, functional))  # type: ignore[arg-type]  # it says: one module
         self.norms, self.at = norms, ""
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
-        """Note a step, or trace into it: functions that others wrapped for torch.fx may consist of plain steps."""
+        """Record a node, or trace into it: functions wrapped by other packages may consist of plain nodes."""
         if (
             kind == "call_function"
             and isinstance(target, FunctionType)
@@ -103,7 +105,8 @@ class _Tracer(fx.Tracer):
                     f"{describe_module(self.at)} ({type(m).__name__}) has hooks or its own forward, which an exported "
                     "network would not run: remove them before the export"
                 )
-            merged = self._step(functional.merge_group, *args)
+            dimension = m.dimension if isinstance(m, PerElement) else self.norms[m]
+            merged = self._step(functional.merge_group, *args, dimension)
             result = m.module(merged) if isinstance(m, PerElement) else super().call_module(m, forward, (merged,), {})
             result = self._step(functional.split_group, result, *args)
         elif isinstance(m, _LEAVES) and len(args) + len(kwargs) != 1:

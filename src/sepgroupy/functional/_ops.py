@@ -7,26 +7,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends import ConvSpec, Pair, constant_to_dynamo, name_for_tracing, select_backend, traced_value
+from ..backends import ConvSpec, Sizes, constant_to_dynamo, name_for_tracing, select_backend, traced_value
 from ..errors import ArgumentError
-from ..groups import PointGroup, as_group
+from ..groups import GroupLike, as_group
 
 
-def lifting_conv2d(
-    x: Tensor,  # (B, I, Y, X)
-    weight: Tensor,  # (O, I/groups, 1, k, k)
+def lifting_conv(
+    x: Tensor,  # (B, I, *spatial)
+    weight: Tensor,  # (O, I/groups, 1, k, …)
     bias: Tensor | None = None,  # (O,)
-    stride: Pair = 1,
-    padding: Pair | str = 0,
-    dilation: Pair = 1,
+    stride: Sizes = 1,
+    padding: Sizes | str = 0,
+    dilation: Sizes = 1,
     groups: int = 1,
     padding_mode: str = "zeros",
     *,
-    group: PointGroup | str,
-) -> Tensor:  # (B, O, |H|, Y', X')
-    """Lift an image to the group: ``y[o, g] = Σ_i (g·w[o,i]) ⋆ x[i] + b[o]``.
+    group: GroupLike,
+) -> Tensor:  # (B, O, |H|, *spatial')
+    """Lift images, signals or volumes to the group: ``y[o, g] = Σ_i (g·w[o,i]) ⋆ x[i] + b[o]``.
 
-    Source: Cohen & Welling (2016), section 6.1. Arguments as ``torch.nn.functional.conv2d``.
+    Source: Cohen & Welling (2016), section 6.1. The arguments are those of ``torch.nn.functional.conv2d``,
+    or of conv1d or conv3d; the weight determines the number of spatial axes.
 
     Raises:
         ArgumentError: shapes do not fit, or the geometry breaks the group's symmetry.
@@ -35,23 +36,24 @@ def lifting_conv2d(
     return _convolve(x, {"weight": weight}, bias, geometry, group, "lifting", "auto")
 
 
-def group_conv2d(
-    x: Tensor,  # (B, I, |H|, Y, X)
-    weight: Tensor,  # (O, I/groups, |H|, k, k)
+def group_conv(
+    x: Tensor,  # (B, I, |H|, *spatial)
+    weight: Tensor,  # (O, I/groups, |H|, k, …)
     bias: Tensor | None = None,  # (O,)
-    stride: Pair = 1,
-    padding: Pair | str = 0,
-    dilation: Pair = 1,
+    stride: Sizes = 1,
+    padding: Sizes | str = 0,
+    dilation: Sizes = 1,
     groups: int = 1,
     padding_mode: str = "zeros",
     *,
-    group: PointGroup | str,
+    group: GroupLike,
     backend: str = "auto",
-) -> Tensor:  # (B, O, |H|, Y', X')
+) -> Tensor:  # (B, O, |H|, *spatial')
     """Convolve over the group: ``y[o, g] = Σ_i Σ_h (g·w[o,i])[h] ⋆ x[i, h] + b[o]``.
 
-    Source: Cohen & Welling (2016), section 6.1. Arguments as ``torch.nn.functional.conv2d``; ``backend`` as
-    :class:`sepgroupy.nn.GroupConv2d`.
+    Source: Cohen & Welling (2016), section 6.1. The arguments are those of
+    ``torch.nn.functional.conv2d``, or of conv1d or conv3d; the weight determines the number of spatial axes.
+    ``backend`` is that of :class:`sepgroupy.nn.GroupConv2d`.
 
     Raises:
         ArgumentError: shapes do not fit, or the geometry breaks the group's symmetry.
@@ -60,68 +62,74 @@ def group_conv2d(
     return _convolve(x, {"weight": weight}, bias, geometry, group, "dense", backend)
 
 
-def separable_group_conv2d(
-    x: Tensor,  # (B, I, |H|, Y, X)
-    depthwise_weight: Tensor,  # g: (O, I/groups, k, k); gc: (O, 1, 1, k, k)
-    pointwise_weight: Tensor,  # (O, I/groups, |H|, 1, 1)
+def separable_group_conv(
+    x: Tensor,  # (B, I, |H|, *spatial)
+    depthwise_weight: Tensor,  # g: (O, I/groups, k, …); gc: (O, 1, 1, k, …)
+    pointwise_weight: Tensor,  # (O, I/groups, |H|, 1, …)
     bias: Tensor | None = None,  # (O,)
-    stride: Pair = 1,
-    padding: Pair | str = 0,
-    dilation: Pair = 1,
+    stride: Sizes = 1,
+    padding: Sizes | str = 0,
+    dilation: Sizes = 1,
     groups: int = 1,
     padding_mode: str = "zeros",
     *,
-    group: PointGroup | str,
+    group: GroupLike,
     backend: str = "auto",
-) -> Tensor:  # (B, O, |H|, Y', X')
+) -> Tensor:  # (B, O, |H|, *spatial')
     """Convolve over the group with the filter ``w[o,i,h] = pw[o,i,h]·dw[o,i]`` (g) or ``pw[o,i,h]·dw[o]`` (gc).
 
-    In two steps: ``u[o, i, g] = Σ_h pw[o,i,g⁻¹h] x[i, h]``, then ``y[o, g] = Σ_i (g·dw[o,i]) ⋆ u[o, i, g] + b[o]``;
+    It has two steps: ``u[o, i, g] = Σ_h pw[o,i,g⁻¹h] x[i, h]``, then ``y[o, g] = Σ_i (g·dw[o,i]) ⋆ u[o, i, g] + b[o]``;
     for gc the sum over i is part of the first step. Source: Lengyel & van Gemert (2021), section 3.2.
-    Arguments as ``torch.nn.functional.conv2d``; ``backend`` as :class:`sepgroupy.nn.GroupConv2d`.
+    The arguments are those of ``torch.nn.functional.conv2d``, or of conv1d or conv3d; the weight determines the number
+    of spatial axes. ``backend`` is that of :class:`sepgroupy.nn.GroupConv2d`.
 
     Raises:
         ArgumentError: shapes do not fit, or the geometry breaks the group's symmetry.
     """
     parameters = {"depthwise_weight": depthwise_weight, "pointwise_weight": pointwise_weight}
     geometry = (stride, padding, dilation, groups, padding_mode)
-    return _convolve(x, parameters, bias, geometry, group, "g" if depthwise_weight.ndim == 4 else "gc", backend)
+    kind = "g" if depthwise_weight.ndim < pointwise_weight.ndim else "gc"
+    return _convolve(x, parameters, bias, geometry, group, kind, backend)
 
 
 def _convolve(
     x: Tensor,
     parameters: dict[str, Tensor],
     bias: Tensor | None,
-    geometry: tuple[Pair, Pair | str, Pair, int, str],
-    group: PointGroup | str,
+    geometry: tuple[Sizes, Sizes | str, Sizes, int, str],
+    group: GroupLike,
     kind: str,
     backend: str,
 ) -> Tensor:
     channelwise = parameters.get("pointwise_weight", next(iter(parameters.values())))  # it has all the channels
     spatial = parameters.get("depthwise_weight", channelwise)
-    spec = _parse(group, kind, tuple(spatial.shape[-2:]), *geometry)
+    spec = _parse(group, channelwise.ndim - 3, kind, tuple(spatial.shape), *geometry)
     _check_shapes(channelwise, spatial, bias, spec)
     spec.check_input(x, channelwise.shape[1] * spec.groups, channelwise)
     chosen = select_backend(spec, x, backend)
     return chosen.run(spec, x, chosen.expand_filters(spec, parameters), bias)
 
 
-def _parse(group: PointGroup | str, kind: str, kernel_size: tuple[int, ...], *geometry: Any) -> ConvSpec:
+def _parse(group: GroupLike, dimension: int, kind: str, filter_shape: tuple[int, ...], *geometry: Any) -> ConvSpec:
     if torch.compiler.is_dynamo_compiling():
-        return traced_value(_name_of_parsed(group, kind, kernel_size, *geometry))  # type: ignore[no-any-return]
-    return ConvSpec.parse(as_group(group), kind, kernel_size, *geometry)
+        return traced_value(_name_of_parsed(group, dimension, kind, filter_shape, *geometry))  # type: ignore[no-any-return]
+    try:
+        group = as_group(group, dimension)
+    except ArgumentError:  # another number of axes: the shapes are refused later
+        group = as_group(group)
+    return ConvSpec.parse(group, kind, filter_shape[-group.dimension :], *geometry)
 
 
 @constant_to_dynamo
 def _name_of_parsed(*arguments: Any) -> str:
-    spec = ConvSpec.parse(as_group(arguments[0]), *arguments[1:])
+    spec = _parse(*arguments)
     return name_for_tracing("spec", spec, spec)
 
 
 def _check_shapes(weight: Tensor, depthwise: Tensor, bias: Tensor | None, spec: ConvSpec) -> None:
     elements = 1 if spec.kind == "lifting" else spec.group.order
-    kernel = spec.kernel_size if depthwise is weight else (1, 1)
-    if weight.ndim != 5 or tuple(weight.shape[2:]) != (elements, *kernel):
+    kernel = spec.kernel_size if depthwise is weight else (1,) * spec.dimension
+    if weight.ndim != 3 + spec.dimension or tuple(weight.shape[2:]) != (elements, *kernel):
         name = "weight" if depthwise is weight else "pointwise_weight"
         axes = ", ".join(map(str, (elements, *kernel)))
         raise ArgumentError(f"{name} has shape {tuple(weight.shape)}; here it must be (O, I, {axes})")
@@ -129,10 +137,14 @@ def _check_shapes(weight: Tensor, depthwise: Tensor, bias: Tensor | None, spec: 
     if out_channels % spec.groups:
         raise ArgumentError(f"weight has {out_channels} output channels, not divisible by groups (={spec.groups})")
     expected = {"g": (out_channels, in_channels), "gc": (out_channels, 1, 1)}.get(spec.kind)
-    if expected and tuple(depthwise.shape[:-2]) != expected:
+    if expected and tuple(depthwise.shape[: -spec.dimension]) != expected:
         raise ArgumentError(
             f"depthwise_weight has shape {tuple(depthwise.shape)}; for pointwise_weight {tuple(weight.shape)} it must "
-            f"be ({', '.join(map(str, expected))}, k, k)"
+            f"be ({', '.join(map(str, (*expected, *'k' * spec.dimension)))})"
         )
     if bias is not None and tuple(bias.shape) != (out_channels,):
         raise ArgumentError(f"bias has shape {tuple(bias.shape)}; here it must be ({out_channels},)")
+
+
+lifting_conv2d, group_conv2d, separable_group_conv2d = lifting_conv, group_conv, separable_group_conv
+"""Older names of the same functions."""

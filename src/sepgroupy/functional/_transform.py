@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
-from ..groups import GroupLike, as_group, steps_of
+from ..groups import GroupLike, as_group, axis_names, steps_of
 
 _cached_steps = lru_cache(maxsize=1024)(steps_of)  # which Dynamo would trace with a warning
 
@@ -17,17 +17,17 @@ def transform(x: Tensor, group: GroupLike, element: int, group_axis: bool) -> Te
     """Apply one element of the group to images or feature maps, exactly.
 
     On an image ``(t·x)[q] = x[t⁻¹q]``; in a group feature map the group axis moves too, ``(t·f)[g] = t·(f[t⁻¹g])``.
-    The same function acts on filters, (O, I, |H|, k, k). It transposes, flips and, on the group axis, selects: nothing
-    of the size of an image is built but the result, which never shares memory with x.
+    The same function acts on filters, (O, I, |H|, k, …). It transposes, flips and selects on the group axis. It
+    allocates only the result, which never shares memory with x.
 
     Args:
-        x: (…, Y, X), or (…, |H|, Y, X) with ``group_axis=True``; of any dtype, on any device.
-        group: the point group, which acts on as many of the last axes as it has dimensions.
+        x: (…, *spatial), or (…, |H|, *spatial) with ``group_axis=True``; of any dtype, on any device.
+        group: the point group; its dimension d selects the last d axes.
         element: index of the element t.
         group_axis: whether the axis before the spatial ones is the group axis.
 
     Raises:
-        ArgumentError: the element or the group axis is not the group's.
+        ArgumentError: the element or the group axis does not fit the group.
 
     >>> import torch
     >>> x = torch.arange(6.0).reshape(2, 3)
@@ -39,7 +39,7 @@ def transform(x: Tensor, group: GroupLike, element: int, group_axis: bool) -> Te
         raise ArgumentError(f"element (={element}) must be an index from 0 to {group.order - 1} of {group}")
     batch = x.ndim - group.dimension - group_axis
     if batch < 0 or (group_axis and x.shape[batch] != group.order):
-        names = "Y, X" if group.dimension == 2 else ", ".join(f"N{axis}" for axis in range(group.dimension))
+        names = ", ".join(axis_names(group.dimension))
         wanted = f"({group.order}, {names})" if group_axis else f"({names})"
         raise ArgumentError(f"x has shape {tuple(x.shape)}; its last axes must be {wanted} for {group}")
     first = x.ndim - group.dimension

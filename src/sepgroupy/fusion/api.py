@@ -1,4 +1,4 @@
-"""Fuse a model, say what was fused, and undo it."""
+"""Fuse a model, report the fused modules, and undo the fusion."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from torch import Tensor, nn
 from ..backends import can_bypass_dispatcher
 from ..errors import ArgumentError
 from .program import Program
-from .tracing import has_traceable_forward, is_bypassable, original_class, reason_to_call, trace
+from .traceable import comparable, is_traceable, original_class, reads
+from .tracing import is_bypassable, reason_to_call, recordable_modules, trace
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class FusionReport:
-    """What :func:`fuse` has made of a model.
+    """The result of :func:`fuse` for a model.
 
     Args:
-        fused: the modules that one kernel stands for, a tuple of names for each kernel.
-        left: names of modules that are called as they are, each with the reason.
+        fused: names of modules; each tuple is computed by one kernel.
+        left: names of modules that are called without fusion, each with the reason.
     """
 
     fused: tuple[tuple[str, ...], ...]
@@ -38,25 +39,27 @@ class FusionReport:
 
 
 def fuse(model: Model) -> Model:
-    """Let one kernel do what several neighbouring modules of a model do, in training and inference.
+    """Let one kernel compute several consecutive modules of a model, in training and inference.
 
     On a CPU, batch norm -> ReLU -> group convolution -> + residual, and batch norm -> ReLU -> 2×2 max-pooling, then
-    take one pass over memory, and batch statistics are computed while a convolution writes its result. The model itself
-    is returned: parameters, submodules and state dict stay the same objects, and results are the same to rounding.
-    Fused are the networks of :mod:`sepgroupy.models` and every ``nn.Sequential`` in any network.
+    take one pass over memory. Batch statistics are computed while a convolution writes its result. The model itself is
+    returned: parameters, submodules and state dict are the same objects, and results are equal to rounding.
+    In inference, batch norm after a group convolution is folded into its filters. This holds for the networks of
+    :mod:`sepgroupy.models`, for every ``nn.Sequential``, and for any other network, or part of one, whose forward only
+    calls submodules, functions of torch and methods of tensors, without side effects and without branches on tensors.
 
     Modules that are hooked (themselves or globally), patched, parametrized, wrapped or offloaded, now or later, are
-    called as they are, and so is everything under autocast, ``torch.compile``, ``torch.export``, function transforms
-    and dispatch modes, and on other devices than CPUs.
+    called without fusion. So is everything under autocast, ``torch.compile``, ``torch.export``, function transforms and
+    dispatch modes, and on devices other than CPUs.
 
     Args:
         model: any module.
 
     Returns:
-        The model. :func:`restore` undoes the fusion, :func:`fusion_report` tells what was fused.
+        The model. :func:`restore` undoes the fusion, :func:`fusion_report` lists the fused modules.
 
     Raises:
-        ArgumentError: the model is no module.
+        ArgumentError: the model is not a module.
 
     >>> import sepgroupy
     >>> net = sepgroupy.fuse(sepgroupy.build_model("gc-p4cnn"))
@@ -78,18 +81,20 @@ def restore(model: Model) -> Model:
 
 
 def fusion_report(model: nn.Module) -> FusionReport:
-    """Return which modules of a model are fused and which are called as they are, in its present state."""
+    """Return the modules of a model that are fused, and those that are not, in its present state."""
     fused: list[tuple[str, ...]] = []
     left: dict[str, str] = {}
     for prefix, module in model.named_modules():
         if not isinstance(module, _Fused):
             continue
         dot = f"{prefix}." if prefix else ""
-        names = [step.names for step in _fusion_of(module).program().fused]
+        fusion = _fusion_of(module)
+        program = fusion.program()
+        names = [step.names for step in program.fused] if program is not None else []
         fused += [tuple(dot + name for name in group) for group in names]
         known = {"", *(name for group in names for name in group)}
         for name, part in module.named_modules():
-            if name in known or not (is_bypassable(part) or has_traceable_forward(part)):
+            if name in known or part not in fusion.watched:
                 continue
             reason = reason_to_call(part)
             if reason is not None or is_bypassable(part):
@@ -98,44 +103,54 @@ def fusion_report(model: nn.Module) -> FusionReport:
     covered = {name for group in fused for name in group} | left.keys()
     for name, part in model.named_modules():
         if name not in covered and is_bypassable(part):
-            elsewhere = "not in a network of sepgroupy.models or an nn.Sequential"
+            elsewhere = "called by a forward that cannot be recorded"
             left[name] = "sepgroupy.fuse was not called" if part in fusible else elsewhere
     return FusionReport(tuple(fused), left)
 
 
 def _outermost(model: nn.Module) -> list[nn.Module]:
-    """Return the outermost modules whose forward can be traced and has something to fuse."""
-    if has_traceable_forward(model) or isinstance(model, _Fused):
-        return [model]
-    return [found for child in model.children() for found in _outermost(child)]
+    """Return the outermost modules whose forward can be recorded and has something to fuse."""
+    recordable = recordable_modules(model)
+
+    def find(module: nn.Module) -> list[nn.Module]:
+        if module in recordable or isinstance(module, _Fused):
+            return [module]
+        return [found for child in module.children() for found in find(child)]
+
+    return [module for module in find(model) if any(map(is_bypassable, module.modules()))]
 
 
 class _Fusion:
-    """The programs of one model, for each state of its modules that was met."""
+    """The programs of one model, one for each state of its modules so far."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = weakref.ref(model)
         self.modules = model._modules
         self.structure = _structure(model)
-        self.programs: dict[Any, Program] = {}
-        self.watched: list[nn.Module] = [m for m in model.modules() if is_bypassable(m) or has_traceable_forward(m)]
+        self.programs: dict[Any, Program | None] = {}
+        self.recordable = recordable_modules(model)
+        self.watched = [m for m in model.modules() if m in self.recordable or is_bypassable(m)]
+        self.reads = reads(model, self.recordable)
 
     def is_of(self, model: nn.Module) -> bool:
-        """Whether this was made for the model as it is now, and not for what it was copied from."""
+        """Whether this belongs to the model, and not to the model that it was copied from."""
         return self.modules is model._modules and all(
             container.get(name) is module for container, name, module in self.structure
         )
 
-    def program(self) -> Program:
-        """Return the steps for the present state of the modules."""
+    def program(self) -> Program | None:
+        """Return the steps for the present state of the modules, or None if they cannot be recorded."""
         model = self.model()
         assert model is not None
-        called = [m for m in self.watched if m is not model and reason_to_call(m) is not None]
-        key = (frozenset(map(id, called)), tuple(m.training for m in self.watched if has_traceable_forward(m)))
+        called = {m for m in self.watched if m is not model and reason_to_call(m) is not None}
+        training = tuple(m.training for m in self.watched if m in self.recordable)
+        key = (frozenset(map(id, called)), training, comparable(self.reads))
         if key not in self.programs:
-            names = dict(model.named_modules())
-            graph, _ = trace(model, called)
-            self.programs[key] = Program(graph, names, set(called))
+            recorded = self.recordable - called
+            program = None
+            if model in recorded and all(map(is_traceable, recorded)):
+                program = Program(trace(model, recorded), dict(model.named_modules()), called)
+            self.programs[key] = program
         return self.programs[key]
 
 
@@ -152,7 +167,7 @@ def _fusion_of(model: nn.Module) -> _Fusion:
 
 
 class _Fused(nn.Module):
-    """What a fused model's class adds to its original class."""
+    """Mixin of the class of a fused model."""
 
     _original_class: type[nn.Module]
 
@@ -176,7 +191,9 @@ def _fused_class(original: Any) -> Any:
     @wraps(original.forward)  # tools such as torch.export read its signature
     def forward(self: _Fused, *args: Any, **kwargs: Any) -> Any:
         if not kwargs and len(args) == 1 and isinstance(args[0], Tensor) and can_bypass_dispatcher(args[0]):
-            return _fusion_of(self).program()(args[0])
+            program = _fusion_of(self).program()
+            if program is not None:
+                return program(args[0])
         return original.forward(self, *args, **kwargs)
 
     names = {"__module__": original.__module__, "__doc__": original.__doc__, "__qualname__": original.__qualname__}

@@ -1,7 +1,7 @@
-"""A network as a list of steps: calls of its modules and functions, and fused kernels in place of several of them.
+"""A network as a list of steps: calls of modules and functions, and fused kernels that replace several of these.
 
-A fused step hands the batch statistics of its output to the next one as a value of its own. It looks at its modules and
-its input whenever it runs, and calls the modules one by one where no kernel does all of it.
+A fused step passes the batch statistics of its output to the next step as a separate value. At every run it checks its
+modules and its input, and calls the modules one by one if no kernel supports them.
 """
 
 from __future__ import annotations
@@ -17,9 +17,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx.node import map_arg
 
-from ..backends import BatchNormReLU, can_bypass_dispatcher, merge_group, native_for, select_backend, split_group
+from ..backends import (
+    BatchNormReLU,
+    Window,
+    can_bypass_dispatcher,
+    has_windows,
+    max_pool,
+    max_pool_window,
+    merge_group,
+    native_for,
+    select_backend,
+    split_group,
+)
 from ..backends.native import Native, batch_statistics, norm_relu_max_pool
 from ..nn import GroupConv2d, GroupConvolution, LiftingConv2d, PerElement
+from .folding import can_fold, fold
 from .tracing import is_bypassable
 
 Node = torch.fx.Node
@@ -28,7 +40,7 @@ Stats = tuple[Tensor, Tensor]
 
 @dataclass
 class Values:
-    """What the nodes of the graph have computed so far."""
+    """The values of the graph's nodes so far."""
 
     of: dict[Node, Any] = field(default_factory=dict)
     stats: dict[Node, Stats] = field(default_factory=dict)
@@ -43,7 +55,7 @@ class Values:
 
 @dataclass(frozen=True)
 class Call:
-    """One node of the graph, as torch.fx describes it."""
+    """One node of the graph of torch.fx."""
 
     node: Node
     function: Callable[..., Any]
@@ -56,54 +68,78 @@ class Call:
 
     @property
     def reads(self) -> list[Node]:
-        """The nodes whose values this step reads."""
+        """The nodes that this step reads."""
         return self.node.all_input_nodes
 
 
 @dataclass(frozen=True)
 class FusedConv:
-    """``conv(relu(norm(x))) + residual`` by one kernel; norm and residual may be missing."""
+    """``after(conv(relu(before(x)))) + residual``, where each norm, the ReLU and the residual are optional.
 
-    node: Node  # whose value this is
+    One kernel computes ``conv(relu(before(x))) + residual``. In inference ``after`` is folded into the filters, see
+    :func:`fold`. All values but the convolution's may have the group axis merged into the batch.
+    """
+
+    node: Node  # the node whose value the step computes
     x: Node
     conv: GroupConvolution
-    norm: nn.BatchNorm2d | None
+    before: nn.BatchNorm2d | None
+    after: nn.BatchNorm2d | None
     residual: Node | None
+    merged: bool
     feeds_norm: bool  # whether a fused step reads the statistics of the result
     shares_x: bool  # whether later steps read x
     names: tuple[str, ...]
 
     def __call__(self, values: Values) -> None:
         """Compute the node."""
-        conv, norm, x = self.conv, self.norm, values.of[self.x]
-        residual = None if self.residual is None else values.of[self.residual]
+        conv, before, after = self.conv, self.before, self.after
+        x = self._split(values.of[self.x], conv.spec.kind == "lifting")
+        residual = None if self.residual is None else self._split(values.of[self.residual])
         conv.spec.check_input(x, conv.in_channels, getattr(conv, conv.filter_names[0]))
+        folded = after if after is not None and can_fold(conv, after, x) else None
+        called = after if folded is None else None
         backend = select_backend(conv.spec, x, conv.backend)
-        if not (isinstance(backend, Native) and self._fits(x, residual)):
-            y = conv(x if norm is None else F.relu(norm(x)))
-            values.of[self.node] = y if residual is None else y + residual
-            return
-        affine = None if norm is None else batch_norm_parameters(norm, x, values.stats.get(self.x))
-        training = torch.is_grad_enabled() and conv.training
-        y, x, stats = backend.run_fused(
-            conv.spec,
-            x,
-            conv.expanded_filters(backend, x),
-            conv.bias,
-            affine,
-            residual,
-            return_stats=self.feeds_norm and training,
-            share_x=self.shares_x and training,
-        )
+        if isinstance(backend, Native) and self._fits(x, residual):
+            filters, bias = fold(conv, folded, backend, x)
+            affine = None if before is None else batch_norm_parameters(before, x, values.stats.get(self.x))
+            training = torch.is_grad_enabled() and conv.training
+            added = residual if called is None else None
+            y, x, stats = backend.run_fused(
+                conv.spec,
+                x,
+                filters,
+                bias,
+                affine,
+                added,
+                return_stats=self.feeds_norm and called is None and training,
+                share_x=self.shares_x and training,
+            )
+            if self.shares_x:
+                values.of[self.x] = self._merge(x) if x.ndim == 5 else x
+            if stats is not None:
+                values.stats[self.node] = stats
+        else:
+            added = None
+            if before is not None:
+                x = self._split(F.relu(before(values.of[self.x])))
+            y = conv(x) if folded is None else backend.run(conv.spec, x, *fold(conv, folded, backend, x))
+        y = self._merge(y)
+        if called is not None:
+            y = called(y)
+        if residual is not None and added is None:
+            y = y + self._merge(residual)
         values.of[self.node] = y
-        if self.shares_x:
-            values.of[self.x] = x
-        if stats is not None:
-            values.stats[self.node] = stats
+
+    def _split(self, x: Tensor, lifting: bool = False) -> Tensor:
+        return split_group(x, self.conv.spec.group.order) if self.merged and not lifting else x
+
+    def _merge(self, x: Tensor) -> Tensor:
+        return merge_group(x) if self.merged else x
 
     def _fits(self, x: Tensor, residual: Tensor | None) -> bool:
-        """Whether the kernel reads these tensors as they are."""
-        spec, norm = self.conv.spec, self.norm
+        """Whether the kernel can read these tensors without a copy."""
+        spec, norm = self.conv.spec, self.before
         if not can_bypass_dispatcher(x) or (norm is not None and not _has_kernel(norm, x)):
             return False
         if norm is not None and spec.pads_separately:
@@ -115,25 +151,34 @@ class FusedConv:
 
     @property
     def reads(self) -> list[Node]:
-        """The nodes whose values this step reads."""
+        """The nodes that this step reads."""
         return [self.x] if self.residual is None else [self.x, self.residual]
 
 
 @dataclass(frozen=True)
 class FusedPool:
-    """``max_pool(relu(norm(x)))`` of 2×2 pixels by one kernel."""
+    """``max_pool(relu(norm(x)))``, where norm and ReLU are optional.
+
+    One kernel computes all of it for 2×2 pixels after a norm. Otherwise pooling comes before the ReLU, which then has
+    fewer values, by :func:`sepgroupy.backends.max_pool`.
+    """
 
     node: Node
     x: Node
-    norm: nn.BatchNorm2d
+    norm: nn.BatchNorm2d | None
+    relu: bool
     pool: nn.Module
+    window: Window
     names: tuple[str, ...]
 
     def __call__(self, values: Values) -> None:
         """Compute the node."""
         x, norm = values.of[self.x], self.norm
-        if not (native_for(x) and _has_kernel(norm, x) and min(x.shape[-2:]) > 1):
-            values.of[self.node] = F.relu(self.pool(norm(x)))  # in this order on a quarter of the pixels
+        if norm is None or not (native_for(x) and _has_kernel(norm, x) and min(x.shape[-2:]) > 1):
+            y = x if norm is None else norm(x)
+            by_slices = can_bypass_dispatcher(y) and y.is_cpu and has_windows(y, self.window)
+            y = max_pool(y, *self.window) if by_slices else self.pool(y)
+            values.of[self.node] = F.relu(y) if self.relu else y
             return
         affine = batch_norm_parameters(norm, x, values.stats.get(self.x))
         if x.ndim == 4:
@@ -143,7 +188,7 @@ class FusedPool:
 
     @property
     def reads(self) -> list[Node]:
-        """The nodes whose values this step reads."""
+        """The nodes that this step reads."""
         return [self.x]
 
 
@@ -151,19 +196,19 @@ Step = Call | FusedConv | FusedPool
 
 
 class Program:
-    """The steps of one model in one state: which modules are watched, and whether each is in training.
+    """The steps of one model in one state: the modules to check, and the training mode of each.
 
     Args:
         graph: the calls of the model.
         modules: its modules by name.
-        called: modules that are to be called as they are.
+        called: modules that are not fused.
     """
 
     def __init__(self, graph: torch.fx.Graph, modules: dict[str, nn.Module], called: set[nn.Module]) -> None:
         (self.input,) = (node for node in graph.nodes if node.op == "placeholder")
         (output,) = (node for node in graph.nodes if node.op == "output")
         self.output = output.args[0]
-        self._modules, self._called = modules, called
+        self._graph, self._modules, self._called = graph, modules, called
         self.steps = self._steps(graph)
         reads: list[list[Node]] = []
         map_arg(self.output, lambda node: reads.append([node]))
@@ -214,10 +259,9 @@ class Program:
         return node.target
 
     def _with_sharing(self, steps: list[Step]) -> list[Step]:
-        """Mark the fused steps whose input later steps read too, and those whose output a fused norm reads."""
-        normed = {
-            step.x for step in steps if isinstance(step, FusedPool) or (isinstance(step, FusedConv) and step.norm)
-        }
+        """Mark fused steps whose input is also read later, and those whose output a fused norm reads."""
+        pools = {step.x for step in steps if isinstance(step, FusedPool) and step.norm}
+        normed = pools | {step.x for step in steps if isinstance(step, FusedConv) and step.before}
         later: set[Node] = set()
         marked: list[Step] = []
         for step in reversed(steps):
@@ -230,7 +274,7 @@ class Program:
     # ---- patterns -------------------------------------------------------------------------------------------------
 
     def _module(self, node: Any, *classes: type[nn.Module]) -> Any:
-        """Return the module that a node calls, if it is of one of the classes and a kernel may stand for it."""
+        """Return the module that a node calls, if it is of one of the classes and may be fused."""
         if not (isinstance(node, Node) and node.op == "call_module"):
             return None
         module = self._modules[str(node.target)]
@@ -238,57 +282,119 @@ class Program:
         return module if plain else None
 
     def _fused_conv(self, node: Node) -> tuple[FusedConv, set[Node]] | None:
-        conv_node, residual = node, None
-        if node.op == "call_function" and node.target in (operator.add, torch.add) and len(node.args) == 2:
-            if node.kwargs:
+        for summand, residual in ((node, None), *_summands(node)):
+            after = self._module(summand, nn.BatchNorm2d)
+            result = summand if after is None else _only_argument(summand)
+            if result is None or (after is not None and not _is_read_once(result)):
+                continue
+            found_conv = self._conv(result)
+            if found_conv is None or (residual is not None and not isinstance(found_conv[0], GroupConv2d)):
+                continue
+            conv, x, conv_nodes, merged = found_conv
+            nodes, before, names = {node, summand, *conv_nodes}, None, [str(conv_nodes[0].target)]
+            if isinstance(conv, GroupConv2d) and (found := self._norm_before_relu(x)) is not None:
+                before, x, earlier_nodes, earlier_names = found
+                nodes, names = nodes | earlier_nodes, [*earlier_names, *names]
+            if after is not None:
+                names.append(str(summand.target))
+            if (residual is x and before is None) or self._is_written_among(nodes):
                 return None
-            for mine, other in (node.args, node.args[::-1]):
-                if self._module(mine, GroupConv2d) is not None and _is_read_once(mine) and isinstance(other, Node):
-                    conv_node, residual = mine, other
-                    break
-            else:
-                return None
+            return FusedConv(node, x, conv, before, after, residual, merged, False, False, tuple(names)), nodes
+        return None
+
+    def _conv(self, node: Node) -> tuple[GroupConvolution, Node, list[Node], bool] | None:
+        """Return the convolution that computes a node, its input, the nodes, and whether both are merged."""
+        merged = node.op == "call_function" and node.target is merge_group
+        conv_node = node.args[0] if merged else node
         conv = self._module(conv_node, GroupConv2d, LiftingConv2d)
-        if conv is None or len(conv_node.args) != 1 or conv_node.kwargs:
+        x = _only_argument(conv_node)
+        if not isinstance(conv_node, Node) or conv is None or x is None:
             return None
-        x, nodes, norm = conv_node.args[0], {conv_node}, None
-        names: tuple[str, ...] = (str(conv_node.target),)
-        if isinstance(conv, GroupConv2d) and (found := self._norm_before_relu(x)) is not None:
-            norm, x, more, before = found
-            nodes, names = nodes | more, (*before, *names)
-        if not isinstance(x, Node) or (residual is x and norm is None):
+        if not merged:
+            return conv, x, [conv_node], False
+        if not _is_read_once(conv_node):
             return None
-        return FusedConv(node, x, conv, norm, residual, False, False, names), nodes
+        if isinstance(conv, LiftingConv2d):
+            return conv, x, [conv_node, node], True
+        splits = x.op == "call_function" and x.target is split_group and x.args[1:] == (conv.group.order,)
+        if not (splits and _is_read_once(x) and isinstance(x.args[0], Node)):
+            return None
+        return conv, x.args[0], [conv_node, node, x], True
 
     def _fused_pool(self, node: Node) -> tuple[FusedPool, set[Node]] | None:
-        if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
+        x = _only_argument(node)
+        if node.op != "call_module" or x is None:
             return None
         pool = self._modules[str(node.target)]
         inner = pool.module if type(pool) is PerElement and pool not in self._called else pool
-        if not _is_max_pool(inner) or pool in self._called or inner in self._called:
+        window = max_pool_window(inner)
+        if window is None or not is_bypassable(inner) or pool in self._called or inner in self._called:
             return None
-        found = self._norm_before_relu(node.args[0])
-        if found is None:
+        names: tuple[str, ...] = (str(node.target), *(() if inner is pool else (f"{node.target}.module",)))
+        nodes, norm, relu = {node}, None, False
+        if _is_of_2x2(inner) and (found := self._norm_before_relu(x)) is not None:
+            norm, x, nodes, earlier = found
+            relu, nodes, names = True, {node, *nodes}, (*earlier, *names)
+        elif (before := self._before_relu(x)) is not None:
+            relu, nodes, names = True, {node, x}, (*((str(x.target),) if x.op == "call_module" else ()), *names)
+            x = before
+        if self._is_written_among(nodes):
             return None
-        norm, x, nodes, names = found
-        name = str(node.target)
-        inside = () if inner is pool else (f"{name}.module",)
-        return FusedPool(node, x, norm, pool, (*names, name, *inside)), nodes
+        return FusedPool(node, x, norm, relu, pool, window, names), nodes
+
+    def _is_written_among(self, nodes: set[Node]) -> bool:
+        """Whether a tensor may be written in place after the first of the nodes and before the last one.
+
+        A fused step computes all of them at the place of the last one.
+        """
+        ordered = list(self._graph.nodes)
+        places = sorted(ordered.index(node) for node in nodes)
+        return any(n not in nodes and self._may_write(n) for n in ordered[places[0] : places[-1]])
+
+    def _may_write(self, node: Node) -> bool:
+        if node.op == "call_module":
+            module = self._modules[str(node.target)]
+            known = type(module).__module__.startswith(("torch.nn.", "sepgroupy."))
+            return not known or any(getattr(part, "inplace", False) for part in module.modules())
+        if node.op == "call_method":
+            return str(node.target).endswith("_")
+        name = getattr(node.target, "__name__", "")
+        in_place = name.endswith("_") or (getattr(operator, name, None) is node.target and name.startswith("i"))
+        asked = "out" in node.kwargs or "inplace" in node.kwargs or any(a is True for a in node.args)
+        return node.op == "call_function" and (in_place or asked)
 
     def _norm_before_relu(self, node: Any) -> tuple[nn.BatchNorm2d, Node, set[Node], tuple[str, ...]] | None:
         """Return the batch norm of relu(norm(x)), x, the two nodes and the names of their modules."""
+        norm_node = self._before_relu(node)
+        norm, x = self._module(norm_node, nn.BatchNorm2d), _only_argument(norm_node)
+        if norm_node is None or norm is None or x is None:
+            return None
+        names = (str(norm_node.target), *((str(node.target),) if node.op == "call_module" else ()))
+        return norm, x, {node, norm_node}, names
+
+    def _before_relu(self, node: Any) -> Node | None:
+        """Return the input of a ReLU, if input and output of the ReLU have no other reader."""
         if not _is_read_once(node):
             return None
         is_module = self._module(node, nn.ReLU) is not None
         is_function = node.op == "call_function" and node.target in (F.relu, torch.relu) and not node.kwargs
-        if not (is_module or is_function) or len(node.args) != 1 or not _is_read_once(node.args[0]):
-            return None
-        norm_node = node.args[0]
-        norm = self._module(norm_node, nn.BatchNorm2d)
-        if norm is None or len(norm_node.args) != 1 or not isinstance(norm_node.args[0], Node):
-            return None
-        names = (str(norm_node.target), *((str(node.target),) if is_module else ()))
-        return norm, norm_node.args[0], {node, norm_node}, names
+        x = _only_argument(node)
+        return x if (is_module or is_function) and _is_read_once(x) else None
+
+
+def _summands(node: Node) -> list[tuple[Node, Node]]:
+    """Return the two summands of an addition, in both orders, if the first has no other reader."""
+    adds = node.op == "call_function" and node.target in (operator.add, operator.iadd, torch.add)
+    if not adds or len(node.args) != 2 or node.kwargs:
+        return []
+    pairs = (node.args, node.args[::-1])[: 1 if node.target is operator.iadd else 2]  # which writes to the first
+    return [(a, b) for a, b in pairs if _is_read_once(a) and isinstance(b, Node)]
+
+
+def _only_argument(node: Any) -> Node | None:
+    """Return the only argument of a node, if it is a node."""
+    plain = isinstance(node, Node) and len(node.args) == 1 and not node.kwargs and isinstance(node.args[0], Node)
+    return node.args[0] if plain else None
 
 
 def _method(name: str) -> Callable[..., Any]:
@@ -299,18 +405,14 @@ def _is_read_once(node: Any) -> TypeGuard[Node]:
     return isinstance(node, Node) and len(node.users) == 1
 
 
-def _is_max_pool(module: nn.Module) -> bool:
-    """Whether it takes the maximum of each 2×2 pixels."""
-    if not (isinstance(module, nn.MaxPool2d) and is_bypassable(module)):
-        return False
-    settings = (module.kernel_size, module.stride, module.padding, module.dilation)
-    wanted = ((2, (2, 2)), (2, (2, 2)), (0, (0, 0)), (1, (1, 1)))
-    same = all(value in known for value, known in zip(settings, wanted, strict=True))
-    return same and not module.ceil_mode and not module.return_indices
+def _is_of_2x2(pool: nn.Module) -> bool:
+    """Whether it pools blocks of 2×2 pixels."""
+    settings = (pool.kernel_size, pool.stride, pool.padding)
+    return all(value in (n, (n, n)) for value, n in zip(settings, (2, 2, 0), strict=True))
 
 
 def _has_kernel(norm: nn.BatchNorm2d, x: Tensor) -> bool:
-    """Whether the kernels compute such a norm of x; torch refuses statistics of a single value, and half of them."""
+    """Whether the kernels support such a norm of x. torch refuses statistics of a single value."""
     if not can_bypass_dispatcher(x) or not x.numel() or x.shape[1] != norm.num_features:
         return False
     own_stats = norm.training or norm.running_mean is None
@@ -321,12 +423,12 @@ def _has_kernel(norm: nn.BatchNorm2d, x: Tensor) -> bool:
 
 
 def batch_norm_parameters(norm: nn.BatchNorm2d, x: Tensor, stats: Stats | None = None) -> BatchNormReLU:
-    """Return what the norm would apply to x, and update its running statistics as its call would.
+    """Return the parameters that the norm applies to x, and update its running statistics like a call.
 
     Args:
         norm: in training or inference mode.
         x: (N, C, Y, X), or a group feature map (B, C, |H|, Y, X).
-        stats: mean and biased variance of x by channel, if they are known.
+        stats: mean and biased variance of x by channel, if known.
     """
     if not norm.training and norm.running_mean is not None and norm.running_var is not None:
         mean, var = norm.running_mean, norm.running_var

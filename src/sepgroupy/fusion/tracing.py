@@ -1,4 +1,4 @@
-"""The calls that a network makes, as a torch.fx graph; and which of its modules must be called as they are."""
+"""The calls of a network as a torch.fx graph, and the modules that must not be fused."""
 
 from __future__ import annotations
 
@@ -10,22 +10,14 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from ..nn import GroupBatchNorm2d, GroupConv2d, LiftingConv2d, PerElement
+from .traceable import is_traceable, is_trusted, original_class
 
 BYPASSED = (GroupConv2d, LiftingConv2d, nn.BatchNorm2d, GroupBatchNorm2d, nn.ReLU, nn.MaxPool2d, PerElement)
-"""Modules that a fused kernel may stand for; exactly these classes, or subclasses with the same ``forward``."""
-
-
-def has_traceable_forward(module: nn.Module) -> bool:
-    """Whether what the forward does depends on its submodules alone: those of nn.Sequential and of our networks.
-
-    Of any other class tracing could record a number that is drawn, or a branch that is taken, in every call.
-    """
-    home = type(module).__module__
-    return type(module).forward is nn.Sequential.forward or home.startswith("sepgroupy.models.")
+"""Modules that a fused kernel may replace: these classes, or subclasses with the same ``forward``."""
 
 
 def reason_to_call(module: nn.Module) -> str | None:
-    """Return why a module must be called as it is, or None if nobody can tell whether it was called."""
+    """Return the reason why a module must be called, or None if the call has no observable effect."""
     if torch_module._has_any_global_hook():
         return "a global module hook"
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
@@ -38,37 +30,45 @@ def reason_to_call(module: nn.Module) -> str | None:
 
 
 def is_bypassable(module: nn.Module) -> bool:
-    """Whether the module computes what its library class does."""
+    """Whether the module computes the same as its library class."""
     return any(isinstance(module, known) and type(module).forward is known.forward for known in BYPASSED)
 
 
+def recordable_modules(model: nn.Module) -> set[nn.Module]:
+    """Return the modules in a model whose forward takes one tensor and can be recorded."""
+    found: set[nn.Module] = set()
+    for module in reversed(list(model.modules())):  # submodules first
+        if is_traceable(module):
+            found.add(module)
+            if not is_trusted(module):
+                try:
+                    trace(module, found)
+                except Exception:  # a user's forward can raise anything on a value without numbers
+                    found.discard(module)
+    return found
+
+
 class _Tracer(torch.fx.Tracer):
-    def __init__(self, called: Collection[nn.Module]) -> None:
+    def __init__(self, recorded: Collection[nn.Module]) -> None:
         super().__init__()
-        self.called = called
-        self.containers: list[nn.Module] = []
+        self.recorded = recorded
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if m in self.called or not has_traceable_forward(m):
-            return True
-        self.containers.append(m)
-        return False
+        return m not in self.recorded
 
 
-def trace(model: nn.Module, called: Collection[nn.Module]) -> tuple[torch.fx.Graph, list[nn.Module]]:
-    """Return the graph of a model's forward, and the containers whose forward the graph stands for.
+def trace(model: nn.Module, recorded: Collection[nn.Module]) -> torch.fx.Graph:
+    """Return the graph of a model's forward.
 
     Args:
         model: with a traceable forward.
-        called: modules that are to be called as they are.
+        recorded: the modules whose calls are steps of the graph; others are leaf nodes.
     """
-    tracer = _Tracer(called)
-    graph = tracer.trace(_Shell(model))
-    return graph, [model, *tracer.containers]
+    return _Tracer(recorded).trace(_Shell(model))
 
 
 class _Shell(nn.Module):
-    """The model as a submodule would be traced: ``forward`` of its class, whatever stands around its call."""
+    """The model traced like a submodule: ``forward`` of its class, without hooks and patches."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -78,8 +78,3 @@ class _Shell(nn.Module):
     def forward(self, x: Any) -> Any:
         model = self.__dict__["_model"]
         return original_class(model).forward(model, x)
-
-
-def original_class(model: nn.Module) -> Any:
-    """Return the class that a fused model was made of, or its class."""
-    return getattr(type(model), "_original_class", type(model))

@@ -19,13 +19,13 @@ Matrices: TypeAlias = Iterable[Sequence[Sequence[int]] | NDArray[Any]]
 
 @dataclass(frozen=True)
 class PointGroup:
-    """A finite group of signed permutation matrices, the symmetries of the square grid in d dimensions.
+    """A finite group of signed permutation matrices, symmetries of the grid in d dimensions.
 
     A matrix acts on positions ``(axis 0, axis 1, …)`` measured from the centre of an array: in two
     dimensions on (row, column). Two groups are equal when their elements are, in the same order,
     because that order is the layout of every feature map and filter on the group.
 
-    Make one with :meth:`generate`; ``as_group`` also understands names and lists of generators.
+    Create a group by :meth:`generate`; :func:`as_group` also takes names and lists of generators.
 
     >>> group = PointGroup.generate([[[0, -1], [1, 0]]], name="p4")
     >>> group.order, int(group.cayley_table[1, 3]), group.inverses.tolist()
@@ -43,7 +43,7 @@ class PointGroup:
         each further generator ``s``. From (R, F) this gives ``F^m R^r`` at index ``4m + r``.
 
         Raises:
-            ArgumentError: a generator is no signed permutation matrix, or they differ in size.
+            ArgumentError: a generator is not a signed permutation matrix, or the generators differ in size.
         """
         if isinstance(generators, str) or not isinstance(generators, Iterable):
             raise ArgumentError(f"generators (={generators!r}) must be a list of signed permutation matrices")
@@ -52,7 +52,7 @@ class PointGroup:
             raise ArgumentError("generators is empty: give at least one matrix, e.g. the identity")
         if len({len(m) for m in matrices}) > 1:
             raise ArgumentError(f"generators differ in size: {[len(m) for m in matrices]}")
-        elements = [_identity(len(matrices[0]))]
+        elements = [identity(len(matrices[0]))]
         for count, generator in enumerate(matrices, start=1):
             if generator in elements:
                 continue
@@ -69,7 +69,7 @@ class PointGroup:
         if not all(_is_signed_permutation(element) for element in self.elements):
             raise ArgumentError("elements must be signed permutation matrices: use PointGroup.generate")
         found = set(self.elements)
-        if len(found) != len(self.elements) or self.elements[:1] != (_identity(self.dimension),):
+        if len(found) != len(self.elements) or self.elements[:1] != (identity(self.dimension),):
             raise ArgumentError("elements must be distinct and begin with the identity: use PointGroup.generate")
         if any(product(a, b) not in found for a in self.elements for b in self.elements):
             raise ArgumentError("elements are not closed under the product: use PointGroup.generate")
@@ -107,15 +107,15 @@ class PointGroup:
 
     @property
     def actions(self) -> tuple[str, ...]:
-        """What each element does to an image x, as a method call of ``torch.Tensor``.
+        """The action of each element on an image x, as a method call of ``torch.Tensor``.
 
         >>> PointGroup.generate([[[0, -1], [1, 0]]]).actions[:2]
         ('x', 'x.rot90(1, (-2, -1))')
         """
-        return tuple(_action(element) for element in self.elements)
+        return tuple(action_text(element) for element in self.elements)
 
     def is_subgroup_of(self, other: PointGroup) -> bool:
-        """Whether every element is one of ``other``'s; the order of elements does not matter."""
+        """Whether every element is an element of ``other``, in any order."""
         return set(self.elements) <= set(other.elements)
 
     def __reduce__(self) -> tuple[type[PointGroup], tuple[tuple[Matrix, ...], str]]:
@@ -134,8 +134,8 @@ def _parse(matrix: Sequence[Sequence[int]] | NDArray[Any]) -> Matrix:
         parsed = tuple(tuple(row) for row in rows)
     if not _is_signed_permutation(parsed):
         raise ArgumentError(
-            f"generator {matrix} is no signed permutation matrix: it must be square, with one entry +1 or -1 in each "
-            "row and column and 0 elsewhere"
+            f"generator {matrix} is not a signed permutation matrix: it must be square, with one entry +1 or -1 in "
+            "each row and column and 0 elsewhere"
         )
     return tuple(tuple(int(entry) for entry in row) for row in parsed)
 
@@ -149,7 +149,8 @@ def _is_signed_permutation(rows: Any) -> bool:
     return all(sum(abs(entry) for entry in line) == 1 for line in (*rows, *zip(*rows, strict=True)))
 
 
-def _identity(size: int) -> Matrix:
+def identity(size: int) -> Matrix:
+    """Return the identity matrix."""
     return tuple(tuple(int(i == j) for j in range(size)) for i in range(size))
 
 
@@ -160,12 +161,13 @@ def product(a: Matrix, b: Matrix) -> Matrix:
 
 
 def axes_and_flips(element: Matrix) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return how an element acts on an array: transpose it to these axes, then flip those of the result."""
+    """Return the axes of the transpose, then the flipped axes of its result, by which an element acts on an array."""
     axes = tuple(next(axis for axis, entry in enumerate(row) if entry) for row in element)
     return axes, tuple(axis for axis, row in enumerate(element) if row[axes[axis]] < 0)
 
 
-def _action(element: Matrix) -> str:
+def action_text(element: Matrix) -> str:
+    """Return the action of an element on an array x, as a method call of ``torch.Tensor``."""
     axes, flips = axes_and_flips(element)
     size = len(element)
     if size == 2:
@@ -182,89 +184,16 @@ def _action(element: Matrix) -> str:
     return f"x{transposed}{flipped}"
 
 
+def axis_names(dimension: int) -> tuple[str, ...]:
+    """Return the names of the spatial axes: ("Y", "X") of images, ("Z", "Y", "X") of volumes.
+
+    >>> axis_names(2)
+    ('Y', 'X')
+    """
+    return ("Z", "Y", "X")[-dimension:] if dimension <= 3 else tuple(f"N{axis}" for axis in range(dimension))
+
+
 def _frozen(values: object) -> NDArray[np.int64]:
     array = np.array(values, dtype=np.int64)
     array.setflags(write=False)
     return array
-
-
-_ROT90 = ((0, -1), (1, 0))  # R: 90° counter-clockwise, x.rot90(1, (-2, -1))
-_ROT180 = ((-1, 0), (0, -1))
-_VFLIP = ((-1, 0), (0, 1))  # F: rows in reverse order, x.flip(-2)
-_HFLIP = ((1, 0), (0, -1))  # columns in reverse order, x.flip(-1)
-_DIAGONAL = ((0, 1), (1, 0))  # x.mT
-_ANTIDIAGONAL = ((0, -1), (-1, 0))  # x.mT.flip(-2, -1)
-
-_GENERATORS: dict[str, tuple[Matrix, ...]] = {
-    "p1": (_identity(2),),
-    "p2": (_ROT180,),
-    "p4": (_ROT90,),
-    "hflip": (_HFLIP,),
-    "pm": (_VFLIP,),
-    "diagonal": (_DIAGONAL,),
-    "antidiagonal": (_ANTIDIAGONAL,),
-    "p2mm": (_ROT180, _VFLIP),
-    "diagonals": (_ROT180, _DIAGONAL),
-    "p4m": (_ROT90, _VFLIP),
-}
-"""Every subgroup of p4m."""
-_NAMES = {name: PointGroup.generate(generators, name) for name, generators in _GENERATORS.items()}
-_ALIASES = {"vflip": "pm", "c1": "p1", "c2": "p2", "c4": "p4", "d1": "pm", "d2": "p2mm", "d4": "p4m"}
-
-C1, C2, C4 = (_NAMES[name] for name in ("p1", "p2", "p4"))
-D1, D2, D4 = (_NAMES[name] for name in ("pm", "p2mm", "p4m"))
-
-GroupLike: TypeAlias = PointGroup | str | Matrices
-"""Anything that :func:`as_group` understands: a group, a name or a list of generators."""
-
-
-def as_group(group: GroupLike) -> PointGroup:
-    """Return the group that a user means: a PointGroup, a name in any case, or generators.
-
-    ================  ============================================================================
-    name              elements, applied to an image x
-    ================  ============================================================================
-    "p1", "c1"        x
-    "p2", "c2"        x, x.rot90(2, (-2, -1))
-    "p4", "c4"        the four rotations x.rot90(k, (-2, -1))
-    "hflip"           x, x.flip(-1): left-right
-    "vflip", "pm"     x, x.flip(-2): up-down, the F of the published code; also "d1"
-    "diagonal"        x, x.mT: reflection in the main diagonal
-    "antidiagonal"    x, x.mT.flip(-2, -1)
-    "p2mm", "d2"      x, x.rot90(2, (-2, -1)), x.flip(-2), x.flip(-1)
-    "diagonals"       x, x.rot90(2, (-2, -1)), x.mT, x.mT.flip(-2, -1)
-    "p4m", "d4"       the four rotations, then x.flip(-2) of each
-    ================  ============================================================================
-
-    >>> as_group("P4M") is D4
-    True
-    >>> as_group("hflip").actions
-    ('x', 'x.flip(-1)')
-    >>> as_group([[[0, 1], [1, 0]]]) == as_group("diagonal")
-    True
-
-    Raises:
-        ArgumentError: the name is unknown or the generators are no signed permutation matrices.
-    """
-    if isinstance(group, PointGroup):
-        return group
-    if isinstance(group, str):
-        name = _ALIASES.get(group.lower(), group.lower())
-        if name not in _NAMES:
-            raise ArgumentError(
-                f"group {group!r} is unknown: use a list of generators, or one of these names (of the group that is "
-                f"generated by): {_describe_names()}"
-            )
-        return _NAMES[name]
-    if not isinstance(group, Iterable):
-        raise ArgumentError(f"group (={group!r}) must be a PointGroup, a name such as 'p4m', or a list of generators")
-    return PointGroup.generate(group)
-
-
-def _describe_names() -> str:
-    """List the names with the generators of each group."""
-    texts = []
-    for name, generators in _GENERATORS.items():
-        names = "/".join([name, *(alias for alias, target in _ALIASES.items() if target == name)])
-        texts.append(f"{names} ({', '.join(map(_action, generators))})")
-    return ", ".join(texts)

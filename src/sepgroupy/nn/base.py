@@ -1,11 +1,11 @@
-"""What all convolutions on a group share: a specification, parameters, how they are drawn, and the forward pass."""
+"""The base class of all group convolutions: specification, parameters, initialization and forward pass."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from numbers import Integral
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.fx
@@ -22,7 +22,10 @@ DEFAULT_INIT = "variance"
 
 
 class GroupConvolution(nn.Module):
-    """What lifting, group and transposed convolutions share; abstract: a subclass names its parameters."""
+    """Base class of lifting, group and transposed convolutions. Abstract: a subclass defines the parameters."""
+
+    dimension: ClassVar[int]
+    """The number of spatial axes."""
 
     def __init__(
         self,
@@ -70,23 +73,23 @@ class GroupConvolution(nn.Module):
         return self.spec.kind
 
     @property
-    def kernel_size(self) -> tuple[int, int]:
-        """Rows and columns of the kernel."""
+    def kernel_size(self) -> tuple[int, ...]:
+        """Size of the kernel by axis."""
         return self.spec.kernel_size
 
     @property
-    def stride(self) -> tuple[int, int]:
+    def stride(self) -> tuple[int, ...]:
         """Stride by axis."""
         return self.spec.stride
 
     @property
     def padding(self) -> tuple[int, ...]:
-        """Padding by axis or, where the two sides of an axis differ, (top, bottom, left, right)."""
-        top, bottom, left, right = self.spec.padding
-        return (top, left) if (top, left) == (bottom, right) else self.spec.padding
+        """Padding by axis or, where the two sides of an axis differ, before and after by axis."""
+        before, after = self.spec.padding[::2], self.spec.padding[1::2]
+        return before if before == after else self.spec.padding
 
     @property
-    def dilation(self) -> tuple[int, int]:
+    def dilation(self) -> tuple[int, ...]:
         """Dilation by axis."""
         return self.spec.dilation
 
@@ -97,23 +100,24 @@ class GroupConvolution(nn.Module):
 
     @property
     def padding_mode(self) -> str:
-        """What is padded with."""
+        """The padding mode, one of ``PADDING_MODES``."""
         return self.spec.padding_mode
 
     @property
-    def output_padding(self) -> tuple[int, int]:
+    def output_padding(self) -> tuple[int, ...]:
         """Pixels that a transposed convolution adds to the last side of each axis."""
         return self.spec.output_padding
 
     def reset_parameters(self) -> None:
         """Draw the parameters again, in this order: weight, or depthwise and pointwise weight; then bias.
 
-        All are drawn uniformly from ±bound. With ``K = kernel rows · kernel columns`` (divided by the product of the
+        All are drawn uniformly from ±bound. With K the number of kernel elements (divided by the product of the
         strides in a transposed layer, where fewer kernel elements reach an output pixel) and
         ``I = in_channels/groups``:
 
         * ``init="published"``: every parameter, the bias too, has ``bound = 1/√(I·K)``, as in the code of Lengyel &
-          van Gemert (2021). Both factors of a separable layer are small, so that a fresh residual branch is too.
+          van Gemert (2021). Both factors of a separable layer are small, so the output of a new residual block is
+          small too.
         * ``init="variance"``: a layer followed by ReLU preserves the mean square of its feature maps. A dense filter
           needs variance ``2/(I·|H|·K)`` per entry (He et al., 2015), a lifting filter ``2/(I·K)``. The variance of a
           product of independent factors is the product of their variances: the depthwise factor has ``2/K``, the
@@ -145,22 +149,39 @@ class GroupConvolution(nn.Module):
         return backend.run(self.spec, x, self.expanded_filters(backend, x), self.bias)
 
     def expanded_filters(self, backend: Backend, x: Tensor) -> Filters:
-        """Return the filters as a backend reads them for x, from the cache if there is one (:func:`cached_filters`)."""
-        spec, parameters = self.spec, {name: getattr(self, name) for name in self.filter_names}
-        cache = self.filter_cache
+        """Return the backend's filters for x, from the cache if there is one (:func:`cached_filters`)."""
+        parameters = {name: getattr(self, name) for name in self.filter_names}
+        return self.reused_filters(backend, x, parameters, lambda: parameters)
+
+    def reused_filters(
+        self,
+        backend: Backend,
+        x: Tensor,
+        depends: Mapping[str, Tensor],
+        parameters: Callable[[], Mapping[str, Tensor]],
+    ) -> Filters:
+        """Return filters of other parameters than the layer's, from the cache if there is one.
+
+        Args:
+            backend: the backend that reads the filters.
+            x: the input of the convolution.
+            depends: the tensors that the parameters are computed from.
+            parameters: function that computes the parameters, under the names of the layer's.
+        """
+        spec, cache = self.spec, self.filter_cache
         if cache is None or torch.is_grad_enabled() or not _is_eager(x):
-            return backend.expand_filters(spec, parameters)
+            return backend.expand_filters(spec, parameters())
         if (reuse := backend.reuse_key(spec, x)) is None:
-            return backend.expand_filters(spec, parameters)
+            return backend.expand_filters(spec, parameters())
         autocast = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else None
-        key = (backend.name, x.device, autocast, reuse)
-        return cache.get(key, parameters, lambda: backend.expand_filters_for_reuse(spec, parameters, x))
+        key = (backend.name, x.device, autocast, reuse, tuple(depends))
+        return cache.get(key, depends, lambda: backend.expand_filters_for_reuse(spec, parameters(), x))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "filter_cache": None}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        # model.to(memory_format=torch.channels_last) must leave parameters with five axes as they are.
+        # model.to(memory_format=torch.channels_last) must leave parameters with other than four axes as they are.
         return super()._apply(lambda t: _apply_to_any_rank(fn, t), recurse)
 
     def extra_repr(self) -> str:
@@ -171,7 +192,7 @@ class GroupConvolution(nn.Module):
             parts.append(f"padding={self.padding}")
         if any(spec.output_padding):
             parts.append(f"output_padding={spec.output_padding}")
-        if spec.dilation != (1, 1):
+        if max(spec.dilation) > 1:
             parts.append(f"dilation={spec.dilation}")
         if spec.groups != 1:
             parts.append(f"groups={spec.groups}")
@@ -188,7 +209,7 @@ class GroupConvolution(nn.Module):
 
 
 def call_as_leaf(module: nn.Module, x: torch.fx.Proxy) -> Any:
-    """Record the call of a module as one step of a torch.fx graph, as is done for the modules of torch.nn."""
+    """Record the call of a module as one step of a torch.fx graph, like that of the modules of torch.nn."""
     tracer: Any = x.tracer
     return tracer.create_proxy("call_module", tracer.path_of_module(module), (x,), {})
 
@@ -209,9 +230,9 @@ def _apply_to_any_rank(fn: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     try:
         return fn(t)
     except RuntimeError as error:
-        if t.ndim != 5 or "rank 4" not in str(error):
+        if "to use channels_last" not in str(error):
             raise
-        like = fn(t.new_empty((1, 1, 1, 1)))  # of the device and dtype that are asked for
+        like = fn(t.new_empty(1))  # of the device and dtype that are asked for
         return t.to(like.device, like.dtype)
 
 
@@ -222,17 +243,17 @@ def _check_factory(device: torch.device | str | None, dtype: torch.dtype | None)
         if device is not None:
             torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise ArgumentError(f"device (={device!r}) is no device of torch: {str(error).splitlines()[0]}") from None
+        raise ArgumentError(f"device (={device!r}) is not a device of torch: {str(error).splitlines()[0]}") from None
 
 
 def filter_shapes(
-    kind: str, rows: int, columns: int, order: int, kernel: tuple[int, int]
+    kind: str, rows: int, columns: int, order: int, kernel: tuple[int, ...]
 ) -> dict[str, tuple[int, ...]]:
     """Return the free parameters of a kind, by name: ``rows`` filters of ``columns`` channels on a group."""
     if kind == "dense":
         return {"weight": (rows, columns, order, *kernel)}
     depthwise = (rows, columns, *kernel) if kind == "g" else (rows, 1, 1, *kernel)
-    return {"depthwise_weight": depthwise, "pointwise_weight": (rows, columns, order, 1, 1)}
+    return {"depthwise_weight": depthwise, "pointwise_weight": (rows, columns, order, *(1,) * len(kernel))}
 
 
 def check_kind(kind: str) -> None:
@@ -242,7 +263,7 @@ def check_kind(kind: str) -> None:
 
 
 def check_channels(in_channels: int, out_channels: int, groups: int) -> int:
-    """Refuse numbers of channels that cannot be, and return the input channels of one block."""
+    """Refuse invalid numbers of channels; return the input channels of one block."""
     for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
         if not isinstance(channels, Integral) or isinstance(channels, bool) or not 1 <= channels <= MAX_SIZE:
             raise ArgumentError(f"{name} (={channels!r}) must be a positive integer below 2³¹")

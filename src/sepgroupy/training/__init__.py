@@ -1,14 +1,21 @@
-"""Training runs: a :class:`RunConfig` in, a folder and a :class:`Result` out."""
+"""Training on any image data set: a configuration in, the folder of a run and a :class:`Result` out.
+
+Here live the engine, its fault tolerance, the folder of a run, and what is done with a run later.
+What is true of one experiment only, such as a protocol, published values or the names of its networks, may not live
+here: it subclasses :class:`TrainingConfig` in a package above this one (see ``sepgroupy.paper``).
+"""
 
 from __future__ import annotations
 
-from ._compress_run import CompressedRun as CompressedRun
-from ._compress_run import compress_run as compress_run
-from ._config import PAPER as PAPER
-from ._config import RECIPES as RECIPES
-from ._config import RunConfig as RunConfig
-from ._config import milestones_every as milestones_every
-from ._data import load_data as load_data
+from ._config import STRICT as STRICT
+from ._config import Count as Count
+from ._config import CountFrom0 as CountFrom0
+from ._config import Positive as Positive
+from ._config import Text as Text
+from ._config import TrainingConfig as TrainingConfig
+from ._config import parse_config as parse_config
+from ._config import raises_argument_error as raises_argument_error
+from ._config import register_tasks as register_tasks
 from ._engine import evaluate as evaluate
 from ._engine import initial_model as initial_model
 from ._engine import load_model as load_model
@@ -19,39 +26,57 @@ from ._folder import RESULT as RESULT
 from ._folder import Result as Result
 from ._folder import read_config as read_config
 from ._folder import read_result as read_result
+from ._image_config import IMAGE_RECIPES as IMAGE_RECIPES
+from ._image_config import ImageConfig as ImageConfig
+from ._image_evaluation import ImageEvaluation as ImageEvaluation
+from ._image_evaluation import evaluate_images as evaluate_images
+from ._image_predict import ImagePredictor as ImagePredictor
+from ._image_predict import Prediction as Prediction
+from ._image_predict import PredictionWriter as PredictionWriter
+from ._image_predict import require_readable as require_readable
 from ._parallel import is_first as is_first
+from ._random import HELD_OUT as HELD_OUT
+from ._random import generator as generator
+from ._run_data import MemoryData as MemoryData
+from ._run_data import RunData as RunData
 from ._score import Score as Score
 from ._score import predict as predict
 from ._score import score as score
-from ._states import require_free as require_free
-from ._states import save_initial_state as save_initial_state
-from ._states import save_run_weights as save_run_weights
-from ._states import save_trained_state as save_trained_state
 
 __all__ = [
     "CONFIG",
-    "PAPER",
-    "RECIPES",
+    "HELD_OUT",
+    "IMAGE_RECIPES",
     "RESULT",
-    "CompressedRun",
+    "STRICT",
+    "Count",
+    "CountFrom0",
+    "ImageConfig",
+    "ImageEvaluation",
+    "ImagePredictor",
+    "MemoryData",
+    "Positive",
+    "Prediction",
+    "PredictionWriter",
     "Result",
-    "RunConfig",
+    "RunData",
     "Score",
-    "compress_run",
+    "Text",
+    "TrainingConfig",
     "evaluate",
+    "evaluate_images",
     "export_run",
+    "generator",
     "initial_model",
     "is_first",
-    "load_data",
     "load_model",
-    "milestones_every",
+    "parse_config",
     "predict",
+    "raises_argument_error",
     "read_config",
     "read_result",
-    "require_free",
-    "save_initial_state",
-    "save_run_weights",
-    "save_trained_state",
+    "register_tasks",
+    "require_readable",
     "score",
     "train",
 ]

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,18 +21,17 @@ from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from .. import __version__
 from .._files import load_tensors
-from ..data import ImageData
 from ..errors import ArgumentError, DataError
 from ..fusion import fuse
-from ..models import build_model, find_state, misfit
+from ..models import find_state, misfit
 from . import _folder
-from ._config import RunConfig
-from ._data import load_data
+from ._config import TrainingConfig
 from ._folder import CHECKPOINT, CONFIG, RESULT, Result
 from ._interrupt import Interruption
-from ._loop import Loop, require_full_parts
+from ._loop import Loop, best_epoch, require_full_parts
 from ._parallel import device_of, first_does, launch, loss_named, share_batch_norm
-from ._score import Score, score
+from ._run_data import RunData
+from ._score import Score
 from ._trust import checked_average, checked_record
 
 if TYPE_CHECKING:
@@ -41,7 +40,18 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-def train(config: RunConfig, progress: bool = False) -> Result:
+class Restored(NamedTuple):
+    """What a run has left: its configuration, facts of its data, the network in inference mode, and its checkpoint."""
+
+    config: TrainingConfig
+    facts: Any
+    model: nn.Module
+    checkpoint: dict[str, Any]
+
+
+def train(
+    config: TrainingConfig, progress: bool = False, *, workers: int | None = None, time_limit: float | None = None
+) -> Result:
     """Train a network as the configuration says and return how good it is.
 
     The folder of the run receives ``config.json``, after each epoch and every five minutes ``last.ckpt``, after each
@@ -55,6 +65,9 @@ def train(config: RunConfig, progress: bool = False) -> Result:
     Args:
         config: the run.
         progress: draw a progress bar.
+        workers: processes that read images; None for one less than the processors, at most 8. The result does not
+            depend on them.
+        time_limit: seconds after which the run is stopped as by a signal, and saved.
 
     Raises:
         ArgumentError: the folder holds something else or is in use, or the machine has no such device.
@@ -66,7 +79,7 @@ def train(config: RunConfig, progress: bool = False) -> Result:
     with _quiet(), _deterministic_cudnn():
         fabric = launch(config)
         with loss_named(fabric):
-            return _train(fabric, config, progress)
+            return _train(fabric, config, progress, workers, time_limit)
 
 
 def evaluate(folder: str | PathLike[str], device: str = "auto", rotations: int = 1) -> Score:
@@ -82,10 +95,10 @@ def evaluate(folder: str | PathLike[str], device: str = "auto", rotations: int =
         DataError: the folder holds no run, or its files or data cannot be read or do not belong together.
     """
     folder = Path(folder)
-    config, model, checkpoint = _restore(folder)
-    data = load_data(config)
+    config, _, model, checkpoint = restore(folder)
+    data = config.load_data(folder=folder)
     checked_record(checkpoint, data, folder)
-    return score(model.to(device_of(device)), data.test, config.test_batch_size, rotations)
+    return data.score(model.to(device_of(device)), config.test_batch_size, rotations)
 
 
 def load_model(folder: str | PathLike[str]) -> nn.Module:
@@ -97,10 +110,10 @@ def load_model(folder: str | PathLike[str]) -> nn.Module:
     Raises:
         DataError: the folder holds no run or no checkpoint, or they are broken.
     """
-    return _restore(Path(folder))[1]
+    return restore(Path(folder)).model
 
 
-def initial_model(config: RunConfig) -> nn.Module:
+def initial_model(config: TrainingConfig) -> nn.Module:
     """Return the network with which a run of this configuration starts, on the CPU.
 
     The state of torch's random numbers stays as it is.
@@ -110,25 +123,29 @@ def initial_model(config: RunConfig) -> nn.Module:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = _build(config)
+        model = config.build_model()
     if (start := _start(config)) is not None:
         model.load_state_dict(start)
     return model
 
 
-def _train(fabric: Fabric, config: RunConfig, progress: bool) -> Result:
+def _train(
+    fabric: Fabric, config: TrainingConfig, progress: bool, workers: int | None, time_limit: float | None
+) -> Result:
+    stop = Interruption(time_limit)
     folder = config.run_folder
     if (finished := first_does(fabric, lambda: _find_finished(folder, config))) is not None:
         return finished
-    here: list[ImageData] = []
-    first_does(fabric, lambda: here.append(load_data(config)))  # alone, since it may fetch them or keep a cache
-    data = here[0] if here else load_data(config)
-    first_does(fabric, lambda: require_full_parts(config, len(data.train), fabric.world_size))
+    here: list[RunData] = []
+    # Alone, since it may fetch them or keep a cache.
+    first_does(fabric, lambda: here.append(config.load_data(workers, progress=progress)))
+    data = here[0] if here else config.load_data(workers)
+    first_does(fabric, lambda: require_full_parts(config, data, fabric.world_size))
     torch.manual_seed(config.seed)
-    model = fuse(_build(config))
+    model = fuse(config.build_model(data.facts))
     with ExitStack() as stack:
         first_does(fabric, lambda: stack.enter_context(_folder.held(folder)))
-        checkpoint, start = first_does(fabric, lambda: _take_up(folder, config))
+        checkpoint, start = first_does(fabric, lambda: _take_up(folder, config, data))
         if start is not None:
             model.load_state_dict(start)
         if config.sync_batchnorm and fabric.world_size > 1:
@@ -136,14 +153,14 @@ def _train(fabric: Fabric, config: RunConfig, progress: bool) -> Result:
         loop = Loop(fabric, model, config, data, folder)
         if checkpoint is not None:
             loop.resume(checkpoint)
-        with Interruption() as stop:
+        with stop:
             loop.run(stop, progress)
         result = _result(loop)
         first_does(fabric, lambda: _folder.write_result(folder, result))
     return result
 
 
-def _find_finished(folder: Path, config: RunConfig) -> Result | None:
+def _find_finished(folder: Path, config: TrainingConfig) -> Result | None:
     """Return the result that the folder holds of this very run; the folder is new, or the run's own."""
     _require_own(folder, config)
     if not (folder / RESULT).exists():
@@ -152,47 +169,60 @@ def _find_finished(folder: Path, config: RunConfig) -> Result | None:
     return _folder.read_result(folder)
 
 
-def _take_up(folder: Path, config: RunConfig) -> tuple[dict[str, Any] | None, dict[str, Tensor] | None]:
+def _take_up(
+    folder: Path, config: TrainingConfig, data: RunData
+) -> tuple[dict[str, Any] | None, dict[str, Tensor] | None]:
     """Return the checkpoint that the folder holds of a run, and the parameters to go on from or to start from."""
     _require_own(folder, config)  # once more: now nobody else can change it
     if not (folder / CONFIG).exists():
         _folder.write_config(folder, config)
+        data.save(folder)
     if (folder / CHECKPOINT).exists():
         checkpoint = _folder.read_checkpoint(folder / CHECKPOINT)
-        _trained(checkpoint, folder / CHECKPOINT, config)
-        return checkpoint, _fitting(checkpoint, folder / CHECKPOINT, config)
-    return None, _start(config)
+        _trained(checkpoint, folder / CHECKPOINT, config, data.facts)
+        return checkpoint, _fitting(checkpoint, folder / CHECKPOINT, config, data.facts)
+    return None, _start(config, data.facts)
 
 
-def _start(config: RunConfig) -> dict[str, Tensor] | None:
+def _start(config: TrainingConfig, facts: Any = None) -> dict[str, Tensor] | None:
     """Return the parameters that a configuration names to start from."""
     if config.weights is None:
         return None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        if (pretrained := config.pretrained_model(facts)) is not None:
+            return pretrained.state_dict()
     path = Path(config.weights)
     if path.is_dir():
         checkpoint = _folder.read_checkpoint(path / CHECKPOINT)
         there = _folder.read_config(path)
-        return _trained(checkpoint, path / CHECKPOINT, replace(config, ema=there.ema))
-    return _fitting(load_tensors(path), path, config)
+        return _trained(checkpoint, path / CHECKPOINT, replace(config, ema=there.ema, select=there.select), facts)
+    return _fitting(load_tensors(path), path, config, facts)
 
 
-def _trained(checkpoint: dict[str, Any], path: Path, config: RunConfig) -> dict[str, Tensor]:
-    """Return the parameters with which the network of a run is evaluated: their average, if the run has one.
+def _trained(checkpoint: dict[str, Any], path: Path, config: TrainingConfig, facts: Any = None) -> dict[str, Tensor]:
+    """Return the parameters with which a run is tested: those of its best epoch, their average, or the last ones.
 
     Raises:
         DataError: they are missing or do not fit the network.
     """
-    if config.ema is not None:
+    best = checkpoint.get("best") if config.select == "best" else None
+    if isinstance(best, dict):
+        checkpoint = {"state_dict": best.get("state_dict")}
+    elif config.ema is not None:
         checkpoint = {"state_dict": checked_average(checkpoint, path)}
-    return _fitting(checkpoint, path, config)
+    return _fitting(checkpoint, path, config, facts)
 
 
-def _require_own(folder: Path, config: RunConfig) -> None:
+def _require_own(folder: Path, config: TrainingConfig) -> None:
     """Raise ArgumentError unless the folder is new or holds this very run."""
     if (folder / CONFIG).exists():
         wanted, there = asdict(config), asdict(_folder.read_config(folder))
-        differences = [f"{name} {there[name]!r} there, {wanted[name]!r} here" for name in wanted]
-        differences = [text for text, name in zip(differences, wanted, strict=True) if there[name] != wanted[name]]
+        differences = [
+            f"{name} {there.get(name)!r} there, {value!r} here"
+            for name, value in wanted.items()
+            if name not in there or there[name] != value
+        ]
         if differences:
             raise ArgumentError(
                 f"folder (={str(folder)!r}) holds a run of another configuration ({'; '.join(differences)}): "
@@ -202,16 +232,7 @@ def _require_own(folder: Path, config: RunConfig) -> None:
         raise ArgumentError(f"folder (={str(folder)!r}) is in use, and not by a run: choose another folder")
 
 
-def _build(config: RunConfig) -> nn.Module:
-    width = config.width
-    if width is None:
-        return build_model(config.model, init=config.init)
-    if config.task == "cifar10":
-        return build_model(config.model, widths=(width, 2 * width, 4 * width), init=config.init)
-    return build_model(config.model, width=width, init=config.init)
-
-
-def _fitting(found: Any, path: Path, config: RunConfig) -> dict[str, Tensor]:
+def _fitting(found: Any, path: Path, config: TrainingConfig, facts: Any = None) -> dict[str, Tensor]:
     """Return the parameters of the network of a configuration out of what a file holds.
 
     Raises:
@@ -220,28 +241,34 @@ def _fitting(found: Any, path: Path, config: RunConfig) -> dict[str, Tensor]:
     state = find_state(str(path), found)
     consume_prefix_in_state_dict_if_present(state, "model.")
     try:
-        with torch.device("meta"):  # nothing is allocated for a width that nothing fits
-            wanted = _build(config).state_dict()
+        wanted = config.expected_state(facts)  # nothing is allocated for a width that nothing fits
     except (ArgumentError, RuntimeError) as error:
-        raise DataError(f"{path} cannot fit width (={config.width}): {error!s:.200}") from None
+        raise DataError(f"{path} cannot fit this run: {error!s:.200}") from None
     if text := misfit(state, wanted):
         raise DataError(f"{path} does not fit the network of this run, {config.model}: {text}")
     return state
 
 
-def _restore(folder: Path) -> tuple[RunConfig, nn.Module, dict[str, Any]]:
+def restore(folder: Path) -> Restored:
+    """Return what a run has left.
+
+    Raises:
+        DataError: the folder holds no run or no checkpoint, or they are broken.
+    """
     config = _folder.read_config(folder)
+    facts = config.read_facts(folder)
     checkpoint = _folder.read_checkpoint(folder / CHECKPOINT)
-    state = _trained(checkpoint, folder / CHECKPOINT, config)
-    model = fuse(_build(config))
+    state = _trained(checkpoint, folder / CHECKPOINT, config, facts)
+    model = fuse(config.build_model(facts))
     model.load_state_dict(state)
-    return config, model.eval(), checkpoint
+    return Restored(config, facts, model.eval(), checkpoint)
 
 
 def _result(loop: Loop) -> Result:
     from ._fabric import VERSION
 
-    last, images = loop.history[-1], len(loop.data.test)
+    last, images = loop.history[-1], loop.data.test_images
+    chosen = loop.history[best_epoch(loop.history) - 1] if loop.best is not None else last
     return Result(
         test_error=last["test_error"],
         test_loss=last["test_loss"],
@@ -259,10 +286,10 @@ def _result(loop: Loop) -> Result:
         },
         command=shlex.join(sys.argv),
         revision=_revision(Path(__file__).parent),
-        test_correct=images - round(last["test_error"] * images / 100),
+        test_correct=images - round(last["test_error"] * images / 100) if loop.data.counts_right_answers else 0,
         test_images=images,
-        validation_error=last.get("validation_error"),
-        validation_loss=last.get("validation_loss"),
+        validation_error=chosen.get("validation_error"),
+        validation_loss=chosen.get("validation_loss"),
     )
 
 

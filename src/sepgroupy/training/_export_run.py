@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..analysis import PAPER
 from ..errors import ArgumentError
 from ..exporting import FORMATS, save
-from ._engine import load_model
-from ._folder import read_config
+from ._engine import restore
 
 
 def export_run(folder: Path, file_format: str, path: Path | None = None) -> Path:
@@ -25,8 +23,7 @@ def export_run(folder: Path, file_format: str, path: Path | None = None) -> Path
     """
     if file_format not in FORMATS:
         raise ArgumentError(f"file_format (={file_format!r}) must be one of {', '.join(FORMATS)}")
-    config = read_config(folder)
-    path = folder / f"{config.model}{FORMATS[file_format]}" if path is None else path
-    width = {} if config.width is None else {"width": str(config.width)}
-    save(load_model(folder), path, file_format, PAPER[config.model].shape, {"model": config.model, **width})
+    config, facts, model, _ = restore(folder)
+    path = folder / f"{config.model.replace('/', '-')}{FORMATS[file_format]}" if path is None else path
+    save(model, path, file_format, config.input_shape(facts), config.export_metadata(facts))
     return path

@@ -17,7 +17,7 @@ import torch
 
 from .._files import atomic, load_tensors, remove_leftovers
 from ..errors import ArgumentError, DataError
-from ._config import RunConfig
+from ._config import TrainingConfig, parse_config
 
 CONFIG, RESULT, CHECKPOINT, METRICS = "config.json", "result.json", "last.ckpt", "metrics.csv"
 COLUMNS = (
@@ -25,6 +25,7 @@ COLUMNS = (
     *("test_loss", "test_error", "seconds"),
 )
 
+_LOCKS: set[int] = set()  # open files by which this process holds folders
 _LARGEST_TEXT = 2**20  # bytes; what is written here has a thousand
 
 
@@ -33,8 +34,9 @@ class Result:
     """What came out of a run; saved as ``result.json`` in its folder.
 
     Args:
-        test_error: on the test set after the last epoch, percent.
-        test_loss: mean cross-entropy there, nats.
+        test_error: on the test set, with the parameters that ``select`` names, percent; of a regression the mean
+            absolute error.
+        test_loss: mean loss there, of a classification in nats.
         train_error: mean over the steps of the last epoch, percent.
         train_loss: mean over the steps of the last epoch, nats.
         seconds: of all epochs, evaluations among them.
@@ -45,9 +47,9 @@ class Result:
         command: the command line that finished the run.
         revision: the git commit of the package that finished it, with ``-dirty`` if files differed from it; empty
             without git.
-        test_correct: right answers on the test set after the last epoch.
+        test_correct: right answers on the test set; 0 if an image has not one answer.
         test_images: images of the test set; 0 in a file of an older version, which has neither.
-        validation_error: on the held-out training images after the last epoch, percent; None without such.
+        validation_error: on the validation images after the last epoch, or the best if that was selected; or None.
         validation_loss: mean cross-entropy there, nats.
     """
 
@@ -68,19 +70,19 @@ class Result:
     validation_loss: float | None = None
 
 
-def write_config(folder: Path, config: RunConfig) -> None:
+def write_config(folder: Path, config: TrainingConfig) -> None:
     """Write the configuration of a run into its folder, which is made if it is missing."""
     _write_text(folder / CONFIG, config.to_json())
 
 
-def read_config(folder: Path) -> RunConfig:
+def read_config(folder: Path) -> TrainingConfig:
     """Read the configuration of the run in a folder.
 
     Raises:
         DataError: there is none, or it is broken.
     """
     try:
-        return RunConfig.from_json(_read_text(folder / CONFIG))
+        return parse_config(_read_text(folder / CONFIG))
     except ArgumentError as error:
         raise DataError(f"{folder / CONFIG} is broken: {error}") from None
 
@@ -154,7 +156,7 @@ def held(folder: Path) -> Iterator[None]:
         yield
     finally:
         if handle is not None:
-            os.close(handle)
+            _unlock(handle)
 
 
 def _lock(folder: Path) -> int | None:
@@ -172,11 +174,30 @@ def _lock(folder: Path) -> int | None:
                 f"folder (={str(folder)!r}) is being trained in by another process: wait for it, or choose another"
             ) from None
         return None  # some network file systems have no locks
+    _LOCKS.add(handle)
     return handle
 
 
+def _unlock(handle: int) -> None:
+    import fcntl
+
+    _LOCKS.discard(handle)
+    fcntl.flock(handle, fcntl.LOCK_UN)  # closing it would not do while another process still has it
+    os.close(handle)
+
+
+def _close_locks() -> None:
+    """Close the locks in a process that was forked, such as one that reads images: it must not outlive the run's."""
+    while _LOCKS:
+        os.close(_LOCKS.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_locks)
+
+
 def require_room(folder: Path, size: int) -> None:
-    """Raise OSError unless so many bytes can be written into the folder: before the first epoch, not after it."""
+    """Raise OSError unless ``size`` bytes can be written into the folder: before the first epoch, not after it."""
     temporary = folder / f".{Path(CHECKPOINT).stem}.{0:08x}{Path(CHECKPOINT).suffix}"  # a leftover if we are killed
     try:
         with temporary.open("wb") as file:

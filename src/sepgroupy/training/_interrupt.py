@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -12,15 +14,22 @@ _NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
 
 
 class Interruption:
-    """While it is entered, ``signal`` names the signal that has asked the process to stop; empty if none has.
+    """While it is entered, ``signal`` names what has asked the process to stop; empty if nothing has.
 
     Ctrl-C a second time does not wait: it raises KeyboardInterrupt. Outside the main thread, where Python lets nobody
     handle signals, nothing is noted.
     """
 
-    def __init__(self) -> None:
-        self.signal = ""
+    def __init__(self, seconds: float | None = None) -> None:
+        """Ask to stop after this time, too."""
+        self._signal = ""
+        self._deadline = math.inf if seconds is None else time.monotonic() + seconds
         self._before: dict[int, Any] = {}
+
+    @property
+    def signal(self) -> str:
+        """The name of the signal, or that of the time limit."""
+        return self._signal or ("the time limit" if time.monotonic() > self._deadline else "")
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
@@ -35,6 +44,6 @@ class Interruption:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal and number == signal.SIGINT:
+        if self._signal and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal = signal.Signals(number).name
+        self._signal = signal.Signals(number).name

@@ -1,30 +1,29 @@
-"""Training, step by step: what a run is between two steps is all in one checkpoint, whichever steps these are."""
+"""The training loop. Its complete state can be saved and restored after any step."""
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import time
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.progress import Progress
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..data import ImageData, RandomAffine, RandomCropFlip, Split
 from ..errors import ArgumentError, DataError, RunError
-from ._config import RunConfig
+from ._config import TrainingConfig
 from ._folder import CHECKPOINT, COLUMNS, require_room, write_checkpoint, write_metrics
 from ._interrupt import Interruption
-from ._parallel import end_together, first_does, part, summed
-from ._random import AFFINE, CROP_FLIP, ORDER, generator
-from ._score import mean, tally
-from ._trust import checked_moments, checked_record
+from ._parallel import end_together, first_does, summed
+from ._random import LAYERS, seed_of
+from ._run_data import Batch, RunData
+from ._trust import checked_best, checked_optimizer_states, checked_record
 
 if TYPE_CHECKING:
     from ._fabric import Fabric
@@ -35,13 +34,8 @@ SAVE_SECONDS = 300.0
 """A checkpoint is written after each epoch, and this long after the last one: no more work than that is ever lost."""
 
 
-def order_of(count: int, seed: int, epoch: int) -> Tensor:
-    """Return 0..count-1 in an order that depends on the seed and the epoch alone."""
-    return torch.randperm(count, generator=generator(seed, ORDER, epoch))
-
-
-def rate(config: RunConfig, step: int, steps: int) -> float:
-    """Return the learning rate of a step, there being so many an epoch."""
+def rate(config: TrainingConfig, step: int, steps: int) -> float:
+    """Return the learning rate of a step; an epoch has ``steps`` steps."""
     if config.schedule == "cosine":
         factor = (1 + math.cos(math.pi * step / (config.epochs * steps))) / 2
     else:
@@ -50,7 +44,7 @@ def rate(config: RunConfig, step: int, steps: int) -> float:
     return decayed * min(1.0, (step + 1) / (config.warmup * steps)) if config.warmup else decayed
 
 
-def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
     """Return the optimizer of a configuration."""
     c = config
     if c.optimizer != "sgd":
@@ -59,15 +53,40 @@ def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer
     return torch.optim.SGD(model.parameters(), lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay)
 
 
-def require_full_parts(config: RunConfig, count: int, processes: int) -> None:
+def require_full_parts(config: TrainingConfig, data: RunData, processes: int) -> None:
     """Raise ArgumentError unless each process has a part in every batch that its network can learn from."""
-    least = processes * (2 if config.model in ("z2cnn", "c-z2cnn") else 1)  # whose last maps are one pixel
-    last = (count - 1) % config.batch_size + 1
+    least = processes * config.least_batch
+    count, last = data.train_images, data.smallest_batch
     if last < least:
         raise ArgumentError(
             f"batch_size (={config.batch_size}) leaves {last} of {count} images for the last step of an epoch, where "
             f"{processes} process{'es' * (processes > 1)} with batch norm need {least}: choose another"
         )
+
+
+def warming_average(decay: float, step: Callable[[], int]) -> Any:
+    """Return what :class:`AveragedModel` does in step n, with the decay ``min(decay, (1+n)/(10+n))``.
+
+    Without this warm-up the average of a short run would still be that of its first steps.
+    """
+
+    def update(averages: Any, values: Any, count: Any) -> None:
+        n = step()  # count is the same number, but may be on a GPU
+        get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(averages, values, count)
+
+    return update
+
+
+def best_epoch(history: Sequence[Mapping[str, float]]) -> int:
+    """Return the epoch of the lowest validation error, of several the one of the lowest loss; 0 if there is none.
+
+    >>> rows = [(3.0, 0.9), (2.0, 0.5), (2.0, 0.4), (2.5, 0.1)]
+    >>> best_epoch([{"epoch": n, "validation_error": e, "validation_loss": l} for n, (e, l) in enumerate(rows, 1)])
+    3
+    """
+    rows = [row for row in history if "validation_error" in row]
+    best = min(rows, key=lambda row: (row["validation_error"], row["validation_loss"]), default={"epoch": 0})
+    return int(best["epoch"])
 
 
 class Loop:
@@ -77,29 +96,36 @@ class Loop:
     optimizer's state, the number of steps done and what was recorded of them are all that there is to keep.
     """
 
-    def __init__(self, fabric: Fabric, model: nn.Module, config: RunConfig, data: ImageData, folder: Path) -> None:
+    def __init__(self, fabric: Fabric, model: nn.Module, config: TrainingConfig, data: RunData, folder: Path) -> None:
         self.fabric, self.model, self.config, self.data, self.folder = fabric, model, config, data, folder
         self.step = 0
         self.history: list[dict[str, float]] = []  # a row for each epoch that is done
-        self.totals = [0.0, 0.0, 0.0]  # of the epoch under way: cross-entropies, wrong answers, images
-        self.steps = math.ceil(len(data.train) / config.batch_size)  # an epoch
-        self.crop_flip = RandomCropFlip(config.crop, config.hflip) if config.crop or config.hflip else None
-        moves = config.rotation or config.shift or config.scale
-        self.affine = RandomAffine(config.rotation, config.shift, config.scale) if moves else None
+        self.totals = [0.0, 0.0, 0.0]  # of the epoch under way: losses, errors, images
+        self.best: dict[str, Any] | None = None  # the epoch and the state dict of the lowest validation error
+        self.steps = data.steps  # an epoch
         self.average: AveragedModel | None = None  # of the parameters and batch statistics
         if config.ema is not None:
-            mean_of = get_ema_multi_avg_fn(config.ema)
-            self.average = AveragedModel(model, fabric.device, multi_avg_fn=mean_of, use_buffers=True)
+            usual = get_ema_multi_avg_fn(config.ema)
+            mean_of = warming_average(config.ema, lambda: self.step) if config.ema_warmup else usual
+            averaged_buffers = not config.ema_warmup
+            self.average = AveragedModel(model, fabric.device, multi_avg_fn=mean_of, use_buffers=averaged_buffers)
         self.optimizer = make_optimizer(model, config)
         self.wrapped, self.stepper = fabric.setup(model, self.optimizer)
         self._clock = self._saved = time.monotonic()
-        self._order = -1, torch.empty(0)  # of an epoch
+        self._epoch = -1
+        self._batches: Iterator[Batch] = iter(())  # the remaining ones of that epoch
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the last epoch is done, or the last one that patience allows."""
+        return bool(self.history) and self._is_last(len(self.history), self.history)
 
     def checkpoint(self) -> dict[str, Any]:
         """Return all that the run is."""
         return {
             "state_dict": {f"model.{name}": value for name, value in self.model.state_dict().items()},
             **({} if self.average is None else {"average": dict(self.average.state_dict())}),
+            **({} if self.best is None else {"best": self.best}),
             "optimizer_states": [self.optimizer.state_dict()],
             "precision": self.fabric.strategy.precision.state_dict(),
             "global_step": self.step,
@@ -122,10 +148,11 @@ class Loop:
             self.step, self.history, self.totals = checkpoint["global_step"], run["history"], run["totals"]
             if type(self.step) is not int or not 0 <= self.step - len(self.history) * self.steps <= self.steps:
                 raise ValueError("its steps and its history do not agree")
-            if len(self.history) == self.config.epochs and "test_error" not in self.history[-1]:
+            if self.is_finished and "test_error" not in self.history[-1]:
                 raise ValueError("its last epoch was not evaluated")
-            moments = checked_moments(checkpoint, self.optimizer)
-            self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
+            self.best = checked_best(checkpoint, self.history, self.config)
+            states = checked_optimizer_states(checkpoint, self.optimizer)
+            self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": states})
             self.fabric.strategy.precision.load_state_dict(checkpoint.get("precision", {}))
             if self.average is not None:
                 self.average.load_state_dict(checkpoint["average"])
@@ -148,7 +175,7 @@ class Loop:
         logger = TensorBoardLogger(self.folder, name="tensorboard", version="", purge_step=len(self.history) + 1)
         with Progress(disable=not (shown and first)) as bar:
             task = bar.add_task("", total=config.epochs * self.steps)
-            while len(self.history) < config.epochs:
+            while not self.is_finished:
                 if self.step == (len(self.history) + 1) * self.steps:
                     row = self._close_epoch(stop)
                     if first:
@@ -171,61 +198,67 @@ class Loop:
         self._saved = time.monotonic()
 
     def _require_room(self) -> None:
-        # A checkpoint has the parameters, up to two moments of each, and their average; the old one is there while the
-        # new one is written.
+        # A checkpoint has the parameters, up to two optimizer states of each, their average and the best ones. The old
+        # one exists while the new one is written.
         floats = 4 * sum(value.numel() for value in self.model.state_dict().values())
-        require_room(self.folder, (3 if self.average is None else 4) * floats + 2**16)
+        copies = 3 + (self.average is not None) + (self.config.select == "best")
+        require_room(self.folder, copies * floats + 2**16)
+
+    def _next_batch(self) -> Batch:
+        epoch, position = divmod(self.step, self.steps)
+        if self._epoch != epoch:
+            self._epoch, self._batches = epoch, self.data.batches(epoch, position, self.fabric)
+        return next(self._batches)
 
     def _do_step(self, stop: Interruption) -> None:
-        config, device = self.config, self.fabric.device
-        epoch, position = divmod(self.step, self.steps)
-        if self._order[0] != epoch:
-            self._order = epoch, order_of(len(self.data.train), config.seed, epoch)
-        indices = self._order[1][position * config.batch_size : (position + 1) * config.batch_size]
-        images, labels = (values.to(device) for values in self.data.train[indices])
-        if self.crop_flip is not None:  # the whole batch, so that it is the same for any number of processes
-            images = self.crop_flip(images, generator(config.seed, CROP_FLIP, self.step))
-        if self.affine is not None:
-            images = self.affine(images, generator(config.seed, AFFINE, self.step))
-        images, labels = part(self.fabric, images), part(self.fabric, labels)
-        outputs = self.wrapped(images)
-        loss = cross_entropy(
-            outputs, labels, label_smoothing=config.label_smoothing
-        )  # of log-probabilities too: log_softmax leaves them as they are
-        share = len(labels) / len(indices)
+        config, fabric, objective = self.config, self.fabric, self.data.objective
+        images, targets, count = self._next_batch()
+        torch.manual_seed(seed_of(config.seed, LAYERS, self.step, fabric.global_rank))  # for dropout and the like
         self.stepper.zero_grad()
-        self.fabric.backward(loss * (share * self.fabric.world_size))  # of which the processes' mean is taken
-        wrong = (outputs.argmax(1) != labels).sum()
-        asked = torch.tensor(float(bool(stop.signal)), device=device)
-        report = torch.stack([loss.detach() * len(labels), wrong, asked])
-        total, wrongs, stops = summed(self.fabric, report).tolist()
+        report = torch.zeros(3, device=fabric.device)  # losses, errors, whether a signal asks to stop
+        parts = list(zip(images.tensor_split(config.accumulate), targets.tensor_split(config.accumulate), strict=True))
+        parts = [(x, y) for x, y in parts if len(y)]
+        for index, (x, y) in enumerate(parts, start=1):
+            with fabric.no_backward_sync(self.wrapped, enabled=index < len(parts)):
+                outputs = self.wrapped(x)
+                loss = objective.loss(outputs, y)
+                fabric.backward(loss * (len(y) / count * fabric.world_size))  # of which the processes' mean is taken
+            with torch.no_grad():
+                report[0] += loss.detach() * len(y)
+                report[1] += objective.errors(outputs, y).sum()
+        report[2] = float(bool(stop.signal))
+        total, errors, stops = summed(fabric, report).tolist()
         if not math.isfinite(total):
-            end_together(self.fabric, RunError(self._bad_number(total / len(indices))))
+            end_together(fabric, RunError(self._bad_number(total / count)))
         if config.clip is not None:
-            self.fabric.clip_gradients(self.wrapped, self.stepper, max_norm=config.clip, error_if_nonfinite=False)
+            fabric.clip_gradients(self.wrapped, self.stepper, max_norm=config.clip, error_if_nonfinite=False)
         for group in self.optimizer.param_groups:
             group["lr"] = rate(config, self.step, self.steps)
         self.stepper.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
         self.step += 1
-        self.totals = [a + b for a, b in zip(self.totals, (total, wrongs, len(indices)), strict=True)]
+        self.totals = [a + b for a, b in zip(self.totals, (total, errors, count), strict=True)]
         if stops:
             self.save()
             self._stop(stop)
 
     def _close_epoch(self, stop: Interruption) -> dict[str, float]:
         """Record the epoch that has just ended, and evaluate if it is due."""
-        config, epoch = self.config, len(self.history) + 1
-        loss, wrong, count = self.totals
+        config, data, epoch = self.config, self.data, len(self.history) + 1
+        loss, errors, count = self.totals
         row: dict[str, float] = {"epoch": epoch, "lr": rate(config, self.step - 1, self.steps)}
-        row |= {"train_loss": loss / count, "train_error": 100 * wrong / count}
+        row |= {"train_loss": loss / count, "train_error": data.objective.scale * errors / count}
         if epoch % config.log_every == 0 or epoch == config.epochs:
             self.save()  # an evaluation may be long, and is given up when the run is asked to stop
-            if self.data.validation is not None:
-                row |= self._evaluate("validation", self.data.validation, stop)
-            if self.data.validation is None or epoch == config.epochs:
-                row |= self._evaluate("test", self.data.test, stop)
+            best = self.best
+            if data.has_validation:
+                row |= self._evaluate("validation", stop)
+                if config.select == "best" and best_epoch([*self.history, row]) == epoch:
+                    best = {"epoch": epoch, "state_dict": _copied(self._evaluated().state_dict())}
+            if not data.has_validation or self._is_last(epoch, [*self.history, row]):
+                row |= self._evaluate("test", stop, best)
+            self.best = best
         row["seconds"] = round(time.monotonic() - self._clock, 3)
         self.history.append(row)
         self.totals = [0.0, 0.0, 0.0]
@@ -234,16 +267,27 @@ class Loop:
         self.save()
         return row
 
-    def _evaluate(self, name: str, split: Split, stop: Interruption) -> dict[str, float]:
+    def _is_last(self, epoch: int, history: Sequence[Mapping[str, float]]) -> bool:
+        patience = self.config.patience
+        if epoch == self.config.epochs:
+            return True
+        evaluated = "validation_error" in history[-1]
+        return patience is not None and evaluated and epoch - best_epoch(history) >= patience
+
+    def _evaluated(self) -> nn.Module:
+        return self.model if self.average is None else self.average.module
+
+    def _evaluate(self, name: str, stop: Interruption, best: Mapping[str, Any] | None = None) -> dict[str, float]:
         def between() -> None:
             if stop.signal:
                 self._stop(stop)
 
-        fabric, model = self.fabric, self.model if self.average is None else self.average.module
-        mine = slice(fabric.global_rank, None, fabric.world_size)
-        shard = Split(split.images[mine], split.labels[mine])
-        score = mean(summed(fabric, tally(model, shard, self.config.test_batch_size, between=between)))
-        return {f"{name}_loss": score.loss, f"{name}_error": score.error}
+        model = self._evaluated()
+        if best is not None and best["epoch"] != len(self.history) + 1:
+            model = copy.deepcopy(model)
+            model.load_state_dict(best["state_dict"])
+        loss, errors, count = summed(self.fabric, self.data.tally(model, name, self.fabric, between)).tolist()
+        return {f"{name}_loss": loss / count, f"{name}_error": self.data.objective.scale * errors / count}
 
     def _stop(self, stop: Interruption) -> None:
         if self.fabric.is_global_zero:
@@ -253,8 +297,12 @@ class Loop:
         end_together(self.fabric, KeyboardInterrupt())
 
     def _bad_number(self, loss: float) -> str:
-        kept = self.folder / CHECKPOINT
+        path = self.folder / CHECKPOINT
         return (
             f"the loss is {loss} in step {self.step + 1} (epoch {len(self.history) + 1} of {self.config.epochs}): "
-            f"{kept} holds the last state before it that was saved. Try a lower lr, clip or warmup, in another folder"
+            f"{path} holds the last state before it that was saved. Try a lower lr, clip or warmup, in another folder"
         )
+
+
+def _copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in state.items()}

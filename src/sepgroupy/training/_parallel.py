@@ -17,7 +17,7 @@ from torch.nn.functional import batch_norm
 
 from ..errors import ArgumentError, RunError
 from ..nn import GroupBatchNorm2d
-from ._config import RunConfig
+from ._config import TrainingConfig
 
 if TYPE_CHECKING:
     from ._fabric import Fabric
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def launch(config: RunConfig) -> Fabric:
+def launch(config: TrainingConfig) -> Fabric:
     """Start the processes of a run, or join those that torchrun or Slurm has started.
 
     Raises:
-        ArgumentError: the machine has no such device or not so many, cannot compute in that precision, or the launcher
-            has started another number of processes.
+        ArgumentError: the machine has no such device or too few of them, cannot compute in that precision, or the
+            launcher has started another number of processes.
     """
     from ._fabric import Fabric
 

@@ -9,16 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data import ImageData
 from ..errors import DataError
+from ._config import TrainingConfig
 from ._folder import CHECKPOINT, COLUMNS
+from ._run_data import RunData
 
 _ALWAYS = {"epoch", "lr", "train_loss", "train_error", "seconds"}  # of the columns
 _ADAM = {"step", "exp_avg", "exp_avg_sq"}
 _MOMENTS = {torch.optim.Adam: _ADAM, torch.optim.AdamW: _ADAM, torch.optim.SGD: {"momentum_buffer"}}
 
 
-def checked_record(checkpoint: Mapping[str, Any], data: ImageData, folder: Path) -> dict[str, Any]:
+def checked_record(checkpoint: Mapping[str, Any], data: RunData, folder: Path) -> dict[str, Any]:
     """Return what a checkpoint says of its run: its history, and the totals and seconds of the epoch under way.
 
     Raises:
@@ -40,7 +41,9 @@ def checked_record(checkpoint: Mapping[str, Any], data: ImageData, folder: Path)
     return run
 
 
-def checked_moments(checkpoint: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
+def checked_optimizer_states(
+    checkpoint: Mapping[str, Any], optimizer: torch.optim.Optimizer
+) -> dict[int, dict[str, Tensor]]:
     """Return what an optimizer remembers of its parameters; torch itself does not look at it.
 
     Raises:
@@ -55,20 +58,20 @@ def checked_moments(checkpoint: Mapping[str, Any], optimizer: torch.optim.Optimi
     due = range(len(parameters) if checkpoint["global_step"] else 0)
     if not isinstance(state, dict) or not all(isinstance(state.get(index), dict) for index in due if names):
         raise ValueError("it lacks what the optimizer remembers")
-    moments = {index: {k: v for k, v in state.get(index, {}).items() if v is not None} for index in due}
-    for index, values in moments.items():
+    found = {index: {k: v for k, v in state.get(index, {}).items() if v is not None} for index in due}
+    for index, values in found.items():
         for name in names | values.keys():
             shape = () if name == "step" else parameters[index].shape
             if name not in names or not _is_plain(values.get(name)) or values[name].shape != shape:
                 raise ValueError(f"{name} of parameter {index} is not what the optimizer remembers")
-    return moments
+    return found
 
 
 def checked_average(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Return what a checkpoint says of the average of a network's parameters and buffers, in each step, by their names.
 
     Raises:
-        DataError: it has none, or not of so many steps.
+        DataError: it has none, or that of another number of steps.
     """
     found, steps = checkpoint.get("average"), checkpoint.get("global_step")
     count = found.get("n_averaged") if isinstance(found, dict) else None
@@ -77,6 +80,24 @@ def checked_average(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]
     if type(steps) is not int or int(count) != steps:
         raise DataError(f"{path} holds the average of {int(count)} steps, not of its {steps!r}")
     return {name: value for name, value in found.items() if name != "n_averaged"}  # type: ignore[union-attr]
+
+
+def checked_best(
+    checkpoint: Mapping[str, Any], history: list[dict[str, Any]], config: TrainingConfig
+) -> dict[str, Any] | None:
+    """Return what a checkpoint says of the best epoch on the validation images; None if there was none yet.
+
+    Raises:
+        ValueError: it is missing, though an epoch was evaluated, or is none.
+    """
+    evaluated = [row["epoch"] for row in history if "validation_error" in row]
+    if config.select != "best" or not evaluated:
+        return None
+    found = checkpoint.get("best")
+    state = found.get("state_dict") if isinstance(found, dict) else None
+    if not isinstance(found, dict) or found.get("epoch") not in evaluated or not isinstance(state, dict):
+        raise ValueError("it lacks the parameters of the best epoch")
+    return {"epoch": found["epoch"], "state_dict": state}
 
 
 def _is_history(rows: object) -> bool:

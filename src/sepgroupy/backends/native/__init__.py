@@ -1,4 +1,4 @@
-"""Compiled kernels for CPUs, where a C compiler was at hand when the package was installed.
+"""Compiled kernels for CPUs, where a C++ compiler was available when the package was installed.
 
 ``backend`` is the door: the :class:`Native` backend and the operator. ``launch`` states a convolution to the kernels,
 ``library`` finds and loads them, ``memory`` holds buffers, ``batch_norm`` has the kernels around a batch norm.

@@ -18,11 +18,11 @@ from ..batch_norm import BatchNormReLU
 from ..constants import group_index, planar_index
 from ..conv_spec import ConvSpec
 from ..expanded import Expanded
-from ..filter_bank import expand_filter, five_axes, full_filter
+from ..filter_bank import expand_filter, full_filter, with_group_axis
 from ..tracing import constant_to_dynamo
 from . import flops
 from .launch import ConvInputs, NativeConv, native_conv, supports_lifting, unsupported_reason
-from .library import SUFFIXES, kernels
+from .library import DTYPES, kernels
 
 Integers = Sequence[int]
 
@@ -62,7 +62,7 @@ class Native(Backend):
         """Return the parameters themselves, weight or pointwise and depthwise weight: the kernels expand them."""
         if "weight" in parameters:
             return (parameters["weight"], None)
-        return parameters["pointwise_weight"], five_axes(parameters["depthwise_weight"])
+        return parameters["pointwise_weight"], with_group_axis(parameters["depthwise_weight"], spec.dimension)
 
     def expand_filters_for_reuse(self, spec: ConvSpec, parameters: Mapping[str, Tensor], x: Tensor) -> Filters:
         """Return also the filters in the Fourier domain, as the kernels read them."""
@@ -75,7 +75,7 @@ class Native(Backend):
 
     def reuse_key(self, spec: ConvSpec, x: Tensor) -> Hashable:
         """Return the layout of expanded filters, which depends on whether rows fill vectors; None if there are none."""
-        if spec.kind == "lifting" or not x.shape[1] or x.dtype not in SUFFIXES or not can_bypass_dispatcher(x):
+        if spec.kind == "lifting" or not x.shape[1] or x.dtype not in DTYPES or not can_bypass_dispatcher(x):
             return None
         return _conv_after_padding(spec).filter_layout(_shape_after_padding(spec, x)[-1], x.dtype)
 
@@ -172,7 +172,7 @@ def _convolve(
     """
     autocast = inputs.x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if autocast else inputs.x.dtype
-    if inputs.x.dtype not in SUFFIXES:
+    if inputs.x.dtype not in DTYPES:
         inputs = ConvInputs(*(None if t is None else t.float() for t in inputs))  # type: ignore[arg-type]
     if can_bypass_dispatcher(inputs.x):
         if torch.is_grad_enabled():
@@ -278,7 +278,7 @@ def _filter_bank(inputs: ConvInputs, spec: ConvSpec) -> Tensor:
     return expand_filter(weight, table)
 
 
-def _options(spec: ConvSpec) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+def _options(spec: ConvSpec) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     return spec.stride, (spec.padding[0], spec.padding[2]), spec.dilation
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -10,19 +12,21 @@ from torch import Tensor
 
 from ...errors import ArgumentError
 from ..batch_norm import BatchNormReLU
-from .library import SUFFIXES, check_readable, launch
+from .library import DTYPES, Problem, check_readable, launch
 from .memory import empty
+
+Tensors = dict[str, "Tensor | None"]
 
 
 def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and biased variance of each channel of feature maps (N, C, Y, X)."""
-    if not (x.dtype in SUFFIXES and x.device.type == "cpu" and x.is_contiguous() and x.ndim == 4 and x.numel()):
+    if not (x.dtype in DTYPES and x.device.type == "cpu" and x.is_contiguous() and x.ndim == 4 and x.numel()):
         raise ArgumentError(
             f"x is {x.dtype} of shape {tuple(x.shape)} on {x.device}: the kernels read contiguous (N, C, Y, X) on a CPU"
         )
     mean, var = x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
-    sizes = (x.shape[0], x.shape[1], x.shape[2] * x.shape[3], torch.get_num_threads())
-    launch("statistics", sizes, (x, mean, var))
+    problem = _problem_of(x.dtype, tuple(x.shape), torch.get_num_threads())
+    launch("batch_statistics", problem, {"x": x, "y_mean": mean, "y_var": var})
     return mean, var
 
 
@@ -44,7 +48,9 @@ class _NormReluPool(torch.autograd.Function):
         x, gamma, beta, mean, var = tensors
         x = x.contiguous()
         y = empty(_pooled(x), x)
-        _launch("pool", (), ctx.eps, {"x": x, "gamma": gamma, "beta": beta, "mean": mean, "var": var, "y": y})
+        _launch(
+            "pool", ctx.eps, ctx.batch_stats, {"x": x, "gamma": gamma, "beta": beta, "mean": mean, "var": var, "y": y}
+        )
         return y
 
     @staticmethod
@@ -60,8 +66,9 @@ class _NormReluPool(torch.autograd.Function):
         needs_x, needs_gamma, needs_beta, *_ = ctx.needs_input_grad
         dx = empty(x.shape, x) if needs_x else None
         dgamma, dbeta = (torch.empty_like(mean) if needs_gamma or needs_beta else None for _ in range(2))
-        given = {"x": x, "gamma": gamma, "beta": beta, "mean": mean, "var": var, "dy": grad}
-        _launch("pool_back", (ctx.batch_stats,), ctx.eps, {**given, "dx": dx, "dgamma": dgamma, "dbeta": dbeta})
+        given: Tensors = {"x": x, "gamma": gamma, "beta": beta, "mean": mean, "var": var, "grad": grad}
+        results: Tensors = {"dx": dx, "dgamma": dgamma, "dbeta": dbeta}
+        _launch("pool_backward", ctx.eps, ctx.batch_stats, {**given, **results})
         return dx, dgamma if needs_gamma else None, dbeta if needs_beta else None, None, None, None, None
 
 
@@ -69,14 +76,24 @@ def _pooled(x: Tensor) -> tuple[int, ...]:
     return (*x.shape[:2], x.shape[2] // 2, x.shape[3] // 2)
 
 
-def _launch(name: str, flags: tuple[bool, ...], eps: float, tensors: dict[str, Tensor | None]) -> None:
-    """Launch a pooling kernel; backward it reads whether the norm's statistics are those of x."""
-    check_readable(values := list(tensors.values()))
+@lru_cache(maxsize=256)
+def _problem_of(
+    dtype: torch.dtype, shape: tuple[int, ...], threads: int, eps: float = 0.0, batch_stats: bool = False
+) -> Any:
+    """Return, by reference, the problem of a kernel that reads feature maps of this shape."""
+    batch, channels, height, width = shape
+    sizes = {"batch": batch, "order": 1, "in_channels": channels, "in_size": (1, height, width)}
+    return ctypes.byref(Problem(dtype=DTYPES[dtype], threads=threads, eps=eps, batch_stats=batch_stats, **sizes))
+
+
+def _launch(name: str, eps: float, batch_stats: bool, tensors: Tensors) -> None:
+    """Launch a pooling kernel; ``batch_stats`` says whether the norm's statistics are those of x."""
+    check_readable(tensors.values())
     x = tensors["x"]
     assert x is not None
-    shapes = {"x": x.shape, "dx": x.shape, "y": _pooled(x), "dy": _pooled(x)}
+    shapes = {"x": x.shape, "dx": x.shape, "y": _pooled(x), "grad": _pooled(x)}
     for what, t in tensors.items():
         expected = shapes.get(what, x.shape[1:2])
         if t is not None and (t.shape != expected or not x.numel()):
             raise ArgumentError(f"{what} has shape {tuple(t.shape)}, not {tuple(expected)} with values, for pooling")
-    launch(name, (*x.shape, torch.get_num_threads(), *flags, eps), values)
+    launch(name, _problem_of(x.dtype, tuple(x.shape), torch.get_num_threads(), eps, batch_stats), tensors)

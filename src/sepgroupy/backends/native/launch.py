@@ -16,12 +16,16 @@ from ...groups import PointGroup, action_table, fourier_basis, moved_size
 from ..batch_norm import BatchNormReLU
 from ..conv_spec import ConvSpec
 from . import library
-from .library import SUFFIXES, Problem, check_readable, launch, suffix_for
+from .library import DTYPES, Problem, check_readable, launch
 from .memory import empty, workspace
 
-DENSE, SEPARABLE, FACTORED = 0, 1, 2  # kinds of filters, as kernels.c has them
+# As csrc/interface.h has them:
+DENSE, SEPARABLE, FACTORED, LIFTING = 0, 1, 2, 3  # kinds of filters
 GENERAL, CYCLIC4, DIHEDRAL4 = 0, 4, 8  # transforms
-MAX_KERNEL_ELEMENTS, MAX_STRIDE, MAX_ORDER = 49, 3, 8  # TAPS, PHASES and ORDER of kernels.c
+PASSES = {"forward": 0, "backward": 1, "expand_filters": 2}
+MAX_STRIDE, MAX_ORDER = 3, 48
+
+MAX_KERNEL_ELEMENTS = 49  # 7×7
 MAX_EXTENT = 64  # pixels between the first and the last kernel element: the workspace grows with it
 
 Tensors = dict[str, "Tensor | None"]
@@ -47,7 +51,7 @@ class ConvInputs(NamedTuple):
         return BatchNormReLU(self.mean, self.var, self.gamma, self.beta, eps, batch_stats)
 
 
-# The fast transforms of kernels.c, row by row.
+# The fast transforms of csrc/group_transform.h, row by row.
 _FAST = {
     CYCLIC4: [[1, 1, 1, 1], [1, -1, 1, -1], [1, 0, -1, 0], [0, 1, 0, -1]],
     DIHEDRAL4: [
@@ -80,19 +84,20 @@ def _transform(group: PointGroup) -> tuple[int, NDArray[np.int32], NDArray[np.fl
 
 @lru_cache(maxsize=256)
 def _transformed_offsets(group: PointGroup, kernel: tuple[int, int], dilation: tuple[int, int]) -> NDArray[np.int32]:
-    """Return row and column, in pixels, of each kernel element after each group element; (elements, order, 2)."""
+    """Return slice, row and column of each kernel element after each group element, in pixels; (elements, order, 3)."""
     table = action_table(group, kernel)
-    moved = np.empty((table.shape[1], group.order, 2), dtype=np.int32)
+    offsets = np.zeros((table.shape[1], group.order, library.AXES), dtype=np.int32)
     for g, sources in enumerate(table):
-        size = moved_size(group.arrays[g], kernel)
-        rows, columns = np.unravel_index(np.arange(len(sources)), size)
-        moved[sources, g, 0], moved[sources, g, 1] = rows * dilation[0], columns * dilation[1]
-    return moved
+        places = np.unravel_index(np.arange(len(sources)), moved_size(group.arrays[g], kernel))
+        offsets[sources, g, -len(kernel) :] = np.stack(places, axis=1) * dilation
+    return offsets
 
 
 @lru_cache(maxsize=1024)
 def unsupported_reason(spec: ConvSpec) -> str | None:
     """Return what the kernels would need to compute such convolutions, or None."""
+    if spec.dimension != 2:
+        return f"two dimensions, not {spec.dimension}"
     elements = spec.kernel_size[0] * spec.kernel_size[1]
     extent = max(d * (k - 1) + 1 for d, k in zip(spec.dilation, spec.kernel_size, strict=True))
     max_stride = 1 if spec.kind == "lifting" else MAX_STRIDE
@@ -114,11 +119,10 @@ def supports_lifting(spec: ConvSpec, in_channels: int) -> bool:
 
 
 class Launch(NamedTuple):
-    """A checked problem: by reference, the values of workspace it needs, and the suffix of its functions."""
+    """A checked problem: by reference, and the bytes of workspace that it needs."""
 
     problem: Any
     workspace: int
-    suffix: str
 
 
 @lru_cache(maxsize=1024)
@@ -169,7 +173,7 @@ class NativeConv:
         y_mean, y_var = _two(x, y.shape[2]) if return_stats and computes else (None, None)
         outputs: Tensors = {"y": y, "y_mean": y_mean, "y_var": y_var}
         if self.lifting:
-            self._run("lift", {"x": x, "weight": weight, "bias": bias, **outputs}, computes)
+            self._run("forward", {"x": x, "weight": weight, "bias": bias, **outputs}, computes)
         else:
             filters = {"x": x, "weight": weight, "depthwise": depthwise, "bias": bias}
             norm = {"gamma": gamma, "beta": beta, "mean": mean, "var": var}
@@ -206,7 +210,7 @@ class NativeConv:
         given: Tensors = {**filters, **norm, "mean": mean, "var": var, "grad": grad, "other_grad": other_grad}
         found: Tensors = {"dx": dx, "dweight": dw, "ddepthwise": dd, "dgamma": dgamma, "dbeta": dbeta}
         computes = bool(grad.numel() and x.numel())
-        self._run("backward", {**given, **found}, computes, eps, batch_stats, wants_x, wants_filters)
+        self._run("backward", {**given, **found}, computes, eps, batch_stats)
         if dx is not None and other_grad is not None and not computes:
             dx += other_grad
         return dx, dw, dd, None if gamma is None else dgamma, None if beta is None else dbeta
@@ -215,45 +219,37 @@ class NativeConv:
         """Return the gradients of weight and bias."""
         dw, db = torch.empty_like(weight), weight.new_empty(len(weight))
         computes = bool(grad.numel() and x.numel())
-        self._run("lift_back", {"x": x, "grad": grad, "dweight": dw, "dbias": db}, computes)
+        self._run("backward", {"x": x, "grad": grad, "dweight": dw, "dbias": db}, computes)
         return dw, db if computes else grad.sum((0, 1, 3, 4))
 
-    def filter_layout(self, width: int, dtype: torch.dtype) -> tuple[str, bool]:
+    def filter_layout(self, width: int, dtype: torch.dtype) -> tuple[int, bool]:
         """Return what the layout of :meth:`expand_filters` depends on, for rows of ``width`` pixels."""
-        suffix = suffix_for(dtype, width // self.spec.stride[1])
-        return suffix, width % getattr(library.kernels().library, "vector_values" + suffix)() == 0
+        lanes = library.kernels().library.vector_values(DTYPES[dtype], width // self.spec.stride[1])
+        return lanes, width % lanes == 0
 
     def expand_filters(self, x: tuple[int, ...], weight: Tensor, depthwise: Tensor | None) -> Tensor:
         """Return the filters as the kernels transform them in each call, for an input of this shape."""
         one = (1, *x[1:])  # they do not depend on the batch, which may be empty
         shapes = (one, weight.shape, None if depthwise is None else depthwise.shape)
-        problem, _, suffix = self._checked_launch("forward", ("x", "weight", "depthwise"), shapes, 1, weight.dtype)
-        size = getattr(library.kernels().library, "filters_size" + suffix)(problem)
-        expanded = torch.zeros(size, dtype=weight.dtype, device="cpu")
+        names = ("x", "weight", "depthwise")
+        problem, size = self._checked_launch("expand_filters", names, shapes, 1, weight.dtype)
+        values = library.kernels().library.filters_size(problem)
+        expanded = torch.zeros(values, dtype=weight.dtype, device="cpu")
         check_readable([expanded, weight, depthwise])
-        launch("expand_filters", (problem,), [weight, depthwise, expanded], suffix)
+        filters = {"weight": weight, "depthwise": depthwise, "expanded": expanded}
+        launch("expand_filters", problem, {**filters, "workspace": workspace.take(size)})
         return expanded
 
-    def _run(
-        self,
-        name: str,
-        tensors: Tensors,
-        computes: bool,
-        eps: float = 0.0,
-        batch_stats: bool = False,
-        wants_x: bool = True,
-        wants_filters: bool = True,
-    ) -> None:
+    def _run(self, name: str, tensors: Tensors, computes: bool, eps: float = 0.0, batch_stats: bool = False) -> None:
         # The kernels trust what they are given: a tensor that does not fit would be read past its end.
-        values = list(tensors.values())
-        check_readable(values)
+        check_readable(tensors.values())
         x = tensors["x"]
         assert x is not None
-        shapes = tuple([None if t is None else t.shape for t in values])
-        options = (torch.get_num_threads(), x.dtype, eps, batch_stats, wants_x, wants_filters)
-        problem, size, suffix = self._checked_launch(name, tuple(tensors), shapes, *options)
+        shapes = tuple([None if t is None else t.shape for t in tensors.values()])
+        options = (torch.get_num_threads(), x.dtype, eps, batch_stats)
+        problem, size = self._checked_launch(name, tuple(tensors), shapes, *options)
         if computes:
-            launch(name, (problem,), [*values, workspace.take(size * x.itemsize)], suffix)
+            launch(name, problem, {**tensors, "workspace": workspace.take(size)})
             return
         for result in ("dx", "dweight", "ddepthwise", "dgamma", "dbeta"):
             if (gradient := tensors.get(result)) is not None:
@@ -268,8 +264,6 @@ class NativeConv:
         dtype: torch.dtype,
         eps: float = 0.0,
         batch_stats: bool = False,
-        wants_x: bool = True,
-        wants_filters: bool = True,
     ) -> Launch:
         """Check the shapes of the tensors that are there; state the problem."""
         given, spec = dict(zip(names, shapes, strict=True)), self.spec
@@ -278,7 +272,9 @@ class NativeConv:
         (batch, _, inputs, height, width), outputs, order = x, weight[0], spec.group.order
         elements, depthwise = 1 if self.lifting else order, given.get("depthwise")
         separable = depthwise is not None
-        kind = DENSE if depthwise is None else SEPARABLE if inputs == 1 or depthwise[1:2] != (inputs,) else FACTORED
+        kind = LIFTING if self.lifting else DENSE
+        if depthwise is not None:
+            kind = SEPARABLE if inputs == 1 or depthwise[1:2] != (inputs,) else FACTORED
         if self.lifting and not supports_lifting(spec, inputs):
             raise ArgumentError(
                 f"x has {inputs} channels; the kernels lift with stride 1 and at most {MAX_KERNEL_ELEMENTS} products"
@@ -289,14 +285,13 @@ class NativeConv:
         transform, blocks, basis, irreps = _transform(spec.group)
         offsets = _transformed_offsets(spec.group, kernel, spec.dilation)
         problem = Problem(
-            batch, inputs, outputs, height, width, *y[3:], *spec.stride, spec.padding[0], spec.padding[2],
-            len(offsets), kind, threads, order, len(blocks), transform,
+            DTYPES[dtype], kind, transform, threads, batch, order, inputs, outputs,
+            (1, height, width), (1, *y[3:]), (1, *spec.stride), (0, spec.padding[0], spec.padding[2]),
+            len(offsets), len(blocks), batch_stats, eps,
             *(array.ctypes.data for array in (blocks, offsets, basis, irreps)),
-            eps, batch_stats, wants_x, wants_filters,
         )  # fmt: skip
         problem.arrays = (blocks, offsets, basis, irreps)  # they live as long as it does
         reference = ctypes.byref(problem)
-        suffix = SUFFIXES[dtype] if self.lifting else suffix_for(dtype, width // spec.stride[1])
         nothing = 0 in (*x, outputs)  # to compute
         expected = {
             "x": (batch, elements, inputs, height, width),
@@ -312,7 +307,7 @@ class NativeConv:
             "grad": y,
         }
         if given.get("expanded") is not None:
-            expected["expanded"] = (getattr(found.library, "filters_size" + suffix)(reference),)
+            expected["expanded"] = (found.library.filters_size(reference),)
         expected |= {f"d{of}": expected[of] for of in ("x", "weight", "depthwise", "bias", "gamma", "beta")}
         pairs = {"mean": "var", "var": "mean"}  # neither is given without the other
         for what, shape in given.items():
@@ -324,10 +319,7 @@ class NativeConv:
                     f"{label} has shape {shape if shape is None else tuple(shape)}, not {tuple(expected[what])}, for "
                     f"{spec}"
                 )
-        if nothing:
-            return Launch(reference, 0, suffix)
-        needs = getattr(found.library, ("lift_workspace" if self.lifting else "workspace") + suffix)
-        return Launch(reference, needs(reference, int("back" in name)), suffix)
+        return Launch(reference, 0 if nothing else found.library.workspace_bytes(reference, PASSES[name]))
 
 
 def _two(like: Tensor, channels: int) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,38 +20,35 @@ from torch import Tensor
 from ...errors import ArgumentError
 
 FOLDER = Path(__file__).parent  # of the libraries
-VERSION = 6  # of the interface, as kernels.c has it
+VERSION = 7  # of the interface, as csrc/interface.h has it
 VARIANTS = ("avx512", "avx2", "baseline")  # the widest vectors first
-SUFFIXES = {torch.float32: "_f32", torch.float64: "_f64"}  # of functions' names
-WIDE = "_f32_wide"  # of those for long rows
-
-# Of each function: whether it reads a Problem, how many sizes, whether an ε, and how many pointers.
-_SIGNATURES = {
-    "forward": (1, 0, 0, 14),
-    "expand_filters": (1, 0, 0, 3),
-    "backward": (1, 0, 0, 15),
-    "lift": (1, 0, 0, 7),
-    "lift_back": (1, 0, 0, 5),
-    "statistics": (0, 4, 0, 3),
-    "pool": (0, 5, 1, 6),
-    "pool_back": (0, 6, 1, 9),
-}
+AXES = 3  # spatial axes of the kernels; an image has one slice
+DTYPES = {torch.float32: 0, torch.float64: 1}
 
 
 class Problem(ctypes.Structure):
-    """One convolution, as kernels.c declares it."""
+    """One convolution, as csrc/interface.h declares it."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("dtype", "kind", "transform", "threads")]
+    _fields_ += [(name, ctypes.c_int64) for name in ("batch", "order", "in_channels", "out_channels")]
+    _fields_ += [(name, ctypes.c_int64 * AXES) for name in ("in_size", "out_size", "stride", "padding")]
+    _fields_ += [(name, ctypes.c_int64) for name in ("elements", "blocks", "batch_stats")]
+    _fields_ += [("eps", ctypes.c_double)]
+    _fields_ += [(name, ctypes.c_void_p) for name in ("block", "offset", "basis", "irreps")]
+
+
+class Tensors(ctypes.Structure):
+    """The addresses of the tensors that a kernel reads or writes, as csrc/interface.h declares them."""
 
     _fields_ = [
-        (name, ctypes.c_int64)
+        (name, ctypes.c_void_p)
         for name in (
-            *("batch", "in_channels", "out_channels", "height", "width", "out_height", "out_width"),
-            *("stride_y", "stride_x", "padding_y", "padding_x", "taps", "kind"),
-            *("threads", "order", "blocks", "transform"),
+            *("x", "weight", "depthwise", "expanded", "bias", "gamma", "beta", "mean", "var", "residual"),
+            *("y", "y_mean", "y_var"),
+            *("grad", "other_grad", "dx", "dweight", "ddepthwise", "dbias", "dgamma", "dbeta"),
+            "workspace",
         )
     ]
-    _fields_ += [(name, ctypes.c_void_p) for name in ("block", "moved", "basis", "irreps")]
-    _fields_ += [("eps", ctypes.c_double)]
-    _fields_ += [(name, ctypes.c_int64) for name in ("batch_stats", "wants_x", "wants_filters")]
 
 
 @dataclass(frozen=True)
@@ -84,50 +81,47 @@ def kernels() -> Kernels:
             if path.exists():
                 library = _load(path)
                 alone = "" if library.threaded() else ", one thread: compiled without OpenMP"
-                return Kernels(library, f"C kernels, {name}{alone}", not alone)
+                return Kernels(library, f"C++ kernels, {name}{alone}", not alone)
         except (OSError, AttributeError) as error:  # no library, or not of these kernels
             reasons.append(str(error))
-    missing = "not compiled: pip install sepgroupy where there is a C compiler (gcc or clang)"
+    missing = "not compiled: pip install sepgroupy where there is a C++ compiler (gcc or clang)"
     return Kernels(None, "; ".join(reasons) or missing)
 
 
 def _load(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
-    library.version.restype = library.problem_size.restype = ctypes.c_int64
-    if (library.version(), library.problem_size()) != (VERSION, ctypes.sizeof(Problem)):
+    for name in ("version", "problem_bytes", "tensors_bytes", "threaded"):
+        getattr(library, name).restype = ctypes.c_int64
+    sizes = (ctypes.sizeof(Problem), ctypes.sizeof(Tensors))
+    if library.version() != VERSION or (library.problem_bytes(), library.tensors_bytes()) != sizes:
         raise OSError(f"{path} is of another version: install sepgroupy again")
-    library.wide_rows.restype = ctypes.c_int64
-    for suffix in (*SUFFIXES.values(), *([WIDE] if library.wide_rows() else [])):
-        for name, counts in _SIGNATURES.items():
-            kinds = zip((ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_void_p), counts, strict=True)
-            getattr(library, name + suffix).argtypes = [kind for kind, count in kinds for _ in range(count)]
-        for name in ("workspace", "lift_workspace", "filters_size", "vector_values"):
-            getattr(library, name + suffix).restype = ctypes.c_int64
+    for name in ("forward", "backward", "expand_filters", "batch_statistics", "pool", "pool_backward"):
+        getattr(library, name).argtypes = [ctypes.c_void_p] * 2
+    library.workspace_bytes.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+    library.filters_size.argtypes = [ctypes.c_void_p]
+    library.vector_values.argtypes = [ctypes.c_int64] * 2
+    for name in ("workspace_bytes", "filters_size", "vector_values"):
+        getattr(library, name).restype = ctypes.c_int64
     library.expect_writes.argtypes = [ctypes.c_void_p, ctypes.c_int64]
     return library
 
 
-def suffix_for(dtype: torch.dtype, row: int) -> str:
-    """Return the suffix of the functions that are fastest for rows of ``row`` pixels."""
-    step = kernels().library.wide_rows()
-    return WIDE if dtype is torch.float32 and step and row % step == 0 else SUFFIXES[dtype]
+def launch(name: str, problem: Any, tensors: Mapping[str, Tensor | None]) -> None:
+    """Launch a kernel on tensors, each under the name of its field of :class:`Tensors`."""
+    addresses = Tensors(**{field: t.data_ptr() for field, t in tensors.items() if t is not None})
+    getattr(kernels().library, name)(problem, ctypes.byref(addresses))
 
 
-def launch(name: str, first: Sequence[Any], tensors: Sequence[Tensor | None], suffix: str | None = None) -> None:
-    """Launch a kernel, by default for the dtype of the first tensor; ``first`` are its arguments before the tensors."""
-    suffix = suffix or SUFFIXES[tensors[0].dtype]  # type: ignore[union-attr]
-    getattr(kernels().library, name + suffix)(*first, *[None if t is None else t.data_ptr() for t in tensors])
-
-
-def check_readable(tensors: Sequence[Tensor | None]) -> None:
+def check_readable(tensors: Iterable[Tensor | None]) -> None:
     """Refuse tensors that the kernels cannot read.
 
     Raises:
         ArgumentError: one of them is not a contiguous CPU tensor of the first one's dtype, float32 or float64.
     """
-    dtype = tensors[0].dtype  # type: ignore[union-attr]
-    known = dtype in SUFFIXES
-    for tensor in tensors:
+    first, *others = tensors
+    dtype = first.dtype  # type: ignore[union-attr]
+    known = dtype in DTYPES
+    for tensor in (first, *others):
         if tensor is not None and not (known and tensor.dtype is dtype and tensor.is_cpu and tensor.is_contiguous()):
             raise ArgumentError(
                 f"the kernels read contiguous CPU tensors of one dtype, float32 or float64, not {tensor.dtype} on "

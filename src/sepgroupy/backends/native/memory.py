@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ArgumentError
-from .library import SUFFIXES, kernels
+from .library import DTYPES, kernels
 
 LARGE = 2**25  # bytes from which on the C library's allocator takes new memory for every tensor
 MIN_POOLED_BYTES = 2**20  # smaller buffers are left to PyTorch's allocator
@@ -110,7 +110,7 @@ def _new(size: int) -> Tensor:
 
 workspace = _Workspace()
 buffers = BufferPool(_max_free_bytes())
-_DTYPES = {dtype: torch.empty(0, dtype=dtype, device="cpu").numpy().dtype for dtype in SUFFIXES}
+_DTYPES = {dtype: torch.empty(0, dtype=dtype, device="cpu").numpy().dtype for dtype in DTYPES}
 
 
 def empty_cache() -> None:

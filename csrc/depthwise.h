@@ -1,0 +1,264 @@
+/* The depthwise factor of a separable filter: y[o,g](q) = bias[o] + Σ_k depthwise[o,k] u[o,g](q shifted) + residual. */
+#pragma once
+#include "batch_norm.h"
+#include "filter_products.h"
+#include "input_output.h"
+
+namespace {
+
+/* Call a function, which is compiled for kernels of nine elements and for others, with the number of this problem's. */
+template <class Function> INLINE void with_elements(index_t elements, Function function)
+{
+    if (elements == 9)
+        function(Constant<9>{}); /* so that the weights stay in registers */
+    else
+        function(Variable<MAX_ELEMENTS>{(int)elements});
+}
+
+/* `Vectors` vectors of bias + residual + Σ_k weight[k] from[k], of which `count` values are wanted. */
+template <class S, int Vectors, class Count, typename T = typename S::Scalar>
+INLINE void weighted_sum(const T *weight, const T *const *from, index_t at, T bias, const T *residual, T *to, index_t count,
+                         Count elements)
+{
+    const int many = elements;
+    typename S::Vector sum[Vectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < Vectors; v++) {
+        sum[v] = S::broadcast(bias);
+        if (residual) sum[v] += S::load(residual + v * S::lanes, count - v * S::lanes);
+    }
+#pragma GCC unroll 9
+    for (int k = 0; k < many; k++)
+#pragma GCC unroll 2
+        for (int v = 0; v < Vectors; v++) sum[v] += weight[k] * S::load(from[k] + at + v * S::lanes);
+#pragma GCC unroll 2
+    for (int v = 0; v < Vectors; v++) S::store(to + v * S::lanes, sum[v], count - v * S::lanes);
+}
+
+template <class S, class Count, typename T = typename S::Scalar>
+INLINE void weighted_row(const T *weight, const T *const *from, index_t at, T bias, const T *residual, T *to, index_t count,
+                         Count elements)
+{
+    index_t c = 0;
+    for (; c + S::lanes < count; c += S::pair)
+        weighted_sum<S, 2>(weight, from, at + c, bias, residual ? residual + c : nullptr, to + c, count - c, elements);
+    if (c < count)
+        weighted_sum<S, 1>(weight, from, at + c, bias, residual ? residual + c : nullptr, to + c, count - c, elements);
+}
+
+/* What the output gets besides the convolution, and its statistics, if they are wanted. */
+template <typename T> struct Epilogue {
+    const T *bias, *residual;
+    T *y;
+    Stats *stats; /* (O) */
+};
+
+template <class S, class Count, typename T = typename S::Scalar>
+INLINE void depthwise_any(const Problem &p, const PhaseElements &phases, const Tile &t, const Thread<S> &w, index_t first,
+                          index_t outputs, index_t outputs_step, const T *depthwise, const Epilogue<T> &end, Count elements)
+{
+    const Layout &l = w.layout;
+    const OutputTile out(p, t);
+    for (index_t o = 0; o < outputs; o++)
+        for (index_t g = 0; g < p.order; g++) {
+            T weight[Count::capacity];
+            const T *from[Count::capacity], added = end.bias ? end.bias[first + o] : 0;
+            for (int k = 0; k < elements; k++) {
+                const index_t i = k * p.order + g;
+                weight[k] = depthwise[(first + o) * elements + k];
+                from[k] = w.padded_mid + ((phases.phase[i] * outputs_step + o) * p.order + g) * l.size + w.shift[i]
+                    + l.margin;
+            }
+            for (index_t image = 0; image < t.images; image++) {
+                const index_t start = out.at(image, g, first + o);
+                index_t at = start;
+                for (index_t s = 0; s < t.out_size[0]; s++)
+                    for (index_t r = 0; r < t.out_size[1]; r++, at += out.width)
+                        weighted_row<S>(weight, from, image * l.image_step + s * l.slice_step + r * l.row_step, added,
+                                        end.residual ? end.residual + at : nullptr, end.y + at, out.width, elements);
+                if (end.stats) join_values<S>(end.stats[first + o], end.y + start, out.pixels);
+            }
+        }
+}
+
+/* ---- 3×3 elements side by side, at stride 1: each value is read once for all rows that it reaches ---- */
+
+/* Whether every group element moves the kernel to the same 3×3 pixels of one slice. */
+INLINE bool is_square(const Problem &p)
+{
+    bool square = product(p.stride) == 1 && p.elements == 9;
+    for (index_t i = 0; i < p.elements * p.order; i++)
+        square &= p.offset[AXES * i] == 0 && p.offset[AXES * i + 1] < 3 && p.offset[AXES * i + 2] < 3;
+    return square;
+}
+
+/* One vector in each of `Rows` rows of bias + residual + a 3×3 correlation; `count` values of it are wanted. */
+template <class S, int Rows, typename T = typename S::Scalar>
+INLINE void correlate(const typename S::Vector *weight, const T *from, index_t row_step, T bias, const T *residual, T *to,
+                      index_t to_step, index_t count)
+{
+    using Vector = typename S::Vector;
+    Vector sum[Rows];
+#pragma GCC unroll 4
+    for (int r = 0; r < Rows; r++) {
+        sum[r] = S::broadcast(bias);
+        if (residual) sum[r] += S::load(residual + r * to_step, count);
+    }
+#pragma GCC unroll 6
+    for (int row = 0; row < Rows + 2; row++)
+#pragma GCC unroll 3
+        for (int column = 0; column < 3; column++) {
+            Vector value = S::load(from + row * row_step + column);
+#pragma GCC unroll 4
+            for (int r = 0; r < Rows; r++)
+                if (row - r >= 0 && row - r < 3) sum[r] += weight[3 * (row - r) + column] * value;
+        }
+#pragma GCC unroll 4
+    for (int r = 0; r < Rows; r++) S::store(to + r * to_step, sum[r], count);
+}
+
+template <class S, int Rows, typename T = typename S::Scalar>
+INLINE void correlate_rows(const typename S::Vector *weight, const T *from, index_t row_step, T bias, const T *residual,
+                           T *to, index_t to_step, index_t count)
+{
+    index_t c = 0;
+    for (; c + S::lanes <= count; c += S::lanes)
+        correlate<S, Rows>(weight, from + c, row_step, bias, residual ? residual + c : nullptr, to + c, to_step, S::lanes);
+    if (c == count) return;
+    const index_t back = c ? c + S::lanes - count : 0; /* the last vector overlaps the one before if it can */
+    c -= back, count = smaller(count - c, S::lanes);
+    correlate<S, Rows>(weight, from + c, row_step, bias, residual ? residual + c : nullptr, to + c, to_step, count);
+}
+
+template <class S, typename T = typename S::Scalar>
+NOINLINE void depthwise_square(const Problem &p, const Tile &t, const Thread<S> &w, index_t first, index_t outputs,
+                               const T *depthwise, const Epilogue<T> &end)
+{
+    const Layout &l = w.layout;
+    const OutputTile out(p, t);
+    const index_t width = out.width, step = l.row_step, rows = t.out_size[1];
+    for (index_t o = 0; o < outputs; o++)
+        for (index_t g = 0; g < p.order; g++) {
+            typename S::Vector weight[9];
+            const T added = end.bias ? end.bias[first + o] : 0;
+            for (int k = 0; k < 9; k++) {
+                const int32_t *offset = p.offset + AXES * (k * p.order + g);
+                weight[3 * offset[1] + offset[2]] = S::broadcast(depthwise[(first + o) * 9 + k]);
+            }
+            for (index_t image = 0; image < t.images; image++) {
+                const T *plane = w.padded_mid + (o * p.order + g) * l.size + l.margin + image * l.image_step
+                    - l.padding[0] * l.slice_step - l.padding[1] * step - l.padding[2];
+                const index_t start = out.at(image, g, first + o);
+                T *to = end.y + start;
+                const T *residual = end.residual ? end.residual + start : nullptr;
+                for (index_t s = 0; s < t.out_size[0]; s++) {
+                    const T *from = plane + s * l.slice_step;
+                    for (index_t r = 0, many; r < rows; r += many, from += many * step, to += many * width) {
+                        many = r + CORRELATION_ROWS <= rows ? CORRELATION_ROWS : 1;
+                        if (many == 1)
+                            correlate_rows<S, 1>(weight, from, step, added, residual, to, width, width);
+                        else
+                            correlate_rows<S, CORRELATION_ROWS>(weight, from, step, added, residual, to, width, width);
+                        if (residual) residual += many * width;
+                    }
+                }
+                if (end.stats) join_values<S>(end.stats[first + o], end.y + start, out.pixels);
+            }
+        }
+}
+
+/* y ← the depthwise step, for some outputs of a tile. */
+template <class S, typename T = typename S::Scalar>
+INLINE void depthwise_forward(const Problem &p, const PhaseElements &elements, const Tile &t, const Thread<S> &w,
+                              index_t first, index_t outputs, Blocking blocking, const T *depthwise, const Epilogue<T> &end,
+                              bool square)
+{
+    if (square)
+        depthwise_square(p, t, w, first, outputs, depthwise, end);
+    else
+        with_elements(p.elements, [&](auto count) INLINE_LAMBDA {
+            depthwise_any(p, elements, t, w, first, outputs, blocking.outputs, depthwise, end, count);
+        });
+}
+
+/* ---- backward ---- */
+
+/* A row of u in, its gradient out: Σ_k weight[k] from[k]; total[k] += u·from[k]. */
+template <class S, class Count, typename T = typename S::Scalar>
+INLINE void depthwise_backward_row(const T *depthwise, const T *const *from, const int32_t *plane_offset, T *row,
+                                   index_t count, typename S::Vector *total, Count elements)
+{
+    using Vector = typename S::Vector;
+    const int many = elements;
+    Vector sum[Count::capacity], weight[Count::capacity];
+#pragma GCC unroll 9
+    for (int k = 0; k < many; k++) sum[k] = total[k], weight[k] = S::broadcast(depthwise[k]);
+    for (index_t c = 0; c < count; c += S::pair, row += S::pair) { /* two vectors, that a weight may serve both */
+        const index_t at = plane_offset[c / S::lanes], at2 = plane_offset[c / S::lanes + 1];
+        Vector u = S::load(row), u2 = S::load(row + S::lanes), grad = {}, grad2 = {};
+#pragma GCC unroll 9
+        for (int k = 0; k < many; k++) {
+            Vector shifted = S::load(from[k] + at), shifted2 = S::load(from[k] + at2);
+            grad += weight[k] * shifted, grad2 += weight[k] * shifted2;
+            sum[k] += u * shifted;
+            sum[k] += u2 * shifted2;
+        }
+        S::store(row, grad), S::store(row + S::lanes, grad2);
+    }
+#pragma GCC unroll 9
+    for (int k = 0; k < many; k++) total[k] = sum[k];
+}
+
+/* Apart, where the compiler has all registers for it. */
+template <class S, typename T = typename S::Scalar>
+NOINLINE void depthwise_backward_nine(const T *depthwise, const T *const *from, const int32_t *plane_offset, T *row,
+                                      index_t count, typename S::Vector *total)
+{
+    depthwise_backward_row<S>(depthwise, from, plane_offset, row, count, total, Constant<9>{});
+}
+
+/* gemm_out: W x_fourier in, its gradient out; ddepthwise[o,k] += Σ_g u[o,g] · (gradient of y, shifted). */
+template <class S, class Transform, class Count, typename T = typename S::Scalar>
+INLINE void depthwise_backward(const PhaseElements &phases, const Thread<S> &w, const ProductRange &range, index_t step,
+                               const T *depthwise, Transform transform, Count elements)
+{
+    using Vector = typename S::Vector;
+    const int32_t *plane_offset = w.plane_offset + range.column / S::lanes;
+    const index_t group_step = range.outputs * step, count = range.count, size = w.layout.size;
+    for (index_t o = 0; o < range.outputs; o++) {
+        T *rows = w.gemm_out + o * step;
+        const T *weight = depthwise + (range.first + o) * elements;
+        Vector total[Count::capacity], v[Transform::capacity];
+        for (int k = 0; k < elements; k++) total[k] = Vector{};
+        for (index_t c = 0; c < count; c += S::lanes) {
+#pragma GCC unroll 8
+            for (int g = 0; g < transform.order; g++) v[g] = S::load(rows + g * group_step + c);
+            transform.inverse(v);
+#pragma GCC unroll 8
+            for (int g = 0; g < transform.order; g++) S::store(rows + g * group_step + c, v[g]);
+        }
+        for (int g = 0; g < transform.order; g++) {
+            const T *from[Count::capacity];
+            for (int k = 0; k < elements; k++) {
+                const index_t i = k * transform.order + g;
+                const bool same = phases.phase[i] == range.phase;
+                from[k] = same ? w.padded_out + (o * transform.order + g) * size - w.shift[i] : w.other_phase.data;
+            }
+            if constexpr (Count::capacity == 9)
+                depthwise_backward_nine<S>(weight, from, plane_offset, rows + g * group_step, count, total);
+            else
+                depthwise_backward_row<S>(weight, from, plane_offset, rows + g * group_step, count, total, elements);
+        }
+        for (index_t c = 0; c < count; c += S::lanes) {
+#pragma GCC unroll 8
+            for (int g = 0; g < transform.order; g++) v[g] = S::load(rows + g * group_step + c);
+            transform.forward(v);
+#pragma GCC unroll 8
+            for (int g = 0; g < transform.order; g++) S::store(rows + g * group_step + c, v[g]);
+        }
+        for (int k = 0; k < elements; k++)
+            for (index_t lane = 0; lane < S::lanes; lane++) w.ddepthwise[(range.first + o) * elements + k] += total[k][lane];
+    }
+}
+
+} // namespace

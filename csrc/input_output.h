@@ -1,0 +1,255 @@
+/* Between feature maps in memory and the arrays of a tile: the transform of the input and its gradient, the output's planes. */
+#pragma once
+#include "batch_norm.h"
+#include "thread.h"
+
+namespace {
+
+/* Visit the rows of a phase: its first pixel in a channel of the input, its first column, and its pixels. Images whose rows
+ * have nothing between them are one long row. */
+template <class Function>
+INLINE void for_rows(const Problem &p, const Tile &t, const Phase &phase, Function function)
+{
+    index_t slices = phase.size[0], rows = phase.size[1], pixels = phase.size[2];
+    if (product(p.stride) == 1 && phase.row_step == pixels && phase.count) pixels *= slices * rows, slices = rows = 1;
+    for (index_t image = 0; image < t.images; image++)
+        for (index_t s = 0; s < slices; s++)
+            for (index_t r = 0; r < rows; r++) {
+                const index_t slice = t.in_start[0] + p.stride[0] * s + phase.remainder[0];
+                const index_t row = t.in_start[1] + p.stride[1] * r + phase.remainder[1];
+                const index_t pixel = (slice * p.in_size[1] + row) * p.in_size[2] + phase.remainder[2];
+                const index_t column =
+                    phase.start + image * phase.image_step + s * phase.slice_step + r * phase.row_step;
+                function(t.first_image + image, pixel, column, pixels);
+            }
+}
+
+/* Where x_fourier has a value: (order, I, columns) or, as fused products read it, (columns / lanes, I, order, lanes). */
+struct FourierSteps {
+    index_t channel, group, column;
+};
+
+template <class S> INLINE FourierSteps fourier_steps(const Problem &p, const Layout &layout, bool fused)
+{
+    if (fused) return {p.order * S::lanes, S::lanes, p.in_channels * p.order};
+    return {layout.columns, p.in_channels * layout.columns, 1};
+}
+
+/* A row of one channel: to = H relu(scale·from + shift), without the norm if `normalizes` is not set. */
+template <class S, class Transform, typename T = typename S::Scalar>
+INLINE void fourier_of_row(const T *from, index_t group_step, index_t stride, index_t pixels, bool normalizes, T scale,
+                           T shift, T *to, FourierSteps steps, Transform transform)
+{
+    using Vector = typename S::Vector;
+    const Vector none = {};
+    index_t c = 0;
+    if (stride == 1)
+        for (; c + S::lanes <= pixels; c += S::lanes) {
+            Vector v[Transform::capacity];
+#pragma GCC unroll 8
+            for (int g = 0; g < transform.order; g++) {
+                v[g] = S::load(from + g * group_step + c);
+                if (normalizes) {
+                    v[g] = v[g] * scale + shift;
+                    v[g] = S::where(~(v[g] < none), v[g]); /* NaN stays */
+                }
+            }
+            transform.forward(v);
+#pragma GCC unroll 8
+            for (int g = 0; g < transform.order; g++) S::store(to + g * steps.group + c * steps.column, v[g]);
+        }
+    for (; c < pixels; c++) {
+        T v[Transform::capacity];
+#pragma GCC unroll 8
+        for (int g = 0; g < transform.order; g++) {
+            v[g] = from[g * group_step + c * stride];
+            if (normalizes) {
+                v[g] = v[g] * scale + shift;
+                v[g] = v[g] < 0 ? 0 : v[g];
+            }
+        }
+        transform.forward(v);
+#pragma GCC unroll 8
+        for (int g = 0; g < transform.order; g++) to[g * steps.group + c] = v[g];
+    }
+}
+
+/* x_fourier ← H x for one tile; values between the rows stay the zeros that they are. */
+template <class S, class Transform, typename T = typename S::Scalar>
+INLINE void fourier_of_input(const Problem &p, const Tile &t, const Thread<S> &w, const T *x, Affine<T> affine, bool fused,
+                             Transform transform)
+{
+    const Layout &l = w.layout;
+    const index_t plane = product(p.in_size), group_step = p.in_channels * plane;
+    const FourierSteps steps = fourier_steps<S>(p, l, fused);
+    for (index_t f = 0; f < l.phases; f++) {
+        const Phase &phase = l.phase[f];
+        if (!phase.count) continue;
+        for (index_t i = 0; i < p.in_channels; i++) {
+            const T scale = affine.scale ? affine.scale[i] : 1, shift = affine.shift ? affine.shift[i] : 0;
+            for_rows(p, t, phase, [&](index_t image, index_t pixel, index_t column, index_t pixels) INLINE_LAMBDA {
+                const T *from = x + image * transform.order * group_step + i * plane + pixel;
+                T *to = w.x_fourier + i * steps.channel + column * steps.column;
+                fourier_of_row<S>(from, group_step, p.stride[2], pixels, affine.scale != nullptr, scale, shift, to, steps,
+                                  transform);
+            });
+        }
+    }
+}
+
+/* The gradients of scale and shift of one channel, as they are summed. */
+template <class S> struct AffineSums {
+    typename S::Vector scale = {}, shift = {};
+    typename S::Scalar scale_rest = 0, shift_rest = 0;
+};
+
+/* A row of one channel: dx = other + scale·(Hᵀ from where the ReLU let values pass). */
+template <class S, class Transform, typename T = typename S::Scalar>
+INLINE void input_grad_from_row(const T *from, index_t from_step, const T *x, const T *other, T *dx, index_t group_step,
+                                index_t stride, index_t pixels, bool normalizes, T scale, T shift, AffineSums<S> &sums,
+                                Transform transform)
+{
+    using Vector = typename S::Vector;
+    const Vector none = {};
+    Vector dscale = sums.scale, dshift = sums.shift;
+    index_t c = 0;
+    if (stride == 1)
+        for (; c + S::lanes <= pixels; c += S::lanes) {
+            Vector v[Transform::capacity];
+#pragma GCC unroll 8
+            for (int g = 0; g < transform.order; g++) v[g] = S::load(from + g * from_step + c);
+            transform.inverse(v);
+#pragma GCC unroll 8
+            for (int g = 0; g < transform.order; g++) {
+                const index_t at = g * group_step + c;
+                if (normalizes) {
+                    Vector value = S::load(x + at);
+                    v[g] = S::where(~(value * scale + shift <= none), v[g]);
+                    dshift += v[g];
+                    dscale += v[g] * value;
+                    v[g] *= scale;
+                }
+                if (other) v[g] += S::load(other + at);
+                S::store(dx + at, v[g]);
+            }
+        }
+    sums.scale = dscale, sums.shift = dshift;
+    for (; c < pixels; c++) {
+        T v[Transform::capacity];
+#pragma GCC unroll 8
+        for (int g = 0; g < transform.order; g++) v[g] = from[g * from_step + c];
+        transform.inverse(v);
+#pragma GCC unroll 8
+        for (int g = 0; g < transform.order; g++) {
+            const index_t at = g * group_step + c * stride;
+            if (normalizes) {
+                v[g] = x[at] * scale + shift <= 0 ? 0 : v[g];
+                sums.shift_rest += v[g];
+                sums.scale_rest += v[g] * x[at];
+                v[g] *= scale;
+            }
+            dx[at] = v[g] + (other ? other[at] : 0);
+        }
+    }
+}
+
+/* dx ← other + Hᵀ x_fourier_grad for one tile, through the norm; that of its statistics is added by the caller. */
+template <class S, class Transform, typename T = typename S::Scalar>
+INLINE void input_grad_from_fourier(const Problem &p, const Tile &t, const Thread<S> &w, const T *x, const T *other, T *dx,
+                                    Affine<T> affine, Transform transform)
+{
+    const Layout &l = w.layout;
+    const index_t plane = product(p.in_size), group_step = p.in_channels * plane;
+    const FourierSteps steps = fourier_steps<S>(p, l, false);
+    for (index_t f = 0; f < l.phases; f++) {
+        const Phase &phase = l.phase[f];
+        for (index_t i = 0; i < p.in_channels; i++) {
+            const T scale = affine.scale ? affine.scale[i] : 1, shift = affine.shift ? affine.shift[i] : 0;
+            AffineSums<S> sums;
+            for_rows(p, t, phase, [&](index_t image, index_t pixel, index_t column, index_t pixels) INLINE_LAMBDA {
+                const index_t at = image * transform.order * group_step + i * plane + pixel;
+                if (phase.count) {
+                    const T *from = w.x_fourier_grad + i * steps.channel + column;
+                    input_grad_from_row<S>(from, steps.group, x + at, other ? other + at : nullptr, dx + at, group_step,
+                                           p.stride[2], pixels, affine.scale != nullptr, scale, shift, sums, transform);
+                    return;
+                }
+                for (int g = 0; g < transform.order; g++) /* no output reads these */
+                    for (index_t c = 0, to = at + g * group_step; c < pixels; c++, to += p.stride[2])
+                        dx[to] = other ? other[to] : 0;
+            });
+            if (affine.scale) {
+                for (index_t lane = 0; lane < S::lanes; lane++)
+                    sums.scale_rest += sums.scale[lane], sums.shift_rest += sums.shift[lane];
+                w.dnorm[i] += sums.scale_rest;
+                w.dnorm[p.in_channels + i] += sums.shift_rest;
+            }
+        }
+    }
+}
+
+/* ---- the output ---- */
+
+/* The part of y that a tile has: its pixels follow each other in each channel. */
+struct OutputTile {
+    index_t plane, start, pixels, width, order, channels, first_image;
+
+    OutputTile(const Problem &p, const Tile &t)
+        : plane(product(p.out_size)), start((t.out_start[0] * p.out_size[1] + t.out_start[1]) * p.out_size[2]),
+          pixels(product(t.out_size)), width(p.out_size[2]), order(p.order), channels(p.out_channels),
+          first_image(t.first_image)
+    {
+    }
+
+    /* Return where the tile's pixels of one of its images begin, of a group element and an output channel. */
+    INLINE index_t at(index_t image, index_t g, index_t o) const
+    {
+        return (((first_image + image) * order + g) * channels + o) * plane + start;
+    }
+};
+
+/* padded_out ← a tile's part of the gradient of y, for some outputs; the zeros between stay. */
+template <class S, typename T = typename S::Scalar>
+NOINLINE void read_planes(const Problem &p, const Tile &t, const Thread<S> &w, index_t first, index_t outputs, const T *y)
+{
+    const Layout &l = w.layout;
+    const OutputTile out(p, t);
+    for (index_t image = 0; image < t.images; image++)
+        for (index_t g = 0; g < p.order; g++)
+            for (index_t o = 0; o < outputs; o++) {
+                const T *from = y + out.at(image, g, first + o);
+                T *plane = w.padded_out + (o * p.order + g) * l.size + l.margin + image * l.image_step;
+                for (index_t s = 0; s < t.out_size[0]; s++)
+                    for (index_t r = 0; r < t.out_size[1]; r++, from += out.width) {
+                        T *to = plane + s * l.slice_step + r * l.row_step;
+                        for (index_t c = 0; c < out.width; c++) to[c] = from[c];
+                    }
+            }
+}
+
+/* y ← padded_out + bias + residual; join the statistics of the channels, if they are wanted. */
+template <class S, typename T = typename S::Scalar>
+NOINLINE void write_planes(const Problem &p, const Tile &t, const Thread<S> &w, index_t first, index_t outputs,
+                           const T *bias, const T *residual, T *y, Stats *stats)
+{
+    const Layout &l = w.layout;
+    const OutputTile out(p, t);
+    for (index_t image = 0; image < t.images; image++)
+        for (index_t g = 0; g < p.order; g++)
+            for (index_t o = 0; o < outputs; o++) {
+                const T *plane = w.padded_out + (o * p.order + g) * l.size + l.margin + image * l.image_step;
+                const T added = bias ? bias[first + o] : 0;
+                index_t at = out.at(image, g, first + o);
+                for (index_t s = 0; s < t.out_size[0]; s++)
+                    for (index_t r = 0; r < t.out_size[1]; r++, at += out.width) {
+                        const T *from = plane + s * l.slice_step + r * l.row_step;
+                        if (residual)
+                            for (index_t c = 0; c < out.width; c++) y[at + c] = from[c] + added + residual[at + c];
+                        else
+                            for (index_t c = 0; c < out.width; c++) y[at + c] = from[c] + added;
+                    }
+                if (stats) join_values<S>(stats[first + o], y + out.at(image, g, first + o), out.pixels);
+            }
+}
+
+} // namespace

@@ -1,0 +1,64 @@
+/* What Python and the kernels hand to each other. `library.py` declares the same structures with ctypes; the library's
+ * `version`, `problem_bytes` and `tensors_bytes` must agree when it is loaded, and a test compares the fields.
+ */
+#pragma once
+#include <stdint.h>
+
+constexpr int INTERFACE_VERSION = 7; /* changes with everything declared here */
+constexpr int AXES = 3;              /* spatial axes; an image has one slice, and its slice axis has stride 1 */
+constexpr int MAX_ORDER = 48;        /* group elements, those of the cube with its reflections */
+constexpr int MAX_STRIDE = 3;        /* along each axis */
+constexpr int MAX_ELEMENTS = 343;    /* of a kernel: 7×7×7 */
+
+enum DataType { FLOAT32 = 0, FLOAT64 = 1 };
+enum Kind { DENSE = 0, SEPARABLE = 1, FACTORED = 2, LIFTING = 3 }; /* gc layers are separable; g layers have factors */
+enum TransformKind { GENERAL = 0, CYCLIC4 = 4, DIHEDRAL4 = 8 };
+enum Pass { FORWARD = 0, BACKWARD = 1, EXPAND = 2 };
+
+/* One convolution: y (batch, order, out_channels, out_size) of x (batch, order or 1, in_channels, in_size). */
+struct Problem {
+    int64_t dtype, kind, transform, threads;
+    int64_t batch, order, in_channels, out_channels;
+    int64_t in_size[AXES], out_size[AXES], stride[AXES], padding[AXES];
+    int64_t elements;         /* of the kernel */
+    int64_t blocks;           /* of the Fourier basis */
+    int64_t batch_stats;      /* whether mean and var are those of x, so that gradients pass through them */
+    double eps;               /* of the batch norm */
+    const int32_t *block;     /* (blocks, 3): first row of the basis, size, copies */
+    const int32_t *offset;    /* (elements, order, AXES): where each group element moves each kernel element, in pixels */
+    const double *basis;      /* (order, order): H */
+    const double *irreps;     /* (Σ size², order): W[a,c] = Σ_h irrep[a,c,h] w[h], scaled to go with H */
+};
+
+/* An address that becomes a pointer to the values of whoever reads it. */
+struct Address {
+    void *address;
+    template <typename T> operator T *() const { return static_cast<T *>(address); }
+    explicit operator bool() const { return address != nullptr; }
+};
+
+/* Every tensor that a kernel reads or writes, contiguous; null where there is none, or a result is not wanted. */
+struct Tensors {
+    Address x;           /* (B, |H|, I, …), or images (B, 1, I, …) to lift */
+    Address weight;      /* (O, I, |H|, k…); (O, I, |H|) with a depthwise factor; (O, I, k…) to lift */
+    Address depthwise;   /* (O, k…) of a separable filter, (O, I, k…) of one in factors */
+    Address expanded;    /* filters of expand_filters, read in place of weight and depthwise */
+    Address bias;        /* (O) */
+    Address gamma;       /* (I), of a batch norm: where mean is given, relu(norm(x)) is convolved */
+    Address beta;        /* (I) */
+    Address mean;        /* (I) */
+    Address var;         /* (I) */
+    Address residual;    /* (B, |H|, O, …), added to y */
+    Address y;           /* (B, |H|, O, …) */
+    Address y_mean;      /* (O), statistics of y */
+    Address y_var;       /* (O), biased */
+    Address grad;        /* of y */
+    Address other_grad;  /* of x's shape, added to dx */
+    Address dx;
+    Address dweight;
+    Address ddepthwise;
+    Address dbias;
+    Address dgamma;
+    Address dbeta;
+    Address workspace;   /* as many bytes as `workspace_bytes` returns */
+};

@@ -1,0 +1,169 @@
+/* Batch norm, ReLU and 2×2 max-pooling of feature maps (batch, channels, height, width), in one pass each way. */
+#pragma once
+#include "batch_norm.h"
+#include "tuning.h"
+
+namespace {
+
+/* Some windows: their pixels, row by row, each kind in an array of its own. */
+template <typename T> struct Windows {
+    T x[4][POOL_WINDOWS];
+};
+
+/* Some windows of a plane: the first one's row and column, rows and columns. */
+struct WindowRange {
+    index_t row, column, rows, columns;
+};
+
+/* Visit the windows of a plane: some rows at a time, or a part of one row, which lie together in the pooled plane. */
+template <class Function> INLINE void for_windows(index_t rows, index_t columns, Function function)
+{
+    const index_t step = larger(1, POOL_WINDOWS / larger(1, columns));
+    for (index_t r = 0; r < rows; r += step)
+        for (index_t c = 0; c < columns; c += POOL_WINDOWS)
+            function(WindowRange{r, c, smaller(step, rows - r), smaller(POOL_WINDOWS, columns - c)});
+}
+
+/* Put pixels into windows, zeros after the last. */
+template <class S, typename T = typename S::Scalar>
+INLINE void read_windows(const T *x, index_t width, const WindowRange &range, Windows<T> &w)
+{
+    const index_t count = range.rows * range.columns;
+    for (index_t r = 0; r < range.rows; r++, x += 2 * width) {
+        T *to = w.x[0] + r * range.columns;
+#pragma omp simd
+        for (index_t c = 0; c < range.columns; c++) {
+            to[c] = x[2 * c], to[POOL_WINDOWS + c] = x[2 * c + 1];
+            to[2 * POOL_WINDOWS + c] = x[width + 2 * c], to[3 * POOL_WINDOWS + c] = x[width + 2 * c + 1];
+        }
+    }
+    for (index_t c = count; c < round_up(count, S::lanes); c++) w.x[0][c] = w.x[1][c] = w.x[2][c] = w.x[3][c] = 0;
+}
+
+/* Write the windows' pixels. */
+template <typename T> INLINE void write_windows(const Windows<T> &w, index_t width, const WindowRange &range, T *x)
+{
+    for (index_t r = 0; r < range.rows; r++, x += 2 * width) {
+        const T *from = w.x[0] + r * range.columns;
+#pragma omp simd
+        for (index_t c = 0; c < range.columns; c++) {
+            x[2 * c] = from[c], x[2 * c + 1] = from[POOL_WINDOWS + c];
+            x[width + 2 * c] = from[2 * POOL_WINDOWS + c], x[width + 2 * c + 1] = from[3 * POOL_WINDOWS + c];
+        }
+    }
+}
+
+/* Return the largest of windows after the norm, and which pixels are the first to be so large; NaN is largest. */
+template <class S, typename T = typename S::Scalar>
+INLINE typename S::Vector largest(const Windows<T> &w, index_t at, T scale, T shift, typename S::Mask *is)
+{
+    using Vector = typename S::Vector;
+    Vector most = S::load(w.x[0] + at) * scale + shift;
+    is[0] = Vector{} == Vector{};
+#pragma GCC unroll 4
+    for (int k = 1; k < 4; k++) {
+        Vector other = S::load(w.x[k] + at) * scale + shift;
+        is[k] = (other > most) | (other != other);
+        most = S::select(is[k], other, most);
+#pragma GCC unroll 4
+        for (int before = 0; before < k; before++) is[before] &= ~is[k];
+    }
+    return most;
+}
+
+template <class S> void pool(const Problem &p, const Tensors &t)
+{
+    using T = typename S::Scalar;
+    const BatchNorm<T> norm(p, t);
+    const index_t height = p.in_size[1], width = p.in_size[2], rows = height / 2, columns = width / 2;
+    const T *x = t.x;
+    T *y = t.y;
+#pragma omp parallel for num_threads((int)p.threads) if (p.threads > 1)
+    for (index_t n = 0; n < p.batch * p.in_channels; n++) {
+        T scale, shift;
+        norm.affine(n % p.in_channels, &scale, &shift);
+        for_windows(rows, columns, [&](const WindowRange &range) INLINE_LAMBDA {
+            T result[POOL_WINDOWS];
+            Windows<T> w;
+            read_windows<S>(x + (n * height + 2 * range.row) * width + 2 * range.column, width, range, w);
+            for (index_t at = 0; at < range.rows * range.columns; at += S::lanes) {
+                typename S::Mask is[4];
+                typename S::Vector most = largest<S>(w, at, scale, shift, is);
+                S::store(result + at, S::where(~(most < 0), most));
+            }
+            memcpy(y + (n * rows + range.row) * columns + range.column, result,
+                   range.rows * range.columns * sizeof(T));
+        });
+    }
+}
+
+/* ---- backward: the first largest pixel of a window takes all of its gradient ---- */
+
+/* dx = the gradient through scale, plus slope·x + offset, of one channel. */
+template <typename T> struct PoolGradient {
+    T scale, shift, slope, offset;
+};
+
+/* The gradient of one channel of one feature map: the sums of those of scale and shift, or, where dx is not null, dx. */
+template <class S, typename T = typename S::Scalar>
+INLINE void pool_backward_plane(index_t height, index_t width, const T *x, const T *dy, const PoolGradient<T> &gradient,
+                                double *sums, T *dx)
+{
+    using Vector = typename S::Vector;
+    using Mask = typename S::Mask;
+    const index_t rows = height / 2, columns = width / 2;
+    Vector dscale = {}, dshift = {};
+    for_windows(rows, columns, [&](const WindowRange &range) INLINE_LAMBDA {
+        const index_t place = 2 * range.row * width + 2 * range.column, count = range.rows * range.columns;
+        T grads[POOL_WINDOWS];
+        Windows<T> w;
+        read_windows<S>(x + place, width, range, w);
+        memcpy(grads, dy + range.row * columns + range.column, count * sizeof(T));
+        for (index_t at = count; at < round_up(count, S::lanes); at++) grads[at] = 0;
+        for (index_t at = 0; at < count; at += S::lanes) {
+            Mask is[4];
+            Vector most = largest<S>(w, at, gradient.scale, gradient.shift, is);
+            Vector grad = S::where(~(most <= 0), S::load(grads + at));
+            dshift += grad;
+#pragma GCC unroll 4
+            for (int k = 0; k < 4; k++) {
+                Vector pixel = S::load(w.x[k] + at), of_pixel = S::where(is[k], grad);
+                dscale += of_pixel * pixel;
+                S::store(w.x[k] + at, of_pixel * gradient.scale + pixel * gradient.slope + gradient.offset);
+            }
+        }
+        if (dx) write_windows(w, width, range, dx + place);
+    });
+    for (index_t lane = 0; lane < S::lanes && !dx; lane++) sums[0] += (double)dscale[lane], sums[1] += (double)dshift[lane];
+    for (index_t r = 0; r < height && dx; r++) /* what no window has */
+        for (index_t c = r < 2 * rows ? 2 * columns : 0; c < width; c++)
+            dx[r * width + c] = gradient.slope * x[r * width + c] + gradient.offset;
+}
+
+/* Gradients of x, gamma and beta, where they are wanted. */
+template <class S> void pool_backward(const Problem &p, const Tensors &t)
+{
+    using T = typename S::Scalar;
+    const BatchNorm<T> norm(p, t);
+    const index_t height = p.in_size[1], width = p.in_size[2], pooled = height / 2 * (width / 2);
+    const T *x = t.x, *dy = t.grad;
+    T *dx = t.dx, *dgamma = t.dgamma, *dbeta = t.dbeta;
+#pragma omp parallel for num_threads((int)p.threads) if (p.threads > 1)
+    for (index_t i = 0; i < p.in_channels; i++) {
+        PoolGradient<T> gradient = {};
+        norm.affine(i, &gradient.scale, &gradient.shift);
+        if (dgamma || p.batch_stats) {
+            double sums[2] = {0, 0};
+            for (index_t n = i; n < p.batch * p.in_channels; n += p.in_channels)
+                pool_backward_plane<S>(height, width, x + n * height * width, dy + n * pooled, gradient, sums, (T *)nullptr);
+            const BatchNormGradient<T> of_norm(norm, i, (double)(p.batch * height * width), sums[0], sums[1]);
+            if (dgamma) dgamma[i] = of_norm.dgamma, dbeta[i] = of_norm.dbeta;
+            if (p.batch_stats) gradient.slope = of_norm.slope, gradient.offset = of_norm.offset;
+        }
+        for (index_t n = i; n < p.batch * p.in_channels && dx; n += p.in_channels)
+            pool_backward_plane<S>(height, width, x + n * height * width, dy + n * pooled, gradient, nullptr,
+                                   dx + n * height * width);
+    }
+}
+
+} // namespace

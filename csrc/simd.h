@@ -1,0 +1,116 @@
+/* Vectors of one type of number, the widest that the compiler's flags allow.
+ *
+ * `Simd<T, Bytes>` is the parameter of every kernel: rows are read in vectors of `Bytes`, matrix products compute in wide
+ * vectors. `Vector` and `Wide` are values; memory is read and written by the functions below, at any address.
+ */
+#pragma once
+#include "base.h"
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+#if defined(__AVX2__)
+constexpr int VECTOR_BYTES = 32;
+#else
+constexpr int VECTOR_BYTES = 16;
+#endif
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+constexpr bool HAS_32_REGISTERS = true;
+constexpr int WIDE_BYTES = 64; /* in matrix products; elsewhere, rows of eight pixels are to fill a vector */
+#else
+constexpr bool HAS_32_REGISTERS = false;
+constexpr int WIDE_BYTES = VECTOR_BYTES;
+#endif
+
+template <typename T, int Bytes> struct Simd {
+    using Scalar = T;
+    typedef T Vector __attribute__((vector_size(Bytes)));
+    typedef T Wide __attribute__((vector_size(WIDE_BYTES)));
+    using Mask = decltype(Vector{} < Vector{});
+    static constexpr index_t lanes = Bytes / sizeof(T);
+    static constexpr index_t wide_lanes = WIDE_BYTES / sizeof(T);
+    static constexpr index_t pair = 2 * lanes; /* columns of tiles and of matrix products come in pairs of vectors */
+
+    typedef T Memory __attribute__((vector_size(Bytes), aligned(sizeof(T)), may_alias));
+    typedef T WideMemory __attribute__((vector_size(WIDE_BYTES), aligned(sizeof(T)), may_alias));
+
+    static INLINE Vector load(const T *from) { return *reinterpret_cast<const Memory *>(from); }
+    static INLINE void store(T *to, Vector v) { *reinterpret_cast<Memory *>(to) = v; }
+    static INLINE Wide load_wide(const T *from) { return *reinterpret_cast<const WideMemory *>(from); }
+    static INLINE void store_wide(T *to, Wide v) { *reinterpret_cast<WideMemory *>(to) = v; }
+
+    /* Read up to a vector of values, zeros after them; write as many. */
+    static INLINE Vector load(const T *from, index_t count)
+    {
+        if (count >= lanes) return load(from);
+        Vector some = {};
+        memcpy(&some, from, count * sizeof(T));
+        return some;
+    }
+    static INLINE void store(T *to, Vector v, index_t count)
+    {
+        if (count >= lanes)
+            store(to, v);
+        else
+            memcpy(to, &v, count * sizeof(T));
+    }
+
+    static INLINE Vector broadcast(T value) { return Vector{} + value; }
+    static INLINE T sum(Vector v)
+    {
+        T total = 0;
+        for (index_t lane = 0; lane < lanes; lane++) total += v[lane];
+        return total;
+    }
+
+    /* Where the mask is set, v, else 0; NaN is left out too. */
+    static INLINE Vector where(Mask mask, Vector v) { return (Vector)(mask & (Mask)v); }
+    static INLINE Vector select(Mask mask, Vector a, Vector b) { return (Vector)((mask & (Mask)a) | (~mask & (Mask)b)); }
+};
+
+/* Keep a value in a register: not read from memory by each product in turn. Only worth it where there are many. */
+template <typename V> INLINE void hold_in_register(V &v)
+{
+#if defined(__AVX512F__)
+    __asm__("" : "+v"(v));
+#else
+    (void)v;
+#endif
+}
+
+/* Add the sums of four wide vectors' values to c[0..3], of which `columns` are there. */
+template <class S>
+INLINE void add_sums(const typename S::Wide *sum, typename S::Scalar *c, index_t columns)
+{
+    using T = typename S::Scalar;
+    T total[4];
+#if defined(__AVX2__)
+    if constexpr (sizeof(T) == 4) {
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+        __m512 s0 = (__m512)sum[0], s1 = (__m512)sum[1], s2 = (__m512)sum[2], s3 = (__m512)sum[3];
+        __m512d s01 = (__m512d)_mm512_add_ps(_mm512_unpacklo_ps(s0, s1), _mm512_unpackhi_ps(s0, s1));
+        __m512d s23 = (__m512d)_mm512_add_ps(_mm512_unpacklo_ps(s2, s3), _mm512_unpackhi_ps(s2, s3));
+        __m512 fours = _mm512_add_ps((__m512)_mm512_unpacklo_pd(s01, s23), (__m512)_mm512_unpackhi_pd(s01, s23));
+        __m256 pairs = _mm256_add_ps(_mm512_castps512_ps256(fours), _mm512_extractf32x8_ps(fours, 1));
+#else
+        __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps((__m256)sum[0], (__m256)sum[1]),
+                                      _mm256_hadd_ps((__m256)sum[2], (__m256)sum[3]));
+#endif
+        __m128 all = _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
+        if (columns >= 4) {
+            _mm_storeu_ps(c, _mm_add_ps(_mm_loadu_ps(c), all));
+            return;
+        }
+        memcpy(total, &all, sizeof total);
+    } else
+#endif
+        for (int n = 0; n < 4; n++) {
+            total[n] = 0;
+            for (index_t lane = 0; lane < S::wide_lanes; lane++) total[n] += sum[n][lane];
+        }
+    for (index_t n = 0; n < 4 && n < columns; n++) c[n] += total[n];
+}
+
+} // namespace

@@ -1,0 +1,73 @@
+/* What one thread works with, and how a tile is made ready. */
+#pragma once
+#include "filters.h"
+#include "group_transform.h"
+
+namespace {
+
+/* Sizes that hold for every tile of a convolution. */
+template <class S> struct Plan {
+    Pass pass;
+    bool fused; /* gc layers whose products and transform are one step (fused_gc.h) */
+    Division division;
+    Blocking blocking;
+    index_t columns = 0, plane = 0, blocks; /* of the largest tile; of a plane; of the filter's blocks */
+
+    Plan(const Problem &p, const PhaseElements &elements, Pass of_pass, bool fuses)
+        : pass(of_pass), fused(fuses && pass != BACKWARD), division(divide(p, pass)),
+          blocking(blocking_of<S>(p, pass, fused))
+    {
+        Layout layout;
+        for (index_t band = 0; band < division.bands; band++) { /* later tiles have as many images, or fewer */
+            layout.update(p, elements, tile_at(p, division, band, pass), S::lanes);
+            columns = larger(columns, layout.columns);
+            plane = larger(plane, round_up(layout.size, S::pair));
+        }
+        blocks = round_up(blocks_size(p, elements) + (fused ? p.out_channels * p.in_channels * p.order : 0), S::pair);
+    }
+};
+
+template <class S> struct Thread {
+    using T = typename S::Scalar;
+    Array<int32_t> plane_offset; /* of each vector of columns */
+    Array<index_t> shift;        /* (elements, order): from an output pixel to the input pixel, in a plane of its phase */
+    Array<T> x_fourier;          /* H x, (order, I, columns), or as fused products read it */
+    Array<T> x_fourier_grad;
+    Array<T> gemm_out;           /* products of a block of outputs, (order, outputs × elements, step) */
+    Array<T> padded_out;         /* planes of y or its gradient, of a block of outputs, (outputs, order, plane) */
+    Array<T> padded_mid;         /* planes of u, of a separable layer, (phases, outputs, order, plane) */
+    Array<T> other_phase;        /* one plane, for shifts that have another phase: zeros to read, rubbish to write */
+    FilterChannels<S> filter_channels;
+    Layout layout;
+    T *dblocks, *ddepthwise, *dnorm; /* gradients of the tiles of a part: of the blocks; (O, …); (2, I) */
+
+    Thread(Arena &arena, const Problem &p, const Plan<S> &plan)
+        : plane_offset(arena.take<int32_t>(plan.columns / S::lanes)), shift(arena.take<index_t>(p.elements * p.order)),
+          x_fourier(arena.take<T>(p.order * p.in_channels * plan.columns)),
+          x_fourier_grad(arena.take<T>(plan.pass == BACKWARD ? x_fourier.size : 0)),
+          gemm_out(arena.take<T>(plan.fused ? 0 : p.order * rows(p, plan) * plan.blocking.step)),
+          padded_out(arena.take<T>(has_mid(p, plan) ? 0 : planes(p, plan))),
+          padded_mid(arena.take<T>(has_mid(p, plan) ? phase_count(p) * planes(p, plan) : 0)),
+          other_phase(arena.take<T>(plan.plane)), filter_channels(arena, p)
+    {
+    }
+
+    /* Lay a tile out, and put zeros wherever this layout has them. */
+    void prepare(const Problem &p, const PhaseElements &elements, const Tile &t)
+    {
+        if (!layout.update(p, elements, t, S::lanes)) return;
+        layout.write_plane_offsets(S::lanes, plane_offset);
+        layout.write_shifts(p, shift);
+        x_fourier.clear();
+        padded_out.clear();
+        padded_mid.clear();
+        other_phase.clear();
+    }
+
+private:
+    static index_t rows(const Problem &p, const Plan<S> &plan) { return plan.blocking.outputs * product_elements(p); }
+    static index_t planes(const Problem &p, const Plan<S> &plan) { return plan.blocking.outputs * p.order * plan.plane; }
+    static bool has_mid(const Problem &p, const Plan<S> &plan) { return p.kind == SEPARABLE && plan.pass != BACKWARD; }
+};
+
+} // namespace

@@ -1,0 +1,121 @@
+/* How a convolution is cut into pieces that stay in a cache.
+ *
+ * A tile is a few images, or a band of one image along its first axis: the work that one thread takes. In a tile, products
+ * are computed of a block of outputs and some columns at a time. Everything is stated for AXES axes; an image has one slice.
+ */
+#pragma once
+#include "tuning.h"
+
+namespace {
+
+/* ---- tiles ---- */
+
+/* The axis along which images are cut into bands: the first that has more than one pixel. */
+INLINE int band_axis(const Problem &p) { return p.in_size[0] == 1 && p.out_size[0] == 1 ? 1 : 0; }
+
+/* How the work is divided: images in a tile, or bands of an image's output (forward) or input (backward). */
+struct Division {
+    index_t images, bands, tiles;
+};
+
+/* Return the values of one channel of an image in the planes of all phases: with zeros as far as the kernel reaches. */
+index_t padded_values(const Problem &p)
+{
+    index_t values = 1;
+    for (int axis = 0; axis < AXES; axis++) {
+        index_t last = 0, stride = p.stride[axis], padding = p.padding[axis];
+        for (index_t i = 0; i < p.elements * p.order; i++) last = larger(last, p.offset[AXES * i + axis]);
+        index_t by_output = p.out_size[axis] + larger(0, floor_div(last - padding, stride));
+        index_t by_input = (p.in_size[axis] - 1) / stride + 1 - floor_div(-padding, stride);
+        values *= stride * larger(by_output, by_input);
+    }
+    return values;
+}
+
+Division divide(const Problem &p, Pass pass)
+{
+    const bool backward = pass == BACKWARD;
+    const index_t rows = (backward ? p.in_size : p.out_size)[band_axis(p)];
+    /* Where a kernel reaches far beyond its images, or is padded far, the planes bound the tile: they are the workspace. */
+    const index_t pixels = larger(product(p.in_size), padded_values(p) / 4);
+    const index_t most = backward ? TILE_PIXELS_BACKWARD : TILE_PIXELS_FORWARD;
+    const index_t target = larger(TILE_MIN_PIXELS, smaller(most, TILE_VALUES / larger(1, p.order * p.in_channels)));
+    const index_t tiles_per_thread = backward ? TILES_PER_THREAD_BACKWARD : TILES_PER_THREAD_FORWARD;
+    Division d = {1, 1, 0};
+    if (pixels > 2 * target)
+        d.bands = ceil_div(pixels, target);
+    else
+        d.images = larger(1, target / larger(pixels, 1));
+    d.images = larger(1, smaller(d.images, p.batch / (tiles_per_thread * p.threads)));
+    if (p.batch * d.bands < p.threads) d.bands = ceil_div(p.threads, p.batch);
+    d.bands = larger(1, smaller(d.bands, rows / BAND_MIN_ROWS));
+    d.tiles = ceil_div(p.batch, d.images) * d.bands;
+    return d;
+}
+
+struct Tile {
+    index_t first_image, images;
+    index_t in_start[AXES], in_size[AXES], out_start[AXES], out_size[AXES];
+};
+
+/* Return where one of several bands begins: at whole strides, so that all tiles have the same phases. */
+INLINE index_t band_start(index_t rows, index_t band, index_t bands, index_t stride)
+{
+    return smaller(rows, round_up(rows * band / bands, stride));
+}
+
+/* Return the tile of a number: the input that its output reads (forward), or the output that its input reaches (backward). */
+Tile tile_at(const Problem &p, const Division &d, index_t number, Pass pass)
+{
+    const int cut = band_axis(p);
+    const index_t band = number % d.bands, stride = p.stride[cut], height = p.in_size[cut], out_height = p.out_size[cut];
+    index_t low = INT64_MAX, high = INT64_MIN; /* of the input rows that an output row reads */
+    for (index_t i = 0; i < p.elements * p.order; i++) {
+        low = smaller(low, p.offset[AXES * i + cut] - p.padding[cut]);
+        high = larger(high, p.offset[AXES * i + cut] - p.padding[cut]);
+    }
+    index_t in_start, in_end, out_start, out_end;
+    if (pass == BACKWARD) {
+        in_start = band_start(height, band, d.bands, stride);
+        in_end = band_start(height, band + 1, d.bands, stride);
+        out_start = larger(0, -floor_div(high - in_start, stride));
+        out_end = smaller(out_height, floor_div(in_end - 1 - low, stride) + 1);
+    } else {
+        out_start = band_start(out_height, band, d.bands, 1);
+        out_end = band_start(out_height, band + 1, d.bands, 1);
+        in_start = larger(0, floor_div(low, stride) + out_start) * stride;
+        in_end = smaller(height, stride * (out_end - 1) + high + 1);
+    }
+    Tile t = {number / d.bands * d.images, 0, {}, {}, {}, {}};
+    t.images = smaller(d.images, p.batch - t.first_image);
+    for (int axis = 0; axis < AXES; axis++) t.in_size[axis] = p.in_size[axis], t.out_size[axis] = p.out_size[axis];
+    t.in_size[cut] = larger(0, in_end - in_start);
+    t.out_size[cut] = larger(0, out_end - out_start);
+    t.in_start[cut] = t.in_size[cut] ? in_start : 0;
+    t.out_start[cut] = t.out_size[cut] ? out_start : 0;
+    return t;
+}
+
+/* ---- blocks of outputs ---- */
+
+/* Output channels, and columns of their products, that are computed at a time; and the step of the products' rows. */
+struct Blocking {
+    index_t outputs, columns, step;
+};
+
+INLINE index_t product_elements(const Problem &p) { return p.kind == SEPARABLE ? 1 : p.elements; }
+
+template <class S> Blocking blocking_of(const Problem &p, Pass pass, bool fused)
+{
+    const bool backward = pass == BACKWARD;
+    const index_t elements = product_elements(p);
+    index_t most = backward ? OUTPUTS_BACKWARD : fused ? OUTPUTS_FUSED : OUTPUTS_FORWARD; /* forward, planes of u take room */
+    if (p.kind != SEPARABLE) most = larger(1, PRODUCT_ROWS / elements);
+    const index_t outputs = even_part(p.out_channels, most, 1);
+    const index_t values = backward ? PRODUCT_VALUES_BACKWARD : PRODUCT_VALUES_FORWARD;
+    const index_t pairs = values / (elements * outputs * p.order) / S::pair;
+    const index_t columns = smaller(PRODUCT_MAX_PAIRS, larger(PRODUCT_MIN_PAIRS, pairs)) * S::pair;
+    return {outputs, columns, odd_multiple(columns, S::pair)};
+}
+
+} // namespace

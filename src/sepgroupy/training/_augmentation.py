@@ -1,0 +1,88 @@
+"""Random flips, rotations, shifts and scales of one image and its mask, by torchvision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ._objective import IGNORE
+
+if TYPE_CHECKING:
+    from ._image_config import ImageConfig
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """The augmentation of a training image (C, Y, X) and, in a segmentation, of its mask (Y, X).
+
+    Args:
+        transforms: of ``torchvision.transforms.v2``, one after another.
+        masks: whether the targets are masks.
+    """
+
+    transforms: tuple[Any, ...]
+    masks: bool
+
+    @classmethod
+    def of(cls, config: ImageConfig, fill: Sequence[float]) -> Augmentation | None:
+        """Return the augmentation of a configuration; None if there is none.
+
+        Args:
+            config: of the run.
+            fill: a value for each channel, which comes in from outside the image: the mean.
+        """
+        from torchvision import tv_tensors
+        from torchvision.transforms import v2
+
+        filled = {tv_tensors.Image: list(fill), tv_tensors.Mask: IGNORE}
+        transforms: list[Any] = []
+        if config.hflip:
+            transforms.append(v2.RandomHorizontalFlip())
+        if config.vflip:
+            transforms.append(v2.RandomVerticalFlip())
+        if config.rotation or config.shift or config.scale:
+            transforms.append(
+                v2.RandomAffine(
+                    config.rotation,
+                    translate=(config.shift, config.shift) if config.shift else None,
+                    scale=(1 - config.scale, 1 + config.scale) if config.scale else None,
+                    interpolation=v2.InterpolationMode.BILINEAR,
+                    fill=filled,
+                )
+            )
+        if config.crop:
+            transforms.append(_RandomCrop(config.crop, filled))
+        return cls(tuple(transforms), config.task == "segmentation") if transforms else None
+
+    def __call__(self, image: Tensor, target: Any, seed: int) -> tuple[Tensor, Any]:
+        """Return the augmented image, and the mask; other targets stay. The random numbers are those of the seed."""
+        from torchvision import tv_tensors
+
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            if not self.masks:
+                image = tv_tensors.Image(image)
+                for transform in self.transforms:
+                    image = transform(image)
+                return image.as_subclass(Tensor), target
+            pair = tv_tensors.Image(image), tv_tensors.Mask(target)
+            for transform in self.transforms:
+                pair = transform(*pair)
+            return tuple(part.as_subclass(Tensor) for part in pair)  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class _RandomCrop:
+    """A random crop to the size of the image, after it was padded."""
+
+    padding: int
+    fill: Any
+
+    def __call__(self, *images: Any) -> Any:
+        from torchvision.transforms import v2
+
+        return v2.RandomCrop(images[0].shape[-2:], padding=self.padding, fill=self.fill)(*images)

@@ -1,0 +1,137 @@
+"""The images of a run, as its loop reads them: batches for training, totals of a split for evaluation."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor, nn
+
+from ..data import ImageData, RandomAffine, RandomCropFlip, Split
+from ._config import TrainingConfig
+from ._objective import Classification, Objective
+from ._parallel import part
+from ._random import AFFINE, CROP_FLIP, generator, order_of
+from ._score import Score, score, tally
+
+if TYPE_CHECKING:
+    from ._fabric import Fabric
+
+
+class Batch(NamedTuple):
+    """The images and targets of a step, one process's part of them, and the number of images of all parts."""
+
+    images: Tensor
+    targets: Tensor
+    total: int
+
+
+class RunData(ABC):
+    """The images of a run.
+
+    Attributes:
+        name: of the data set.
+        fingerprint: a digest that changes with the images, labels or splits.
+        facts: what of the data the network depends on, such as its classes; None if its configuration says all.
+        objective: what the network is trained for.
+        train_images: the number of images for training.
+        test_images: the number of images for testing.
+        has_validation: whether there are images to choose by.
+        steps: training steps of an epoch.
+    """
+
+    name: str
+    fingerprint: str
+    facts: Any = None
+    objective: Objective
+    train_images: int
+    test_images: int
+    has_validation: bool
+    steps: int
+
+    @property
+    @abstractmethod
+    def smallest_batch(self) -> int:
+        """The fewest images of a step."""
+
+    @property
+    def counts_right_answers(self) -> bool:
+        """Whether an image has one right answer, so that they can be counted."""
+        return isinstance(self.objective, Classification)
+
+    @abstractmethod
+    def batches(self, epoch: int, first: int, fabric: Fabric) -> Iterator[Batch]:
+        """Yield the batches of an epoch from a step on; they depend on the seed and the step alone."""
+
+    @abstractmethod
+    def tally(self, model: nn.Module, split: str, fabric: Fabric, between: Callable[[], object]) -> Tensor:
+        """Return the sums of the losses and errors over this process's part of a split, and its number of images.
+
+        Args:
+            model: the network; it is left in the mode that it was in.
+            split: "validation" or "test".
+            fabric: the processes.
+            between: called before each batch.
+
+        Returns:
+            float64, shape (3,).
+        """
+
+    @abstractmethod
+    def score(self, model: nn.Module, batch_size: int, rotations: int) -> Score:
+        """Return the score of a network on the test images, see :func:`sepgroupy.training.score`."""
+
+    def save(self, folder: Path) -> None:  # noqa: B027  # what is in memory has nothing to save
+        """Write what a later evaluation needs to read the same data into the folder of a run."""
+
+
+class MemoryData(RunData):
+    """A classification whose images are in memory; augmentation is drawn for a whole batch, on its device.
+
+    Args:
+        data: the images.
+        config: batch sizes, seed and augmentation.
+    """
+
+    def __init__(self, data: ImageData, config: TrainingConfig) -> None:
+        self.images, self.config = data, config
+        self.name, self.fingerprint = data.name, data.fingerprint
+        self.objective = Classification(config.label_smoothing)
+        self.train_images, self.test_images = len(data.train), len(data.test)
+        self.has_validation = data.validation is not None
+        self.steps = math.ceil(len(data.train) / config.batch_size)
+
+    @property
+    def smallest_batch(self) -> int:
+        """The images of the last step."""
+        return (self.train_images - 1) % self.config.batch_size + 1
+
+    def batches(self, epoch: int, first: int, fabric: Fabric) -> Iterator[Batch]:
+        """Yield batches of ``batch_size`` images, the last one smaller if they do not divide."""
+        c = self.config
+        crop_flip = RandomCropFlip(c.crop, c.hflip) if c.crop or c.hflip else None
+        affine = RandomAffine(c.rotation, c.shift, c.scale) if c.rotation or c.shift or c.scale else None
+        order = order_of(self.train_images, c.seed, epoch).split(c.batch_size)
+        for position, indices in enumerate(order[first:], start=first):
+            step = epoch * self.steps + position
+            images, labels = (values.to(fabric.device) for values in self.images.train[indices])
+            if crop_flip is not None:  # the whole batch, so that it is the same for any number of processes
+                images = crop_flip(images, generator(c.seed, CROP_FLIP, step))
+            if affine is not None:
+                images = affine(images, generator(c.seed, AFFINE, step))
+            yield Batch(part(fabric, images), part(fabric, labels), len(indices))
+
+    def tally(self, model: nn.Module, split: str, fabric: Fabric, between: Callable[[], object]) -> Tensor:
+        """Add up every image of this process's part."""
+        images = self.images.validation if split == "validation" else self.images.test
+        assert images is not None
+        mine = slice(fabric.global_rank, None, fabric.world_size)
+        shard = Split(images.images[mine], images.labels[mine])
+        return tally(model, shard, self.config.test_batch_size, between=between)
+
+    def score(self, model: nn.Module, batch_size: int, rotations: int) -> Score:
+        """Score the network on the test images."""
+        return score(model, self.images.test, batch_size, rotations)
