@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
+from docutils import nodes
+from latex2mathml.converter import convert
 from sphinx.application import Sphinx
+from sphinx.writers.html5 import HTML5Translator
 
 import sepgroupy
 from sepgroupy.play import build_page
@@ -23,7 +27,6 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
-    "sphinx.ext.mathjax",
 ]
 exclude_patterns = ["figures", "**/.ipynb_checkpoints"]
 nitpicky = False
@@ -44,6 +47,7 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_custom_sections = ["Shape"]
 
+html_math_renderer = "mathml"
 html_theme = "pydata_sphinx_theme"
 html_title = "sepgroupy"
 html_static_path = ["static"]
@@ -77,5 +81,15 @@ def setup(app: Sphinx) -> None:
         parts = re.split(r"(``.*?``|>>>.*)", "\n".join(lines), flags=re.DOTALL)  # literals; examples, which end a text
         lines[:] = "".join(part if i % 2 else part.replace("|", r"\|") for i, part in enumerate(parts)).split("\n")
 
+    def write_math(display: str) -> Callable[[HTML5Translator, nodes.math], None]:
+        """Return how an equation is written: as MathML, which browsers lay out without a script."""
+
+        def write(page: HTML5Translator, node: nodes.math) -> None:
+            page.body.append(convert(node.astext(), display=display))
+            raise nodes.SkipNode
+
+        return write
+
+    app.add_html_math_renderer("mathml", (write_math("inline"), None), (write_math("block"), None))
     app.connect("source-read", relink)
     app.connect("autodoc-process-docstring", escape_bars)
