@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test format
+.PHONY: demo test docs format
 
 demo: .venv/ready  ## train Z2CNN and gc-P4CNN on the bundled digits, print the table, draw the plot
 	$(BIN)/sepgroupy demo
@@ -13,6 +13,10 @@ test: .venv/ready  ## lint, types, tests and doctests; the layers' tests once mo
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist loadfile
 	SEPGROUPY_NATIVE=0 OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist loadfile tests/test_nn_*.py tests/test_functional_*.py tests/test_native_missing.py docs/native.md
+
+docs: .venv/ready  ## the site, into site/: runs the tutorials, stops at a broken link or reference
+	$(BIN)/pip install --quiet --editable '.[dev,docs]'
+	$(BIN)/sphinx-build -W --keep-going -b html -d build/doctrees docs site
 
 format: .venv/ready
 	$(BIN)/ruff check --fix .

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
+import time
 
 import pytest
 import torch
 from torch import nn
 
-from sepgroupy.analysis import _timing
-from sepgroupy.analysis._complexity import complexity
-from sepgroupy.analysis._import import import_network
-from sepgroupy.analysis._memory import LiveBytes, peak_memory
-from sepgroupy.analysis._timing import RelativeTime, relative_times
+from sepgroupy.analysis import RelativeTime, complexity, import_network, peak_memory, relative_times
+from sepgroupy.analysis._memory import LiveBytes
 from sepgroupy.errors import ArgumentError
 from sepgroupy.models import ResNet, build_model
 from sepgroupy.nn import GroupConv2d, LiftingConv2d
-from sepgroupy.paper._tables import cost_table, paper_models, to_csv, to_markdown
+from sepgroupy.paper import cost_table, paper_models, to_csv, to_markdown
 
 # model: parameters, multiply-accumulates by the formula in millions
 EXACT = {
@@ -264,7 +262,7 @@ class Clock(nn.Module):
 
 
 def test_times_are_ratios_within_a_round(monkeypatch):
-    monkeypatch.setattr(_timing.time, "perf_counter", lambda: Clock.now)
+    monkeypatch.setattr(time, "perf_counter", lambda: Clock.now)
     clocks = [Clock(2.0, 1.0), Clock(6.0, 0.5)]
     assert relative_times(clocks, (4,), rounds=3) == [
         RelativeTime(1.0, 1.0),

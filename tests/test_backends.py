@@ -344,7 +344,7 @@ LEVELS = (
     ("functional",),
     ("nn",),
     ("models", "gconv", "_plain_weights"),
-    ("fusion", "testing", "analysis", "auditing", "conversion", "compression", "exporting"),
+    ("fusion", "testing", "analysis", "auditing", "conversion", "compression", "exporting", "info"),
     ("data", "image_models", "pages", "play"),
     ("training",),
     ("paper",),

@@ -100,11 +100,13 @@ def test_every_field_of_a_configuration_is_an_option(run: Run, monkeypatch: pyte
     for name in names:
         words = OPTIONS[name].split()[1::2]
         kind = type(getattr(RunConfig.for_task("rotmnist"), name))
-        optional = {"width": int, "samples": int, "clip": float, "ema": float}
+        optional = {"width": int, "samples": int, "clip": float, "ema": float, "patience": int}
         given = [optional.get(name, str if kind is type(None) else kind)(word) for word in words if kind is not tuple]
         values[name] = tuple(map(int, words)) if kind is tuple else given[0] if given else True
-        assert run("train", "rotmnist", *OPTIONS[name].split()) == (0, "", "")
-        assert seen[-1] == RunConfig.for_task("rotmnist", **{name: values[name]})
+        needed = {"validation": 23} if name in ("select", "patience") else {}
+        words = OPTIONS[name].split() + (OPTIONS["validation"].split() if needed else [])
+        assert run("train", "rotmnist", *words) == (0, "", "")
+        assert seen[-1] == RunConfig.for_task("rotmnist", **needed | {name: values[name]})
         assert seen[-1] != RunConfig.for_task("rotmnist")
     assert run("train", "rotmnist", *" ".join(OPTIONS.values()).split())[0] == 0
     assert seen[-1] == RunConfig.for_task("rotmnist", **values)
@@ -113,6 +115,10 @@ def test_every_field_of_a_configuration_is_an_option(run: Run, monkeypatch: pyte
     assert run("train", "cifar10", "--recipe", "modern", "--epochs", "3")[0] == 0
     assert seen[-1] == RunConfig.for_task("cifar10", "modern", epochs=3)
     assert run("train", "cifar10", "--recipe", "ancient")[0] == 2
+    for words in (("--select", "best"), ("--patience", "3")):
+        code, _, err = run("train", "rotmnist", *words)
+        assert code == 2
+        assert "needs images to choose by" in err
     assert run("train", "cifar10", "--augment", "--crop", "2")[0] == 0
     assert seen[-1] == RunConfig.for_task("cifar10", crop=2, hflip=True)
 

@@ -30,7 +30,7 @@ from sepgroupy.backends import constants
 from sepgroupy.fusion import restore
 from sepgroupy.groups import C4, D4
 from sepgroupy.models import ResNet, RotMNISTNet, UNet
-from sepgroupy.nn import GroupBatchNorm2d, GroupConvolution, GroupConvTranspose2d, GroupPool
+from sepgroupy.nn import GroupBatchNorm2d, GroupConv3d, GroupConvolution, GroupConvTranspose2d, GroupPool
 
 pytestmark = [
     pytest.mark.usefixtures("as_if_large"),
@@ -67,6 +67,7 @@ for name in ("auto", "expanded", "two_step", "reference"):
         (2, 4, 5, 6),
     )
 SUBJECTS["norm-pool"] = lambda: (nn.Sequential(GroupBatchNorm2d(2), GroupPool("max")), (2, 8, 5, 6))
+SUBJECTS["volumes-gc"] = lambda: (GroupConv3d(2, 3, 3, padding=1, group="C2v", kind="gc"), (2, 4, 4, 4, 4))
 MODELS = {
     "rotmnist-gc": lambda: rotmnist("gc"),
     "resnet-g": lambda: resnet("g"),
@@ -166,8 +167,9 @@ def test_autocast(subject: tuple[Any, Tensor], dtype: torch.dtype) -> None:
 def test_any_memory_format(subject: tuple[Any, Tensor]) -> None:
     module, x = subject
     wanted = gradients(module, x)
-    last = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
-    for same in (x.to(memory_format=last), x.transpose(0, -1).contiguous().transpose(0, -1)):
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    last = [x.to(memory_format=formats[x.ndim])] if x.ndim in formats else []  # there is none of volumes
+    for same in (*last, x.transpose(0, -1).contiguous().transpose(0, -1)):
         assert_close(gradients(module, same), wanted)
 
 

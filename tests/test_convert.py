@@ -853,7 +853,7 @@ REFUSED: list[tuple[str, nn.Module]] = [
     (r"has no Conv2d", nn.Linear(3, 4)),
     (r"begins with 0; a Conv2d must be the first", nn.Sequential(nn.Linear(17, 17), nn.Conv2d(3, 4, 3))),
     (
-        r"1 \(Conv2d.*\(1, 7\).*cannot be converted to .*p4.*both axes",
+        r"1 \(Conv2d.*\(1, 7\).*cannot be converted to .*p4.*axes Y and X",
         after_a_convolution(nn.Conv2d(4, 4, (1, 7))),
     ),
     (r"in_size \(=17\): 1 \(PixelShuffle\) breaks it", after_a_convolution(nn.PixelShuffle(2), nn.Conv2d(1, 2, 3))),

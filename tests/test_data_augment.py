@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sepgroupy.data._augment import RandomAffine, RandomCropFlip
+from sepgroupy.data import RandomAffine, RandomCropFlip
 from sepgroupy.errors import ArgumentError
 
 

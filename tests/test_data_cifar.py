@@ -15,10 +15,8 @@ import pytest
 import torch
 from torch import nn
 
-from sepgroupy.data import _whiten
+from sepgroupy.data import ZCA, load_cifar10, load_synthetic_cifar10, write_synthetic_cifar10
 from sepgroupy.data._batch_file import batch_bytes, read_batch
-from sepgroupy.data._cifar import load_cifar10
-from sepgroupy.data._synthetic import load_synthetic_cifar10, write_synthetic_cifar10
 from sepgroupy.errors import ArgumentError, DataError
 from stress.small import little_memory
 
@@ -249,7 +247,7 @@ class TestLoad:
 
     def test_all_are_whitened_with_the_statistics_of_the_training_images(self, folder):
         plain, data = load_cifar10(folder, whiten=False), load_cifar10(folder)
-        zca = _whiten.ZCA.fit(plain.train.images)
+        zca = ZCA.fit(plain.train.images)
         assert torch.equal(data.train.images, zca(plain.train.images))
         assert torch.equal(data.test.images, zca(plain.test.images))
         correlation = data.train.images.flatten(1) @ data.train.images.flatten(1).T
@@ -259,8 +257,8 @@ class TestLoad:
     def test_the_whitening_is_kept_until_the_images_change(self, folder, monkeypatch):
         first = load_cifar10(folder)
         fits = []
-        fit = _whiten.ZCA.fit
-        monkeypatch.setattr(_whiten.ZCA, "fit", lambda images: fits.append(1) or fit(images))
+        fit = ZCA.fit
+        monkeypatch.setattr(ZCA, "fit", lambda images: fits.append(1) or fit(images))
         assert torch.equal(load_cifar10(folder).train.images, first.train.images)
         assert not fits
         (cache,) = folder.glob("zca-*.npz")

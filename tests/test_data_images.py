@@ -276,6 +276,18 @@ def test_broken_files_are_named_counted_and_skipped(tmp_path: Path) -> None:
     assert len(images.split_table()) == 11
 
 
+def test_copies_in_two_splits_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for split in ("train", "val", "test"):
+        class_folders(tmp_path / split, 2)
+    open_images(tmp_path)
+    assert not caplog.records
+    copied = (tmp_path / "train" / "round" / "1.png").read_bytes()
+    (tmp_path / "test" / "square" / "0.png").write_bytes(copied)
+    open_images(tmp_path)
+    assert "1 images for validation or test" in caplog.text
+    assert "test/square/0.png is train/round/1.png" in caplog.text
+
+
 def test_files_that_break_later_are_named(tmp_path: Path) -> None:
     images = open_images(class_folders(tmp_path, 3))
     (tmp_path / images.train.paths[0]).unlink()

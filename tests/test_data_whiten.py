@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sepgroupy.data._whiten import ZCA, contrast_normalize
+from sepgroupy.data import ZCA, contrast_normalize
 from sepgroupy.errors import ArgumentError
 
 SHAPE = (2, 3, 4)  # 24 values an image

@@ -29,14 +29,13 @@ from sepgroupy import (
     export,
     functional,
 )
-from sepgroupy.exporting import FORMATS, _save, save
+from sepgroupy.exporting import FORMATS, save
 from sepgroupy.functional import merge_group, split_group
 from sepgroupy.gconv.pooling import GroupMaxPool2d
 from sepgroupy.groups import C4, D4
 from sepgroupy.models import build_model, model_names
 from sepgroupy.paper import RunConfig
 from sepgroupy.training import load_model
-from sepgroupy.training._folder import CHECKPOINT, write_config
 
 CASES: dict[str, dict[str, Any]] = {
     "3x3": {"kernel_size": 3},
@@ -84,6 +83,8 @@ def small(name: str) -> tuple[nn.Module, Tensor]:
         return build_model(name), torch.randn(2, 1, 28, 28)
     if name == "p4m-unet":
         return build_model(name, width=3, depth=2), torch.randn(2, 3, 12, 8)
+    if name.startswith("o-"):
+        return build_model(name, group="C2v"), torch.randn(2, 1, 4, 4, 4)
     return build_model(name, depth=8), torch.randn(2, 3, 32, 32)
 
 
@@ -91,7 +92,8 @@ def small(name: str) -> tuple[nn.Module, Tensor]:
 def test_the_named_networks(name: str) -> None:
     model, x = small(name)
     plain = assert_exports(lived(model, x), x, 1e-5)
-    assert sum(isinstance(m, nn.BatchNorm2d) for m in plain.modules()) == (4 if "resnet" in name else 0)
+    norms = sum(isinstance(m, (nn.BatchNorm2d, nn.BatchNorm3d)) for m in plain.modules())
+    assert norms == (4 if "resnet" in name else 0)
 
 
 @pytest.mark.parametrize("options", [{"downsampling": "equivariant"}, {"head": "invariant"}])
@@ -582,7 +584,7 @@ def test_a_file_is_never_replaced_nor_left_in_pieces(file_format: str, suffix: s
     with pytest.raises(ArgumentError, match="must end in"):
         save(model, path.with_suffix(".bin"), file_format, (1, 28, 28))
     if file_format != "safetensors":
-        with pytest.raises(ArgumentError, match=r"model takes no input of shape \(=\(1, 3, 3\)\)"):
+        with pytest.raises(ArgumentError, match=r"model does not take an input of shape \(=\(1, 3, 3\)\)"):
             save(model, path, file_format, (1, 3, 3))
     assert not [*tmp_path.iterdir()]
     path.write_text("mine")
@@ -594,11 +596,11 @@ def test_a_file_is_never_replaced_nor_left_in_pieces(file_format: str, suffix: s
 def test_nor_a_file_that_came_up_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "net.safetensors"
 
-    def write(model: nn.Module, temporary: Path, *rest: Any) -> None:
-        temporary.write_text("new")
+    def write(model: nn.Module, temporary: str, metadata: Any) -> None:
+        Path(temporary).write_text("new")
         path.write_text("mine")
 
-    monkeypatch.setitem(_save._WRITERS, "safetensors", write)
+    monkeypatch.setattr("safetensors.torch.save_model", write)
     with pytest.raises(ArgumentError, match="exists already"):
         save(nn.ReLU(), path, "safetensors", ())
     assert [file.read_text() for file in tmp_path.iterdir()] == ["mine"]
@@ -612,9 +614,10 @@ def test_unknown_format(tmp_path: Path) -> None:
 @pytest.fixture
 def run_folder(tmp_path: Path) -> Path:
     config = RunConfig.for_task("rotmnist", model="gc-p4cnn-small", width=3, folder=str(tmp_path / "run"))
-    write_config(config.run_folder, config)
+    config.run_folder.mkdir()
+    (config.run_folder / "config.json").write_text(config.to_json())
     state = {f"model.{name}": v for name, v in build_model(config.model, width=3).state_dict().items()}
-    torch.save({"state_dict": state}, config.run_folder / CHECKPOINT)
+    torch.save({"state_dict": state}, config.run_folder / "last.ckpt")
     return config.run_folder
 
 

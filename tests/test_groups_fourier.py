@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sepgroupy.groups import C1, C2, C4, D1, D2, D4, PointGroup, as_group
-from sepgroupy.groups._fourier import fourier_basis
+from sepgroupy.groups import C1, C2, C4, D1, D2, D4, PointGroup, as_group, fourier_basis
 
 X_TURN = [[1, 0, 0], [0, 0, -1], [0, 1, 0]]
 Z_TURN = [[0, -1, 0], [1, 0, 0], [0, 0, 1]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,15 @@ def test_a_network_of_torchvision_is_moved_to_its_nearest_exact_size() -> None:
     assert_equivariant(model.module.double().eval(), "p2", torch.randn(1, 1, *[model.input_size] * 2).double())
 
 
+def test_a_segmentation_network_of_torchvision_transforms_masks_like_images() -> None:
+    options: dict[str, Any] = {"channels": 1, "outputs": 3, "size": 32, "group": "p2", "match": "width"}
+    model = build_image_model("torchvision/lraspp_mobilenet_v3_large", task="segmentation", **options)
+    assert model.input_size == 33
+    images = torch.randn(1, 1, 33, 33).double()
+    assert model.module.double().eval()(images).shape == (1, 3, 33, 33)
+    assert_equivariant(model.module, "p2", images)
+
+
 def saved(file: Path, plain: nn.Module) -> Any:
     """Save the parameters of a network, which stands for one that was trained, and return it."""
     torch.save(plain.state_dict(), file)
@@ -105,6 +115,24 @@ def test_pretrained_filters_with_other_channels_and_classes(tmp_path: Path) -> N
         build_image_model("torchvision/resnet34", channels=3, outputs=7, **options)
 
 
+def test_pretrained_weights_are_fetched_by_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = mobilenet_v3_small().eval()
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: trained.state_dict())
+    options: dict[str, Any] = {"channels": 3, "outputs": 5, "size": 32, "kind": "plain"}
+    for weights in ("pretrained", "IMAGENET1K_V1"):
+        model: Any = build_image_model("torchvision/mobilenet_v3_small", weights=weights, **options).module.eval()
+        x = torch.randn(1, 3, 32, 32)
+        torch.testing.assert_close(model.features(x), trained.features(x))
+        assert model.classifier[-1].out_features == 5
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
+    with pytest.raises(DataError, match="cannot be fetched: no network"):
+        build_image_model("torchvision/mobilenet_v3_small", weights="pretrained", **options)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "text"),
     [
@@ -120,7 +148,7 @@ def test_pretrained_filters_with_other_channels_and_classes(tmp_path: Path) -> N
             "cannot be lifted to kind 'gc': layer1.0.conv1 of",
         ),
         ("torchvision/resnet18", {"weights": "x", "kind": "plain"}, "one of IMAGENET1K_V1"),
-        ("torchvision/resnet7", {}, "is unknown: for classification torchvision has"),
+        ("torchvision/resnet7", {}, "is unknown: for classification torchvision has .*resnet"),
         ("timm/resnet7", {}, "is unknown to timm"),
         ("timm/resnet18", {"task": "segmentation"}, "makes no masks"),
         ("resnet18", {}, "is unknown: use p4m-resnet"),
@@ -138,6 +166,15 @@ def test_refusals(name: str, options: dict[str, Any], text: str) -> None:
     pytest.importorskip("timm")
     with pytest.raises(ArgumentError, match=text):
         build_image_model(name, **({"channels": 3, "outputs": 2, "size": 32} | options))
+
+
+def test_without_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ArgumentError, match=r"needs timm: pip install 'sepgroupy\[timm\]'"):
+        build_image_model("timm/resnet18", channels=3, outputs=2, size=33)
+    monkeypatch.setitem(sys.modules, "timm.models", None)
+    with pytest.raises(ArgumentError, match="timm is not installed"):
+        register_timm()
 
 
 def test_timm_by_name() -> None:

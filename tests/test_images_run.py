@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
+import signal
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,8 +27,10 @@ from sepgroupy.image_models import ImageModel
 from sepgroupy.paper import RunConfig, read_run_config
 from sepgroupy.training import ImageConfig, ImagePredictor, evaluate, evaluate_images, load_model, read_result, train
 from sepgroupy.training._engine import restore
+from sepgroupy.training._folder import held
 from sepgroupy.training._image_data import StreamedData, open_run_images
 from sepgroupy.training._loop import Loop
+from stress.small import together
 
 SIDE, COUNTS = 16, {"round, ü": 14, "square": 10}
 pytestmark = pytest.mark.filterwarnings("ignore:.*worker processes in total:UserWarning")  # on one processor
@@ -210,6 +215,27 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(shapes: Path, tmp_pa
         torch.testing.assert_close(parted[name], value, atol=1e-6, rtol=1e-5)
 
 
+def test_averaged_weights_have_the_batch_statistics_of_the_last_step(shapes: Path, tmp_path: Path) -> None:
+    train(config_on(shapes, tmp_path, epochs=3), workers=0)
+    checkpoint = torch.load(tmp_path / "last.ckpt")
+    last, average = checkpoint["state_dict"], checkpoint["average"]
+    for name, value in last.items():
+        same = torch.equal(average[f"module.{name.removeprefix('model.')}"], value)
+        assert same == ("running" in name or "normalize" in name or "num_batches" in name), name
+
+
+@pytest.mark.usefixtures("linear")
+def test_two_processes_are_one_with_the_same_batches(shapes: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"recipe": "plain", "hflip": True, "optimizer": "sgd", "batch_size": 7, "epochs": 1}
+    alone = train(config_on(shapes, tmp_path / "one", **settings), workers=0)
+    config = config_on(shapes, tmp_path / "two", devices=2, **settings)
+    assert together(2, lambda: train(config, workers=0), tmp_path / "log") == [0, 0], (tmp_path / "log").read_text()
+    one, two = (load_model(tmp_path / name).state_dict() for name in ("one", "two"))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, atol=1e-6, rtol=1e-5)
+    assert read_result(tmp_path / "two").test_loss == pytest.approx(alone.test_loss, rel=1e-5)
+
+
 @pytest.mark.usefixtures("linear")
 def test_the_best_epoch_on_the_validation_images_is_tested_and_patience_ends_the_run(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -232,6 +258,28 @@ def test_the_best_epoch_on_the_validation_images_is_tested_and_patience_ends_the
     assert train(config_on(shapes, tmp_path, epochs=9, patience=2)) == result
     (tmp_path / "result.json").unlink()
     assert train(config_on(shapes, tmp_path, epochs=9, patience=2), workers=0).test_error == result.test_error
+
+
+def test_a_process_that_reads_images_does_not_hold_the_folder(tmp_path: Path) -> None:
+    """A worker may outlive a run that was killed by some seconds."""
+    source, sink = os.pipe()
+    run = os.fork()
+    if not run:
+        with held(tmp_path):
+            if not os.fork():  # a worker
+                os.write(sink, str(os.getpid()).encode())
+            time.sleep(60)
+        os._exit(0)
+    worker = int(os.read(source, 20))
+    with pytest.raises(ArgumentError, match="another process"), held(tmp_path):
+        pass
+    os.kill(run, signal.SIGKILL)
+    os.waitpid(run, 0)
+    try:
+        with held(tmp_path):
+            pass
+    finally:
+        os.kill(worker, signal.SIGKILL)
 
 
 # ---- evaluation ----------------------------------------------------------------------------------------------------

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from studies import microscopy
 
 from sepgroupy.data import MICROSCOPY_CLASSES, open_images, write_microscopy
 from sepgroupy.errors import ArgumentError
-
-SCRIPT = Path(__file__).parents[1] / "experiments" / "microscopy" / "main.py"
 
 
 def test_images_do_not_depend_on_their_number(tmp_path: Path) -> None:
@@ -47,14 +45,9 @@ def test_bad_arguments(tmp_path: Path) -> None:
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Any:
-    spec = importlib.util.spec_from_file_location("microscopy_study", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     for name, value in {"IMAGES": (12,), "SEEDS": (1,), "TEST_IMAGES": 12, "STEPS": 11, "BATCH": 6}.items():
-        monkeypatch.setattr(module, name, value)
-    return module
+        monkeypatch.setattr(microscopy, name, value)
+    return microscopy
 
 
 def test_digits_are_written_as_class_folders(script: Any, tmp_path: Path) -> None:
@@ -69,7 +62,7 @@ def test_a_study_goes_on_where_it_stopped(script: Any, tmp_path: Path) -> None:
     script.study(data, file, "p4m-resnet8-w2")
     with file.open() as opened:
         rows = list(csv.DictReader(opened))
-    assert [row["network"] for row in rows] == ["plain", "p4m-gc", "plain-long"]
+    assert [row["network"] for row in rows] == ["plain", "p4m-gc", "plain-long", "p4m-gc-long"]
     lines = file.read_text().splitlines()
     file.write_text("\n".join(lines[:2]) + "\n")
     script.study(data, file, "p4m-resnet8-w2")

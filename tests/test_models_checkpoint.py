@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from sepgroupy.errors import DataError
-from sepgroupy.models import ResNet, RotMNISTNet, build_model, published_model_names
-from sepgroupy.models._checkpoint import load_published
+from sepgroupy.models import ResNet, RotMNISTNet, build_model, load_published, published_model_names
 
 
 def scrambled(net):

@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 import torch
 
+import sepgroupy
 from sepgroupy import build_model, list_weights
 from sepgroupy.cli import main
 from sepgroupy.errors import ArgumentError, DataError
 from sepgroupy.models import WeightsCard, save_weights
-from sepgroupy.models._weights import FOLDER
 from sepgroupy.paper import RunConfig, load_digits, save_run_weights
 from sepgroupy.training import load_model, score, train
 
 MODELS = ("z2cnn", "p4cnn", "g-p4cnn", "gc-p4cnn", "gc-p4cnn-small")
+DIGITS = Path(sepgroupy.__file__).parent / "weights" / "rotated-digits" / "gc-p4cnn-small.npz"
 CARD = WeightsCard("gc-p4cnn-small", "none", {}, 1, 50.0, 3420, "none", "published", "")
 
 
@@ -76,7 +77,7 @@ def test_a_name_that_is_none_is_refused() -> None:
 
 
 def edited(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
-    with np.load(FOLDER / "rotated-digits/gc-p4cnn-small.npz") as stored:
+    with np.load(DIGITS) as stored:
         arrays = dict(stored)
     edit(arrays)
     with path.open("wb") as file:
@@ -110,7 +111,7 @@ def test_a_file_that_does_not_fit_is_named(
 
 
 def test_broken_files_are_named(tmp_path: Path) -> None:
-    whole = (FOLDER / "rotated-digits/gc-p4cnn-small.npz").read_bytes()
+    whole = DIGITS.read_bytes()
     with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("card.npy", bytes(10**7))
     (tmp_path / "short.npz").write_bytes(whole[: len(whole) // 2])

@@ -36,7 +36,7 @@ CHANGES = "[...document.querySelectorAll('.change')].map(e => +e.dataset.change)
 @cache
 def first_test_images() -> torch.Tensor:
     """Return the first upright test image of each class, (10, 1, 28, 28)."""
-    test = load_digits(turned=False).test
+    test = load_digits(rotated=False).test
     return torch.stack([test.images[test.labels == label][0] for label in range(10)])
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,12 @@ from torch import nn
 
 import sepgroupy
 from conftest import assert_as_defined, random_input
-from sepgroupy import ArgumentError, as_group, equivariance_error, functional
+from sepgroupy import ArgumentError, as_group, audit, compress, convert, equivariance_error, export, functional, fuse
 from sepgroupy.backends import registered_backends
+from sepgroupy.data import SOLIDS, load_solids
+from sepgroupy.exporting import save
 from sepgroupy.groups import D4, PointGroup, fourier_basis, group_names
-from sepgroupy.nn import GroupBatchNorm3d, GroupConvolution, GroupPool, PerElement
+from sepgroupy.nn import GroupBatchNorm, GroupBatchNorm3d, GroupConvolution, GroupPool, PerElement
 
 pytestmark = pytest.mark.usefixtures("as_if_large")
 
@@ -104,7 +108,7 @@ def test_transposed_layers_are_exact(kind: str) -> None:
     assert equivariance_error(layer, "Oh", random_input(layer, 3, 3, 3, batch=1)).max() < 1e-10
 
 
-@pytest.mark.parametrize("name", group_names(3))
+@pytest.mark.parametrize("name", ["Cs", "C4", "D2h", "D4h", "Td", "O"])
 def test_a_network_of_every_group(name: str) -> None:
     group = as_group(name, 3)
     net = nn.Sequential(
@@ -121,12 +125,9 @@ def test_a_network_of_every_group(name: str) -> None:
     assert net(x).shape == (1, 2, 4, 4, 4)
 
 
-@pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "transposed"), [(kind, False) for kind in KINDS] + [("gc", True)])
 @pytest.mark.parametrize("group", ["C2v", "reflection"])
 def test_gradients(group: str, kind: str, transposed: bool) -> None:
-    if transposed and kind == "lifting":
-        pytest.skip("there is no such layer")
     dimension = 1 if group == "reflection" else 3
     layer = build(dimension, kind, 1, 1, 2, stride=2, padding=0, group=group, transposed=transposed)
     parameters = [p.detach().requires_grad_() for p in layer.parameters()]
@@ -219,3 +220,166 @@ def test_an_input_of_another_shape_is_refused() -> None:
             module(torch.zeros(1, 2, 24, 4, 4, 4))
     with pytest.raises(ArgumentError, match=r"dimension \(=4\) must be 1, 2 or 3"):
         GroupPool(dimension=4)
+
+
+def network(dimension: int, group: str, kind: str = "gc") -> nn.Sequential:
+    """Build a small network of all kinds of layers, with statistics that are not those of a new one."""
+    layers: dict[str, Any] = {name: getattr(sepgroupy, f"{name}{dimension}d") for name in LAYERS}
+    plain: dict[str, Any] = {name: getattr(nn, f"{name}{dimension}d") for name in ("MaxPool", "AdaptiveAvgPool")}
+    net = nn.Sequential(
+        layers["LiftingConv"](1, 2, 3, padding=1, group=group),
+        layers["GroupBatchNorm"](2),
+        nn.ReLU(),
+        PerElement(plain["MaxPool"](2), dimension),
+        layers["GroupConv"](2, 2, 3, padding=1, group=group, kind=kind),
+        layers["GroupBatchNorm"](2),
+        layers["GroupConvTranspose"](2, 2, 2, stride=2, group=group, kind=kind),
+        GroupPool("max", dimension),
+        plain["AdaptiveAvgPool"](1),
+        nn.Flatten(),
+        nn.Linear(2, 3),
+    )
+    for module in net.modules():
+        if isinstance(module, GroupBatchNorm):
+            nn.init.uniform_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    return net.eval()
+
+
+LAYERS = ("LiftingConv", "GroupConv", "GroupConvTranspose", "GroupBatchNorm")
+NETWORKS = [(3, "T"), (3, "D4"), (1, "reflection")]
+
+
+@pytest.mark.parametrize(("dimension", "group"), NETWORKS)
+def test_audit_tells_exact_networks_from_others(dimension: int, group: str) -> None:
+    report = audit(network(dimension, "Oh" if group == "T" else group), group, 4)  # or a subgroup of the network's
+    assert report.exact
+    assert len(report.rows[0].errors) == as_group(group, dimension).order
+    report = audit(network(dimension, group), group, 5)
+    assert not report.exact
+    assert report.first.name == "3.module"
+    assert "stride 2 is not symmetric" in report.cause
+    assert report.sizes == (4, 6)
+
+
+def test_audit_measures_every_element_in_its_place() -> None:
+    """Whatever part of the orbit an element is in, its error stands at its index."""
+    net = nn.Sequential(nn.Conv3d(1, 1, 3, bias=False), nn.Flatten(2))
+    with torch.no_grad():
+        kernel = torch.randn(3, 3, 3)
+        net[0].weight.copy_(kernel + functional.transform(kernel, "Oh", 41, group_axis=False))
+    row = audit(net[:1], "Oh", 5).rows[0]
+    group = as_group("Oh")
+    invariant = {0, 41} if group.cayley_table[41, 41] == 0 else {0}
+    assert {i for i, error in enumerate(row.errors) if error < 1e-10} == invariant
+    assert row.cause == "an ordinary Conv3d, whose filter Oh changes"
+
+
+@pytest.mark.parametrize(("dimension", "group"), NETWORKS)
+def test_export_and_compress(dimension: int, group: str, tmp_path: Path) -> None:
+    net, x = network(dimension, group, "dense"), torch.randn(2, 1, *(6,) * dimension)
+    with torch.no_grad():
+        plain = export(net)
+        torch.testing.assert_close(plain(x), net(x))
+        assert not any(type(module).__module__.startswith("sepgroupy") for module in plain.modules())
+        smaller, rows = compress(net, "gc")
+        assert [row.name for row in rows] == ["4", "6"]
+        assert equivariance_error(smaller.double(), as_group(group, dimension), x.double()).max() < 1e-10
+        torch.testing.assert_close(fuse(net)(x), net(x))
+    if group == "T":
+        onnxruntime = pytest.importorskip("onnxruntime")
+        save(net, tmp_path / "net.onnx", "onnx", x.shape[1:])
+        session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
+        (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        np.testing.assert_allclose(found, plain(x).numpy(), atol=1e-5)
+
+
+def test_convert_plain_networks() -> None:
+    plain = nn.Sequential(
+        nn.Conv3d(1, 4, 3, padding=1), nn.BatchNorm3d(4), nn.ReLU(), nn.MaxPool3d(2), nn.Conv3d(4, 4, 3, padding=1),
+        nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, 3),
+    ).eval()  # fmt: skip
+    net = convert(plain, "O", "gc", in_size=4)  # audited by convert itself
+    assert isinstance(net[0].convolution, sepgroupy.LiftingConv3d)
+    assert net(torch.zeros(2, 1, 4, 4, 4)).shape == (2, 3)
+    lifted = convert(plain, "T", "dense", in_size=4, weights="lift", pool="mean")
+    x, group = torch.randn(2, 1, 4, 4, 4), as_group("T")
+    inverse = (functional.transform(x, group, int(group.inverses[g]), group_axis=False) for g in range(12))
+    torch.testing.assert_close(lifted(x), torch.stack([plain(y) for y in inverse]).mean(0))
+    with pytest.raises(ArgumentError, match="must be the same on axes Z and X"):
+        convert(nn.Sequential(nn.Conv3d(1, 2, (1, 3, 3))), "O", in_size=5)
+
+
+def test_convert_a_video_network_for_rotations_of_its_images() -> None:
+    video = pytest.importorskip("torchvision.models.video.resnet")
+    plain = nn.Sequential(video.BasicStem(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(64, 2))
+    net = convert(plain, "D4h", in_size=(3, 7, 7))
+    assert net(torch.zeros(1, 3, 3, 7, 7)).shape == (1, 2)
+
+
+@pytest.mark.parametrize("kind", ["lifting", "dense", "g"])  # gc: test_contracts
+def test_compile_autocast_and_copies(kind: str) -> None:
+    for group in ("O", "reflection"):
+        dimension = 1 if group == "reflection" else 3
+        layer = build(dimension, kind, 2, 2, 3, padding=1, group=group).float()
+        x = random_input(layer, *(4,) * dimension, dtype=torch.float32)
+        wanted = layer(x)
+        torch.testing.assert_close(pickle.loads(pickle.dumps(layer))(x), wanted)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = layer(x)
+        assert y.dtype == torch.bfloat16
+        torch.testing.assert_close(y.float(), wanted, atol=0.05 * wanted.abs().max().item(), rtol=0)
+        with torch.no_grad(), sepgroupy.cached_filters(layer):
+            torch.testing.assert_close(layer(x), layer(x))
+            torch.testing.assert_close(layer(x), wanted)
+        torch._dynamo.reset()
+        torch.testing.assert_close(torch.compile(layer, fullgraph=True, backend="eager")(x), wanted)
+        torch.testing.assert_close(layer.to(memory_format=torch.channels_last_3d)(x), wanted)
+        vmapped = torch.func.vmap(layer)(torch.stack([x, -x]))
+        torch.testing.assert_close(vmapped[0], wanted, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["plain", "dense", "gc"])
+@pytest.mark.parametrize("name", ["o-resnet8", "o-unet"])
+def test_networks_by_name(name: str, kind: str) -> None:
+    widths = {"widths": (1, 2, 2)} if "resnet" in name else {"width": 1, "depth": 1}
+    net = sepgroupy.build_model(name, kind=kind, **widths).double().eval()
+    x = torch.randn(1, 1, 4, 4, 4, dtype=torch.float64)
+    assert net(x).shape == ((1, 10) if "resnet" in name else (1, 2, 4, 4, 4))
+    if kind != "plain":
+        assert equivariance_error(net, "O", x).max() < 1e-10
+    if "unet" in name:
+        with pytest.raises(ArgumentError, match=r"reads \(B, 1, Z, Y, X\), Z and Y and X divisible by"):
+            net(x[..., :3])
+
+
+def test_other_groups_and_dimensions_of_networks() -> None:
+    net = sepgroupy.build_model("o-resnet8", widths=(1, 1, 1), group="C4v").eval()
+    assert equivariance_error(net, "C4v", torch.randn(1, 1, 5, 8, 8)[:, :, :4]).max() < 1e-4
+    signals = sepgroupy.models.ResNet("g", 8, (2, 2, 2), dimension=1, head="invariant", downsampling="equivariant")
+    assert equivariance_error(signals.eval(), as_group("reflection", 1), torch.randn(1, 3, 8)).max() < 1e-4
+    with pytest.raises(ArgumentError, match=r"dimension \(=4\)"):
+        sepgroupy.models.UNet(dimension=4)
+
+
+def test_solids() -> None:
+    volumes, labels = load_solids(20, size=9, noise=0.0)
+    assert labels.tolist() == [*range(10)] * 2
+    again, _ = load_solids(12, size=9, noise=0.0)
+    assert torch.equal(volumes[:12], again)
+    inside = volumes.mean((1, 2, 3, 4))
+    assert ((inside > 0.02) & (inside < 0.5)).all()
+    fixed, _ = load_solids(1, size=9, orientation="fixed", noise=0.0)
+    cube, _ = load_solids(1, size=9, orientation="cube", noise=0.0)
+    assert fixed.shape == cube.shape == (1, 1, 9, 9, 9)
+    with pytest.raises(ArgumentError, match="orientation"):
+        load_solids(1, orientation="upright")
+
+
+def test_orientations_of_solids() -> None:
+    """A rotation of the solid is a rotation of its volume, up to the position of its centre."""
+    grid = torch.stack(torch.meshgrid(*[torch.arange(5.0) - 2] * 3, indexing="ij"), -1).numpy()
+    for matrix, element in zip(as_group("O").arrays, range(24), strict=True):
+        rotated = SOLIDS["angle"](grid / 2.5 @ matrix)  # f(R⁻¹q)
+        wanted = functional.transform(torch.from_numpy(SOLIDS["angle"](grid / 2.5)), "O", element, group_axis=False)
+        np.testing.assert_allclose(rotated, wanted.numpy())

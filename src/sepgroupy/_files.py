@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and read as what they are: data, possibly from a stranger."""
+"""Atomic writing of files, and safe reading of untrusted files."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from .errors import DataError
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder; what was written there becomes ``path`` if nothing is raised.
+    """Yield a temporary path in the same folder; the file there is renamed to ``path`` unless an exception is raised.
 
-    The folder is made if it is missing. The temporary name is hidden and keeps the suffix. The content is on the disk
-    before it gets its name, so that not even a loss of power leaves half a file.
+    The folder is created if it is missing. The temporary name is hidden and has the same suffix. The content is on the
+    disk before the file is renamed, so that a loss of power does not leave an incomplete file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
@@ -36,13 +36,13 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Delete what processes that were killed while they wrote ``path`` have left; nobody may be writing it now."""
+    """Delete temporary files of killed processes that were writing ``path``. No process may be writing it."""
     for temporary in path.parent.glob(f".{path.stem}.{'[0-9a-f]' * 8}{path.suffix}"):
         temporary.unlink(missing_ok=True)
 
 
 def load_tensors(path: Path) -> Any:
-    """Read what ``torch.save`` wrote, tensors to the CPU; no code that the file may hold is run.
+    """Read a file of ``torch.save``, with tensors on the CPU. No code from the file is executed.
 
     Raises:
         DataError: the file is missing or broken, or holds more than tensors and plain values.
@@ -61,7 +61,7 @@ def load_tensors(path: Path) -> Any:
 
 
 def require_no_more_than_it_holds(file: Any) -> None:
-    """Refuse an archive that would grow as it is unpacked: what torch and numpy save is stored as it is.
+    """Refuse compressed archives: torch and numpy save without compression.
 
     Raises:
         ValueError: it is a zip archive whose parts are compressed, or larger together than the file.

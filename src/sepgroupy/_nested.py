@@ -1,4 +1,4 @@
-"""The tensors in what a network returns: alone, or in nested mappings, sequences and dataclasses."""
+"""The tensors in the output of a network: alone, or in nested mappings, sequences and dataclasses."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 
 def map_leaves(function: Callable[[str, Any], Any], value: Any, path: str) -> Any:
-    """Return a copy of a value with ``function(path, leaf)`` in the place of every leaf, in order.
+    """Return a copy of a value with ``function(path, leaf)`` in place of every leaf, in order.
 
-    Mappings, lists, (named) tuples and dataclasses are followed and copied as what they are; anything else is a leaf.
+    Mappings, lists, (named) tuples and dataclasses are traversed and copied; anything else is a leaf.
 
     Args:
         function: called once for each leaf.
-        value: what a network returns.
+        value: the output of a network.
         path: the name of the value. The leaf ``["a"][0].b`` of "output" has the path ``output['a'][0].b``.
     """
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Read the weights of a layer as its next call would use them, whatever recomputes them.
+"""The weights of a layer as its next call would use them, also if a reparametrization recomputes them.
 
 Weight norm, spectral norm, pruning and other reparametrizations recompute a weight from other tensors: at each access
 (``torch.nn.utils.parametrize``) or in a forward pre-hook, so that the attribute is stale until the layer is called.
@@ -29,7 +29,7 @@ def copy_with_plain_weights(model: nn.Module) -> nn.Module:
     """Return a deep copy in which every reparametrized tensor is a plain one with its current value in inference.
 
     Parametrizations and the pre-hooks of ``weight_norm``, ``spectral_norm`` and ``prune`` are removed from the copy. A
-    tensor needs a gradient if one of those that it was computed from did. The model is left as it is.
+    tensor requires a gradient if one of its sources did. The model does not change.
 
     Raises:
         ArgumentError: a layer is lazy and has not been initialized.
@@ -87,11 +87,11 @@ def _remove_parametrizations(module: nn.Module) -> None:
 def call_on_probe(name: str, layer: nn.Module) -> tuple[Tensor, Any]:
     """Call a convolution, plain or on a group, on a small random input; return input and output.
 
-    Pre-hooks of the user's own that recompute its weights have run afterwards, so that its attributes are current.
+    The call runs the user's pre-hooks that recompute weights, so that the attributes of the layer are current.
 
     Args:
         name: of the layer, for errors.
-        layer: one of a copy in inference mode, since its hooks may change it.
+        layer: a layer of a copy in inference mode, since its hooks may change it.
 
     Raises:
         ArgumentError: the call fails.
@@ -100,7 +100,7 @@ def call_on_probe(name: str, layer: nn.Module) -> tuple[Tensor, Any]:
     try:
         with torch.no_grad():
             return x, layer(x.clone())
-    except Exception as error:  # of the user's hooks, which can raise anything
+    except Exception as error:  # the user's hooks can raise anything
         raise ArgumentError(f"{name} ({type(layer).__name__}) fails on an input {tuple(x.shape)}: {error}") from error
 
 

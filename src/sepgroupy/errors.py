@@ -1,19 +1,19 @@
-"""The errors that sepgroupy raises on purpose: catch :class:`SepgroupyError` to catch them all."""
+"""The errors of sepgroupy: catch :class:`SepgroupyError` to catch them all."""
 
 __all__ = ["ArgumentError", "DataError", "RunError", "SepgroupyError"]
 
 
 class SepgroupyError(Exception):
-    """Base of every error that sepgroupy raises on purpose."""
+    """Base of all errors of sepgroupy."""
 
 
 class ArgumentError(SepgroupyError, ValueError):
-    """An argument has a value that cannot be right; the message names it, its value and what would be."""
+    """An argument has an invalid value. The message names the argument, its value and valid values."""
 
 
 class DataError(SepgroupyError):
-    """A file from outside is missing, broken or not what it should be; the message names it."""
+    """A file is missing, broken or of another content than expected. The message names the file."""
 
 
 class RunError(SepgroupyError):
-    """A training run cannot go on: its loss is NaN or infinite, or one of its processes is lost."""
+    """A training run cannot continue: its loss is NaN or infinite, or one of its processes is lost."""

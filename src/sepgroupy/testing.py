@@ -1,4 +1,4 @@
-"""Check that a module is equivariant, for every element of the group: for tests of layers and of whole networks."""
+"""Check that a layer or network is equivariant under every group element."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _NUMBERS = (bool, int, float, complex, np.ndarray, np.generic)
 
 
 def equivariance_error(module: Callable[[Tensor], Any], group: GroupLike, x: Tensor) -> Tensor:
-    """Return how far a module is from equivariance, one number for each element of the group.
+    """Return the equivariance error of a module, one number for each group element.
 
-    ``error[t] = max |module(t·x) - t·module(x)| / max |module(x)|``. How t acts follows from the shapes. With a
+    ``error[t] = max |module(t·x) - t·module(x)| / max |module(x)|``. The shapes determine the action of t. With a
     group of two dimensions five axes are a group feature map (B, C, |H|, Y, X), four an image or feature map
     (B, C, Y, X), fewer are invariant; with one of three dimensions these are six, five (B, C, Z, Y, X), fewer. If the
     module returns several tensors, the error is that of the tensor with the largest one.
@@ -35,16 +35,16 @@ def equivariance_error(module: Callable[[Tensor], Any], group: GroupLike, x: Ten
             tensors, nested or not. Numbers and numpy arrays in them count as tensors; None and strings are left
             out. Put it in the mode to be tested: batch norm in training mode is equivariant too, but updates its
             statistics.
-        group: the point group. A name that has a meaning in 2-D, as "D4", has it here: for volumes pass
+        group: the point group. A name that exists in 2-D, such as "D4", is that group: for volumes pass
             ``as_group("D4", dimension=3)``.
-        x: an input of any dtype, best random and square.
+        x: an input of any dtype, preferably random and square.
 
     Returns:
-        (|H|,) relative errors in float64, 0 where both sides agree; infinite where shapes or NaN forbid comparison.
+        (|H|,) relative errors in float64, 0 where both sides agree; infinite if shapes or NaN prevent a comparison.
 
     Raises:
-        ArgumentError: x is neither an image nor a group feature map, or the module returns something else than
-            tensors of at most as many axes as a group feature map.
+        ArgumentError: x is neither an image nor a group feature map, or the module returns anything but tensors with
+            at most the number of axes of a group feature map.
     """
     return torch.stack(list(_errors_by_output(module, as_group(group), x)[0].values())).amax(0)
 
@@ -99,7 +99,7 @@ def _errors_by_output(
 
 
 def _tensors(output: Any, most: int) -> dict[str, Tensor]:
-    """Return all tensors that a module has returned, copied to the CPU, by name."""
+    """Return all tensors in the output of a module, copied to the CPU, by name."""
     tensors: dict[str, Tensor] = {}
 
     def add(name: str, leaf: Any) -> None:

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from ..errors import ArgumentError
-from ..groups import GroupLike, PointGroup, as_group
+from ..groups import GroupLike, PointGroup, as_group, axis_names, moved_size
+from ..nn import GroupConvolution
 from ._diagnosis import Diagnosis, diagnose, geometry_of, has_symmetric_grid
 from ._report import AuditReport, AuditRow
 from ._tracing import Step, Stop, Subject
@@ -26,35 +27,36 @@ def audit(
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
 ) -> AuditReport:
-    """Measure, layer by layer and for every element of the group, how far a network is from equivariance.
+    """Measure the equivariance error of a network, layer by layer and for every group element.
 
-    The images ``t·x``, x random, go through a copy of the network in one batch, twice. In the first pass each layer's
-    output is set to ``t·y(x)`` after it has been measured, so that the error of the next is its own; in the second
-    pass errors accumulate. How t acts on a feature map is found from its shape: with or without group axis, with the
-    group axis merged into the batch or the channels, channels last, flattened, or invariant, whichever fits the values
-    best. The output must be one tensor or nested tensors, each with four axes (B, C, Y, X), five (B, C, |H|, Y, X),
-    or fewer, which are invariant.
+    The images ``t·x``, x random, go through a copy of the network twice, eight elements t in a batch. In the first pass
+    each layer's output is set to ``t·y(x)`` after it has been measured, so that the error of the next layer is
+    separate. In the second pass errors accumulate. The action of t on a feature map is found from its shape: with or
+    without group axis, with the group axis merged into the batch or the channels, channels last, flattened, or
+    invariant. The values decide between these. The output must be one tensor or nested tensors, each with four axes
+    (B, C, Y, X), five (B, C, |H|, Y, X), or fewer, which are invariant; of volumes five, six or fewer, of signals
+    three, four or fewer.
 
-    The copy is in inference mode. Its parameters and running statistics that are constant get small random numbers,
-    because the ones and zeros of a new batch norm would hide the effect of training.
+    The copy is in inference mode. Its parameters and running statistics that are constant are replaced by small
+    random numbers: the ones and zeros of a new batch norm would hide errors that appear after training.
 
     Args:
-        model: any network with the batch as first axis; steps between its leaf modules are seen too.
-        group: the point group.
+        model: any network with the batch as first axis; operations between its leaf modules are measured too.
+        group: the point group; a name is that of a group of as many axes as the network's convolutions have.
         input_size: rows and columns of the image, whose channels are those of the first convolution; or the whole
             shape (channels, rows, columns), or (channels, |H|, rows, columns) for a group feature map.
-        dtype: in which to measure; float64 tells rounding from everything else.
+        dtype: dtype of the measurement; float64 separates rounding from other errors.
         seed: of the random numbers.
 
     Raises:
-        ArgumentError: the network does not take such an image, or an argument cannot be right.
+        ArgumentError: the network does not take such an image, or an argument is invalid.
 
     >>> from sepgroupy import LiftingConv2d
     >>> report = audit(LiftingConv2d(1, 2, 3, stride=2, group="p4"), "p4", 8)
     >>> report.exact, report.sizes, dict(report.first.suggested_arguments)
     (False, (7, 9), {'kernel_size': 4, 'padding': 0})
     """
-    group = _as_group_of_images(group)
+    group = as_group(group, dimension_of(model) if isinstance(group, str) else None)
     subject = Subject(model, group, input_shape(model, input_size, group), dtype, seed)
     steps = subject.trace()
     totals = subject.trace(steps=steps)
@@ -81,66 +83,81 @@ def exact_sizes(
 ) -> tuple[int, ...]:
     """Return the nearest input sizes, one at most as large as the given one and one larger, with symmetric grids only.
 
-    At these every stride, pooling and resize, in modules and between them, samples a grid that the group maps to
-    itself. Layers that break the symmetry at every size, such as an ordinary convolution, do not count, and neither
-    does an image of one pixel.
+    At these sizes every stride, pooling and resize, in modules and between them, samples a grid that the group maps to
+    itself. Layers that break the symmetry at every size, such as a plain convolution, do not count, and neither does an
+    image of one pixel.
 
     Args:
         model: as for :func:`audit`; sizes that it does not take are left out.
         group: the point group.
         around: the input size, or the whole shape of a square image, as for :func:`audit`.
-        dtype: in which to measure.
+        dtype: dtype of the measurement.
         seed: of the random numbers.
 
     Returns:
         At most two sizes, none farther than 32 pixels away.
 
     Raises:
-        ArgumentError: an argument cannot be right.
+        ArgumentError: an argument is invalid.
     """
-    group = _as_group_of_images(group)
+    group = as_group(group, dimension_of(model) if isinstance(group, str) else None)
     return _exact_sizes(Subject(model, group, input_shape(model, around, group), dtype, seed))
 
 
 def input_shape(model: nn.Module, size: int | Sequence[int], group: PointGroup) -> tuple[int, ...]:
-    """Return the shape of an image, its channels those of the first convolution if they are not given."""
+    """Return the shape of an image, by default with the channels of the first convolution."""
     shape: Any = size
+    axes = "rows, columns" if group.dimension == 2 else ", ".join(axis_names(group.dimension))
     if isinstance(size, Integral):
         channels = next((m.in_channels for m in model.modules() if hasattr(m, "in_channels")), None)
         if channels is None:
-            raise ArgumentError(f"input_size (={size}) must be (channels, rows, columns): model has no convolution")
-        shape = (channels, int(size), int(size))
-    if not isinstance(shape, Sequence) or len(shape) not in (3, 4) or not all(isinstance(n, int) for n in shape):
-        raise ArgumentError(f"input_size (={size!r}) must be an integer, or (channels, rows, columns)")
+            raise ArgumentError(f"input_size (={size}) must be (channels, {axes}): model has no convolution")
+        shape = (channels, *(int(size),) * group.dimension)
+    lengths = (1 + group.dimension, 2 + group.dimension)
+    if not isinstance(shape, Sequence) or len(shape) not in lengths or not all(isinstance(n, int) for n in shape):
+        raise ArgumentError(f"input_size (={size!r}) must be an integer, or (channels, {axes})")
     if min(shape) < 1:
         raise ArgumentError(f"input_size (={size!r}) must be positive")
-    if shape[-2] != shape[-1] and (group.arrays[:, 0, 1] != 0).any():
-        raise ArgumentError(f"input_size (={size!r}) must be square: {group} exchanges rows and columns")
+    spatial = tuple(shape[-group.dimension :])
+    if any(moved_size(matrix, spatial) != spatial for matrix in group.arrays):
+        raise ArgumentError(f"input_size (={size!r}) must be the same on axes that {group} exchanges ({axes})")
     return tuple(shape)
 
 
-def _as_group_of_images(group: GroupLike) -> PointGroup:
-    group = as_group(group)
-    if group.dimension != 2:
-        raise ArgumentError(f"group (={group}) must act on 2 axes")
-    return group
+def dimension_of(model: nn.Module) -> int | None:
+    """Return the number of spatial axes of a network's first convolution; None if it has none."""
+    for module in model.modules():
+        if isinstance(module, GroupConvolution):
+            return module.dimension
+        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            return len(module.kernel_size)
+    return None
 
 
 def _exact_sizes(subject: Subject) -> tuple[int, ...]:
-    *channels, rows, columns = subject.shape
-    if rows != columns:
+    dimension = subject.group.dimension
+    channels, size = subject.shape[:-dimension], subject.shape[-1]
+    if len(set(subject.shape[-dimension:])) > 1:
         return ()
-    below = (n for n in range(rows, max(1, rows - _REACH - 1), -1) if _has_symmetric_grids(subject, (*channels, n, n)))
-    above = (n for n in range(rows + 1, rows + _REACH + 1) if _has_symmetric_grids(subject, (*channels, n, n)))
+
+    def fits(n: int) -> bool:
+        return _has_symmetric_grids(subject, (*channels, *(n,) * dimension))
+
+    below = (n for n in range(size, max(1, size - _REACH - 1), -1) if fits(n))
+    above = (n for n in range(size + 1, size + _REACH + 1) if fits(n))
     return tuple(n for found in (below, above) for n in [next(found, None)] if n is not None)
 
 
 def _has_symmetric_grids(subject: Subject, shape: tuple[int, ...]) -> bool:
-    """Whether every grid is symmetric: by the rule where there is a module, which is quick, then by measuring."""
+    """Whether every grid is symmetric: first by the rule for modules, which is fast, then by measurement."""
 
     def check(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
         geometry = geometry_of(module)
-        if geometry and args and not has_symmetric_grid(geometry, tuple(args[0].shape[-2:]), subject.group):
+        if (
+            geometry
+            and args
+            and not has_symmetric_grid(geometry, tuple(args[0].shape[-subject.group.dimension :]), subject.group)
+        ):
             raise Stop
 
     try:
@@ -153,7 +170,8 @@ def _has_symmetric_grids(subject: Subject, shape: tuple[int, ...]) -> bool:
 
 
 def _diagnose(subject: Subject, step: Step) -> list[Diagnosis]:
-    return diagnose(step, subject.group, subject.orbit, subject.tolerance)
+    assert step.orbit is not None
+    return diagnose(step, subject.group, step.orbit, subject.tolerance)
 
 
 def _row(step: Step, total: Step, found: list[Diagnosis]) -> AuditRow:

@@ -1,27 +1,38 @@
-"""Why a layer breaks the symmetry, and what would fix it."""
+"""The causes for which a layer breaks the symmetry, and their fixes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backends import ConvSpec
-from ..groups import C1, PointGroup
-from ..nn import GroupConv2d, GroupConvolution, LiftingConv2d
-from ._axis_layout import AxisLayout, Orbit, find_layout, spatial_last
+from ..backends import CONV, ConvSpec
+from ..groups import PointGroup, as_group, axis_names
+from ..nn import GroupConvolution
+from ._axis_layout import NOT_CHANNELS, AxisLayout, Orbit, find_layout, spatial_last
 from ._tracing import INPUT, Resize, Step
 
 _NORMS = (
-    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.InstanceNorm2d, nn.GroupNorm, nn.LayerNorm,
-    nn.PReLU,
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d,
+    nn.InstanceNorm3d, nn.GroupNorm, nn.LayerNorm, nn.PReLU,
 )  # fmt: skip
-_PADS = (nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d)
-_POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d)
+_PADS = (
+    nn.ZeroPad2d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d, nn.ReflectionPad1d, nn.ReflectionPad2d,
+    nn.ReflectionPad3d, nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d, nn.CircularPad1d,
+    nn.CircularPad2d, nn.CircularPad3d,
+)  # fmt: skip
+_SIDES = ("left", "right", "top", "bottom", "front", "back")
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_UNPOOLS = (nn.MaxUnpool1d, nn.MaxUnpool2d, nn.MaxUnpool3d)
+_POOLS: dict[int, Any] = {
+    1: (nn.MaxPool1d, nn.AvgPool1d, nn.LPPool1d),
+    2: (nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d),
+    3: (nn.MaxPool3d, nn.AvgPool3d, nn.LPPool3d),
+}
+_LINEAR_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 @dataclass(frozen=True)
@@ -50,25 +61,25 @@ def diagnose(step: Step, group: PointGroup, orbit: Orbit, tolerance: float) -> l
         return [_diagnose_between(step)]
     x = next((a for a in step.inputs if isinstance(a, Tensor) and orbit.is_batch_of(a)), None)
     layout = None if x is None else find_layout(x, orbit, tolerance)[0]
-    if x is not None and layout is not None and geometry_of(module) and not layout.labels.endswith("YX"):
-        layout = spatial_last(x, orbit)  # as convolutions and pooling read it, whatever fits the values
+    if x is not None and layout is not None and geometry_of(module) and not layout.labels.endswith(orbit.spatial):
+        layout = spatial_last(x, orbit)  # as convolutions and pooling read it, whatever the values
     found = []
     if layout is not None and layout.pixels and (geometry := geometry_of(module)):
         pixels = layout.pixels
         if not has_symmetric_grid(geometry, pixels, group):
-            found.append(_grid(geometry, pixels))
+            found.append(_grid(geometry, pixels, group))
     found += _padding(module)
     if isinstance(module, GroupConvolution) and not group.is_subgroup_of(module.group):
         cause = f"it is equivariant under {_name(module.group)} alone, not under {_name(group)}"
         found.append(Diagnosis(cause, f"group={_name(group)!r}"))
-    elif isinstance(module, nn.Conv2d) and x is not None and layout is not None:
+    elif isinstance(module, _CONVS) and x is not None and layout is not None:
         if not found or _filter_breaks(module, x, layout, orbit, tolerance):
             found.append(_plain_convolution(module, layout, orbit.group))
-    elif isinstance(module, nn.Linear) and layout is not None and set(layout.labels[2:]) & set("HYX"):
+    elif isinstance(module, nn.Linear) and layout is not None and NOT_CHANNELS & set(layout.labels):
         found.append(_flattened(layout))
-    elif isinstance(module, _NORMS) and layout is not None and set(layout.labels) & set("HYX"):
-        found.append(_unshared(module, layout))
-    elif isinstance(module, nn.MaxUnpool2d):
+    elif isinstance(module, _NORMS) and layout is not None and NOT_CHANNELS & set(layout.labels):
+        found.append(_unshared(layout, group.dimension))
+    elif isinstance(module, _UNPOOLS):
         cause = "its indices are those of a max-pooling, which takes the first of equal values, such as zeros of a ReLU"
         found.append(Diagnosis(cause, "nn.Upsample in its place"))
     elif resize := _asymmetric(step):
@@ -81,27 +92,34 @@ def diagnose(step: Step, group: PointGroup, orbit: Orbit, tolerance: float) -> l
 
 def geometry_of(module: nn.Module) -> ConvSpec | None:
     """Return kernel, stride, padding and dilation of a convolution or pooling; None for other modules."""
-    if isinstance(module, (LiftingConv2d, GroupConv2d)):
-        return module.spec
-    if not isinstance(module, (nn.Conv2d, *_POOLS)):
+    if isinstance(module, GroupConvolution):
+        return None if module.spec.transposed else module.spec
+    dimension = next((d for d, pools in _POOLS.items() if isinstance(module, pools)), 0)
+    if isinstance(module, _CONVS):
+        dimension = len(module.kernel_size)
+    if not dimension:
         return None
-    kernel = _pair(module.kernel_size)
-    stride = _pair(module.stride) if module.stride else kernel
-    dilation, padding = _pair(getattr(module, "dilation", 1)), getattr(module, "padding", 0)
+    made: Any = module
+    kernel = _by_axis(made.kernel_size, dimension)
+    stride = _by_axis(made.stride, dimension) if made.stride else kernel
+    dilation, padding = _by_axis(getattr(module, "dilation", 1), dimension), getattr(module, "padding", 0)
     if isinstance(padding, str):
         total = [d * (k - 1) if padding == "same" else 0 for k, d in zip(kernel, dilation, strict=True)]
-        pads = (total[0] // 2, total[0] - total[0] // 2, total[1] // 2, total[1] - total[1] // 2)
+        sides = [(n // 2, n - n // 2) for n in total]
     else:
-        row, column = _pair(padding)
-        pads = (row, row, column, column)
-    return ConvSpec(C1, "dense", kernel, stride, pads, dilation)
+        sides = [(n, n) for n in _by_axis(padding, dimension)]
+    return ConvSpec(as_group("C1", dimension), "dense", kernel, stride, sum(sides, ()), dilation)
 
 
 def has_symmetric_grid(geometry: ConvSpec, pixels: tuple[int, ...], group: PointGroup) -> bool:
     """Whether ``(n + 2·padding - dilation·(k-1) - 1) % stride == 0`` on every axis that the group reverses."""
-    reversed_axes = [bool((group.arrays[:, :, axis] < 0).any()) for axis in (0, 1)]
-    spans = (_span(geometry, axis, n) % geometry.stride[axis] for axis, n in enumerate(pixels) if reversed_axes[axis])
-    return not any(spans)
+    return _asymmetric_axis(geometry, pixels, group) is None
+
+
+def _asymmetric_axis(geometry: ConvSpec, pixels: tuple[int, ...], group: PointGroup) -> int | None:
+    """Return the first axis that the group reverses and whose grid is not symmetric."""
+    reversed_axes = [axis for axis in range(len(pixels)) if (group.arrays[:, :, axis] < 0).any()]
+    return next((axis for axis in reversed_axes if _span(geometry, axis, pixels[axis]) % geometry.stride[axis]), None)
 
 
 def _span(geometry: ConvSpec, axis: int, n: int) -> int:
@@ -109,19 +127,22 @@ def _span(geometry: ConvSpec, axis: int, n: int) -> int:
     return n + before + after - geometry.dilation[axis] * (geometry.kernel_size[axis] - 1) - 1
 
 
-def _grid(geometry: ConvSpec, pixels: tuple[int, ...]) -> Diagnosis:
-    k, s, p, d = (v[0] for v in (geometry.kernel_size, geometry.stride, geometry.padding, geometry.dilation))
-    n, remainder = pixels[0], _span(geometry, 0, pixels[0]) % s
+def _grid(geometry: ConvSpec, pixels: tuple[int, ...], group: PointGroup) -> Diagnosis:
+    axis = _asymmetric_axis(geometry, pixels, group)
+    assert axis is not None
+    k, s, p, d = (v[axis] for v in (geometry.kernel_size, geometry.stride, geometry.padding[::2], geometry.dilation))
+    n, remainder = pixels[axis], _span(geometry, axis, pixels[axis]) % s
     cause = (
         f"the grid of stride {s} is not symmetric at this size: n + 2·padding - dilation·(k-1) - 1 = "
-        f"{n} + 2·{p} - {d}·{k - 1} - 1 = {_span(geometry, 0, n)}, which {s} does not divide (remainder {remainder})"
+        f"{n} + 2·{p} - {d}·{k - 1} - 1 = {_span(geometry, axis, n)}, which {s} does not divide (remainder {remainder})"
     )
     axes = (geometry.kernel_size, geometry.stride, geometry.padding, geometry.dilation, pixels)
-    equal = all(v[0] == v[-1] for v in axes) and geometry.padding[0] == geometry.padding[1]
+    equal = all(len(set(v)) == 1 for v in axes)
     arguments = _exact_kernel(n, k, s, p, d) if equal else None
     if arguments is None:
         return Diagnosis(cause, "another input size", depends_on_size=True)
-    words = f"kernel_size={arguments['kernel_size']}, padding={arguments['padding']} is exact at {n}×{n} pixels"
+    size = "×".join(map(str, pixels))
+    words = f"kernel_size={arguments['kernel_size']}, padding={arguments['padding']} is exact at {size} pixels"
     return Diagnosis(cause, f"{words} and leaves the size of the output unchanged", arguments, depends_on_size=True)
 
 
@@ -140,43 +161,49 @@ def _exact_kernel(n: int, k: int, s: int, p: int, d: int) -> dict[str, int] | No
 
 
 def _padding(module: nn.Module) -> list[Diagnosis]:
-    if isinstance(module, nn.Conv2d) and module.padding == "same":
+    if isinstance(module, _CONVS) and module.padding == "same":
         sides = (geometry := geometry_of(module)) and geometry.padding
-        if sides and (sides[0] != sides[1] or sides[2] != sides[3]):
+        if sides and sides[::2] != sides[1::2]:
             kernel = tuple(k + (k + 1) % 2 for k in module.kernel_size)
             cause = (
-                f"padding='same' pads {sides} pixels (top, bottom, left, right) for kernel_size={module.kernel_size}"
+                f"padding='same' pads {sides} pixels (before and after, by axis) for kernel_size={module.kernel_size}"
             )
             return [Diagnosis(cause, f"an odd kernel_size such as {kernel}", {"kernel_size": kernel})]
     if isinstance(module, _PADS) and len({*_sides(module.padding)}) > 1:
         pad = max(_sides(module.padding))
-        cause = f"its padding {_sides(module.padding)} (left, right, top, bottom) is not the same on all sides"
+        names = ", ".join(_SIDES[: len(_sides(module.padding))])
+        cause = f"its padding {_sides(module.padding)} ({names}) is not the same on all sides"
         return [Diagnosis(cause, f"padding={pad} on all sides, or half of it on each", {"padding": pad})]
     return []
 
 
-def _filter_breaks(module: nn.Conv2d, x: Tensor, layout: AxisLayout, orbit: Orbit, tolerance: float) -> bool:
+def _filter_breaks(module: Any, x: Tensor, layout: AxisLayout, orbit: Orbit, tolerance: float) -> bool:
     """Measure the filter alone, without padding and on a part of its input where the stride's grid is symmetric."""
-    geometry = ConvSpec(C1, "dense", _pair(module.kernel_size), _pair(module.stride), dilation=_pair(module.dilation))
-    rows, columns = layout.pixels
-    height, width = (n - _span(geometry, axis, n) % geometry.stride[axis] for axis, n in enumerate((rows, columns)))
-    if _span(geometry, 0, height) < 0 or _span(geometry, 1, width) < 0:
+    geometry = geometry_of(module)
+    if geometry is None or len(layout.pixels) != geometry.dimension:
         return True
-    part = x[..., :height, :width]
-    smaller = AxisLayout(layout.labels, tuple(
-        {"Y": height, "X": width}.get(label, n) for label, n in zip(layout.labels, layout.sizes, strict=True)
-    ))  # fmt: skip
+    geometry = replace(geometry, padding=(0,) * len(geometry.padding))
+    spans = [_span(geometry, axis, n) for axis, n in enumerate(layout.pixels)]
+    size = tuple(n - span % s for n, span, s in zip(layout.pixels, spans, geometry.stride, strict=True))
+    if any(_span(geometry, axis, n) < 0 for axis, n in enumerate(size)):
+        return True
+    region: Any = (..., *(slice(n) for n in size))
+    part = x[region]
+    of_axis = dict(zip(orbit.spatial, size, strict=True))
+    sizes = tuple(of_axis.get(label, n) for label, n in zip(layout.labels, layout.sizes, strict=True))
     with torch.no_grad():
-        part = smaller.corrected(part, orbit)
-        y = F.conv2d(part, module.weight, module.bias, module.stride, 0, module.dilation, module.groups)
+        part = AxisLayout(layout.labels, sizes).corrected(part, orbit)
+        conv = CONV[geometry.dimension]
+        y = conv(part, module.weight, module.bias, module.stride, 0, module.dilation, module.groups)
     return max(find_layout(y, orbit, tolerance)[1]) > tolerance
 
 
-def _plain_convolution(module: nn.Conv2d, layout: AxisLayout, group: PointGroup) -> Diagnosis:
+def _plain_convolution(module: Any, layout: AxisLayout, group: PointGroup) -> Diagnosis:
     lifted = "H" in layout.labels
     inputs = layout.size("C") if lifted else module.in_channels
-    call = f"{'GroupConv2d' if lifted else 'LiftingConv2d'}({inputs}, …, group={_name(group)!r})"
-    where = f" on feature maps (B, {inputs}, {group.order}, Y, X)" if lifted else ", GroupConv2d after it"
+    dimension, axes = group.dimension, ", ".join(axis_names(group.dimension))
+    call = f"{'GroupConv' if lifted else 'LiftingConv'}{dimension}d({inputs}, …, group={_name(group)!r})"
+    where = f" on feature maps (B, {inputs}, {group.order}, {axes})" if lifted else f", GroupConv{dimension}d after it"
     cause = f"an ordinary {type(module).__name__}, whose filter {_name(group)} changes"
     return Diagnosis(cause, f"{call} in its place{where}")
 
@@ -193,15 +220,17 @@ def _flattened(layout: AxisLayout) -> Diagnosis:
     return Diagnosis(cause, f"{' and '.join(pools)} before the flatten")
 
 
-def _unshared(module: nn.Module, layout: AxisLayout) -> Diagnosis:
+def _unshared(layout: AxisLayout, dimension: int) -> Diagnosis:
     over = " and ".join(
-        text for axis, text in (("H", "elements of the group"), ("Y", "positions")) if axis in layout.labels
+        text for axis, text in (("H", "elements of the group"), ("X", "positions")) if axis in layout.labels
     )
     cause = f"a non-shared affine: its parameters and statistics differ between {over} ({layout} values)"
     channels = layout.size("C")
     if "H" in layout.labels:
-        return Diagnosis(cause, f"GroupBatchNorm2d({channels}) on (B, {channels}, {layout.size('H')}, Y, X)")
-    return Diagnosis(cause, f"one number for each of the {channels} channels, as BatchNorm2d has")
+        axes = ", ".join(axis_names(dimension))
+        shape = f"(B, {channels}, {layout.size('H')}, {axes})"
+        return Diagnosis(cause, f"GroupBatchNorm{dimension}d({channels}) on {shape}")
+    return Diagnosis(cause, f"one number for each of the {channels} channels, as BatchNorm{dimension}d has")
 
 
 def _asymmetric(step: Step) -> Resize | None:
@@ -213,7 +242,8 @@ def _resize(resize: Resize, subject: str) -> Diagnosis:
     cause = f"{subject} resizes {before} pixels to {after} with mode={resize.mode!r}"
     if resize.mode.startswith("nearest"):
         cause += ", which does not treat both ends of an axis alike at these sizes"
-        return Diagnosis(cause, "mode='bilinear'", {"mode": "bilinear"}, depends_on_size=True)
+        mode = _LINEAR_MODES[len(resize.before)]
+        return Diagnosis(cause, f"mode={mode!r}", {"mode": mode}, depends_on_size=True)
     cause += f" and scale_factor={resize.scale_factor}, which gives no whole number of pixels at this size"
     fix = "recompute_scale_factor=True"
     return Diagnosis(cause, fix, {"recompute_scale_factor": True}, depends_on_size=True)
@@ -255,8 +285,8 @@ def _pixels(layout: AxisLayout) -> str:
     return "×".join(map(str, layout.pixels))
 
 
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)
+def _by_axis(value: Any, dimension: int) -> tuple[int, ...]:
+    return (value,) * dimension if isinstance(value, int) else tuple(value)
 
 
 def _sides(padding: Any) -> tuple[int, ...]:

@@ -8,6 +8,8 @@ from typing import Any
 
 from ..groups import PointGroup
 
+_MAX_COLUMNS = 8
+
 
 @dataclass(frozen=True)
 class AuditRow:
@@ -20,17 +22,17 @@ class AuditRow:
     """The module's name; that of the module whose input a step computes; or an output such as ``output['aux']``."""
     type: str
     shape: str
-    """Of the feature map: channels × elements of the group × rows × columns, those of them that there are."""
+    """Of the feature map: channels × elements of the group × rows × columns, without absent axes."""
     errors: tuple[float, ...]
     """End to end: they include those of earlier layers."""
     layer_error: tuple[float, ...]
-    """Of this layer alone, from an exact input."""
+    """Of this layer alone, for an exact input."""
     breaks: bool
-    """Whether it adds more than rounding does."""
+    """Whether its error exceeds rounding."""
     cause: str = ""
     suggested_fix: str = ""
     suggested_arguments: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments of the layer that would make it exact at this size, if there are such."""
+    """Arguments that would make the layer exact at this size, if there are any."""
     depends_on_size: bool = False
     """Whether it may be exact at another size of its input."""
     is_output: bool = False
@@ -47,7 +49,7 @@ class AuditReport:
 
     group: PointGroup
     shape: tuple[int, ...]
-    """Of the image: channels, (elements of the group,) rows, columns."""
+    """Of the image: channels, (elements of the group,) and spatial sizes, such as rows and columns."""
     tolerance: float
     rows: tuple[AuditRow, ...]
     """Layers in the order of their calls; the last are the network's outputs."""
@@ -68,14 +70,14 @@ class AuditReport:
 
     @property
     def cause(self) -> str:
-        """Why the first layer breaks the symmetry."""
+        """The cause for which the first layer breaks the symmetry."""
         return self.first.cause if self.first else ""
 
     @property
     def suggested_fix(self) -> str:
-        """What would fix the first layer, and the input sizes at which every grid is symmetric.
+        """A fix of the first layer, and the input sizes at which every grid is symmetric.
 
-        If there is no such size nearby, what would fix each of the layers whose grids are not.
+        If there is no such size nearby, a fix for each layer with an asymmetric grid.
         """
         if self.first is None:
             return ""
@@ -83,7 +85,7 @@ class AuditReport:
             sizes = " or ".join(map(str, self.sizes))
             return f"every grid is symmetric at input size {sizes}; {self.first.suggested_fix}"
         sized = [row for row in self.breaking if row.depends_on_size]
-        if not sized or self.shape[-1] != self.shape[-2]:
+        if not sized or len(set(self.shape[-self.group.dimension :])) > 1:
             return self.first.suggested_fix
         changes = "; ".join(f"{row.name}: {_arguments(row)}" for row in sized)
         fix = "" if self.first in sized else f"; {self.first.suggested_fix}"
@@ -94,11 +96,19 @@ class AuditReport:
 
     def __str__(self) -> str:
         order = len(self.rows[-1].errors)
-        head = ["layer", "type", "shape", "layer error", *(f"t={i}" for i in range(1, order))]
-        lines = [
-            [row.name, row.type, row.shape, _short(row.worst), *map(_short, row.errors[1:]), "breaks" * row.breaks]
-            for row in self.rows
+        wide = order > _MAX_COLUMNS  # then one column with the largest
+        head = [
+            "layer",
+            "type",
+            "shape",
+            "layer error",
+            *(["largest"] if wide else (f"t={i}" for i in range(1, order))),
         ]
+        lines = []
+        for row in self.rows:
+            errors = [max(row.errors)] if wide else row.errors[1:]
+            cells = [row.name, row.type, row.shape, _short(row.worst), *map(_short, errors)]
+            lines.append([*cells, "breaks" * row.breaks])
         widths = [max(len(line[i]) for line in (head, *lines)) for i in range(len(head))]
         table = []
         for *cells, mark in ([*head, ""], *lines):

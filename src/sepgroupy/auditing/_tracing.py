@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -19,10 +19,10 @@ from ..errors import ArgumentError
 from ..groups import PointGroup
 from ..nn import GroupConvolution
 from ..testing import TOLERANCES
-from ._axis_layout import AxisLayout, Orbit, find_layout, stack_orbit
+from ._axis_layout import AxisLayout, Orbit, find_layout, split_orbit, stack_orbit
 
 INPUT = " (input)"
-"""Follows a module's name where its input is meant, as it is computed between modules."""
+"""Suffix of a module's name that means its input, where that is computed between modules."""
 
 
 @dataclass(frozen=True)
@@ -51,18 +51,20 @@ class Resize:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """A tensor on its way: the output of a module or of the network, or an input computed between modules."""
+    """A measured tensor: the output of a module or of the network, or an input computed between modules."""
 
     name: str
     module: nn.Module | None
     """The module that returned it; None for an output of the network and for steps between modules."""
     layout: AxisLayout
     errors: tuple[float, ...]
-    """Of the identity and every other element; if the trace is corrected, those that this step adds."""
+    """For every element, the identity first; in a corrected trace, the errors that this step adds."""
     broken: bool
     is_output: bool = False
     before: AxisLayout | None = None
     """The layout of the step before."""
+    orbit: Orbit | None = None
+    """The orbit, or the part of it, that went through the network."""
     inputs: tuple[Any, ...] = ()
     """The arguments of a broken module."""
     resizes: tuple[Resize, ...] = ()
@@ -73,7 +75,7 @@ class Subject:
     """A network prepared for the audit: a copy in inference mode, observed by hooks.
 
     The copy's parameters and running statistics that are constant, such as the ones and zeros of a new batch norm,
-    get small random numbers, because constants would hide the effect of training.
+    are replaced by small random numbers: constants would hide errors that appear after training.
     """
 
     def __init__(self, model: nn.Module, group: PointGroup, shape: Sequence[int], dtype: torch.dtype, seed: int):
@@ -95,7 +97,7 @@ class Subject:
                 values += 0.2 * torch.rand(values.shape, generator=generator, dtype=torch.float64).to(values)
 
     def image(self, shape: Sequence[int]) -> Tensor:
-        """Draw an image (C, Y, X) or a group feature map (C, |H|, Y, X), as a batch of one."""
+        """Draw an image (C, Y, X), or volume, or a group feature map (C, |H|, Y, X), as a batch of one."""
         generator = torch.Generator().manual_seed(self.seed)
         return torch.randn(1, *shape, generator=generator, dtype=torch.float64).to(self.device, self.dtype)
 
@@ -103,17 +105,28 @@ class Subject:
         """Send the orbit of one image through the network.
 
         Args:
-            shape: of the image, by default the subject's own.
+            shape: of the image, by default that of the subject.
             steps: if given, their layouts are used and errors accumulate from step to step. Otherwise each step is
                 corrected after it has been measured, so that the next one starts from an exact input.
 
         Raises:
-            ArgumentError: the network does not take such an image, returns something else than tensors with the
+            ArgumentError: the network does not take such an image, returns anything but tensors with the
                 batch first, or calls other modules than before.
         """
         shape = self.shape if shape is None else tuple(shape)
-        x = stack_orbit(self.image(shape), self.orbit, group_axis=len(shape) == 4)
-        observer = _Observer(self.orbit, self.tolerance, steps)
+        orbits = split_orbit(self.orbit)
+        parts = [self._trace_part(shape, orbits[0], steps, correct=steps is None)]
+        for orbit in orbits[1:]:  # one after the other: all elements at once might not fit in memory
+            parts.append(self._trace_part(shape, orbit, parts[0], correct=steps is None))
+            if len(parts[-1]) != len(parts[0]):
+                raise ArgumentError("model calls other modules each time: it cannot be audited")
+        return [_merge_parts(self.orbit, orbits, found) for found in zip(*parts, strict=True)]
+
+    def _trace_part(
+        self, shape: tuple[int, ...], orbit: Orbit, known: Sequence[Step] | None, correct: bool
+    ) -> list[Step]:
+        x = stack_orbit(self.image(shape), orbit, group_axis=len(shape) == 2 + self.group.dimension)
+        observer = _Observer(orbit, self.tolerance, known, correct)
         observer.last, observer.version = x, x._version
         with self.hooks(observer.before, observer.after), observer:
             output = self(x)
@@ -151,11 +164,11 @@ class Stop(Exception):  # noqa: N818
 
 
 class _Observer(TorchFunctionMode):
-    """Measures the tensors of one pass, and notes the resizes between them."""
+    """Measures the tensors of one pass, and records the resizes between them."""
 
-    def __init__(self, orbit: Orbit, tolerance: float, known: Sequence[Step] | None) -> None:
+    def __init__(self, orbit: Orbit, tolerance: float, known: Sequence[Step] | None, correct: bool) -> None:
         super().__init__()
-        self.orbit, self.tolerance, self.known = orbit, tolerance, known
+        self.orbit, self.tolerance, self.known, self.correct = orbit, tolerance, known, correct
         self.steps: list[Step] = []
         self.last: Tensor | None = None
         self.version = 0
@@ -163,7 +176,7 @@ class _Observer(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func is F.interpolate and isinstance(result, Tensor) and result.ndim == 4:
+        if func is F.interpolate and isinstance(result, Tensor) and result.ndim == 2 + self.orbit.group.dimension:
             self.resizes.append(_resize(result, *args, **(kwargs or {})))
         return result
 
@@ -183,7 +196,7 @@ class _Observer(TorchFunctionMode):
         return self.last
 
     def add_outputs(self, output: Any) -> None:
-        """Measure every tensor that the network returns; numbers, None and text among them are left out."""
+        """Measure every tensor that the network returns; numbers, None and strings are left out."""
 
         def add(name: str, leaf: Any) -> None:
             if leaf is None or isinstance(leaf, (bool, int, float, complex, str, bytes)):
@@ -199,12 +212,12 @@ class _Observer(TorchFunctionMode):
     def add(
         self, name: str, module: nn.Module | None, y: Tensor, inputs: tuple[Any, ...] = (), is_output: bool = False
     ) -> Tensor | None:
-        """Add a step and return the tensor to continue with, or None if the first axis is no batch of the orbit."""
+        """Add a step and return the tensor to continue with, or None if the first axis is not a batch of the orbit."""
         if not self.orbit.is_batch_of(y):
             return None
         if y.numel() == 0:
             raise ArgumentError(f"{name} is an empty feature map, {tuple(y.shape)}: input_size is too small")
-        if not y.is_floating_point():  # of an output alone, such as the classes of pixels
+        if not y.is_floating_point():  # only an output, such as the classes of pixels
             y = y.double()
         self.tolerance = max(self.tolerance, TOLERANCES.get(y.dtype, 0.0))  # some modules compute in float32
         before = self.steps[-1].layout if self.steps else None
@@ -218,13 +231,22 @@ class _Observer(TorchFunctionMode):
         broken = max(errors) > self.tolerance
         resizes, self.resizes = tuple(self.resizes), []
         inputs = inputs if broken else ()
-        self.steps.append(Step(name, module, layout, errors, broken, is_output, before, inputs, resizes))
-        return layout.corrected(y, self.orbit) if broken and self.known is None else y
+        self.steps.append(Step(name, module, layout, errors, broken, is_output, before, self.orbit, inputs, resizes))
+        return layout.corrected(y, self.orbit) if broken and self.correct else y
 
     def _is_new(self, x: Any) -> bool:
         if not isinstance(x, Tensor) or not x.is_floating_point():
             return False
         return x is not self.last or x._version != self.version
+
+
+def _merge_parts(orbit: Orbit, orbits: Sequence[Orbit], parts: Sequence[Step]) -> Step:
+    """Return one step with the errors of all elements; other fields are those of the first broken part."""
+    errors: dict[int, float] = {}
+    for part, of in zip(parts, orbits, strict=True):
+        errors |= zip(of.elements, part.errors, strict=True)
+    worst = next((part for part in parts if part.broken), parts[0])
+    return replace(worst, errors=tuple(errors[element] for element in orbit.elements))
 
 
 def _resize(
@@ -241,10 +263,10 @@ def _resize(
     if isinstance(scale_factor, (tuple, list)):
         scale_factor = scale_factor[0]
     given = scale_factor if size is None and not recompute_scale_factor and not align_corners else None
-    return Resize(mode, given, tuple(input.shape[-2:]), tuple(result.shape[-2:]))
+    return Resize(mode, given, tuple(input.shape[2:]), tuple(result.shape[2:]))
 
 
 def _group_of_feature_maps(model: nn.Module, group: PointGroup) -> PointGroup:
-    """Return the group of the network's group axes: that of its layers if the audited one lies in it."""
+    """Return the group of the network's group axes: that of its layers if the audited group is a subgroup."""
     found = [m.group for m in model.modules() if isinstance(m, GroupConvolution)]
     return next((g for g in found if group.is_subgroup_of(g)), group)

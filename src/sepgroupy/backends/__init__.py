@@ -4,6 +4,7 @@
 every threshold. To add one, see docs/extend.md. Nothing here knows modules or networks.
 """
 
+from .base import CONV as CONV
 from .base import Backend as Backend
 from .base import Filters as Filters
 from .base import can_bypass_dispatcher as can_bypass_dispatcher

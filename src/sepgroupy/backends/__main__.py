@@ -1,4 +1,4 @@
-"""``python -m sepgroupy.backends`` prints what every backend supports, as docs/backends.md holds it."""
+"""``python -m sepgroupy.backends`` prints docs/backends.md: the features of every backend."""
 
 from .features import feature_page
 

@@ -1,4 +1,4 @@
-"""The contract of a backend, and questions that several of them ask about a tensor."""
+"""The interface of a backend, and predicates on tensors that several backends use."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from torch import Tensor
 from .conv_spec import ConvSpec
 
 Filters = tuple[Tensor | None, ...]
-"""What a backend reads in place of the free parameters; the backend alone knows what each tensor is."""
+"""The tensors that a backend reads in place of the free parameters; their meaning is private to the backend."""
 
 
 class Backend(ABC):
-    """A way to compute the convolutions that a :class:`ConvSpec` specifies; all give the same result to rounding.
+    """An algorithm for the convolutions that a :class:`ConvSpec` specifies. All backends agree to rounding.
 
     The contract tests compare every registered backend with the definition. :func:`sepgroupy.backends.register` adds
     one.
     """
 
     name: ClassVar[str]
-    """What ``backend=`` calls it."""
+    """The value of ``backend=`` that selects it."""
     double_backward: ClassVar[bool] = True
     """Whether it has second derivatives."""
     forward_mode: ClassVar[bool] = True
     vmap: ClassVar[bool] = True
     compiles: ClassVar[bool] = True
     exports: ClassVar[bool] = True
-    """Whether it serves forward-mode derivatives, ``torch.vmap`` and other function transforms, ``torch.compile``, and
-    ``torch.export`` and ``torch.jit.trace``. "auto" chooses another backend while one is at work that it does not
-    serve."""
+    """Whether it supports forward-mode derivatives, ``torch.vmap`` and other function transforms, ``torch.compile``,
+    and ``torch.export`` and ``torch.jit.trace``. Under those that it does not support, "auto" chooses another
+    backend."""
 
     def unavailable_reason(self) -> str | None:
         """Return why this machine cannot use the backend, or None."""
         return None
 
     def summary(self) -> str:
-        """Describe what it computes with, in a line."""
+        """Describe the implementation in one line."""
         return "PyTorch's operations"
 
     def supports_device(self, device: str) -> bool:
@@ -50,25 +50,25 @@ class Backend(ABC):
 
     @abstractmethod
     def unsupported_reason(self, spec: ConvSpec, x: Tensor | None = None) -> str | None:
-        """Return what such a convolution (of this input) would need to be computed here, or None if nothing is missing.
+        """Return None if the backend supports the convolution (of this input), or else its unmet requirement.
 
         The text completes "backend (='name') needs …".
         """
 
     @abstractmethod
     def expand_filters(self, spec: ConvSpec, parameters: Mapping[str, Tensor]) -> Filters:
-        """Turn free parameters, under their published names, into what :meth:`run` reads; differentiable."""
+        """Convert free parameters, by their published names, to the tensors that :meth:`run` reads; differentiable."""
 
     def expand_filters_for_reuse(self, spec: ConvSpec, parameters: Mapping[str, Tensor], x: Tensor) -> Filters:
-        """Do all work on filters that calls without gradients can share, for inputs of the same :meth:`reuse_key`."""
+        """Prepare filters for reuse by calls without gradients, on inputs of the same :meth:`reuse_key`."""
         filters = tuple(None if f is None else f.detach() for f in self.expand_filters(spec, parameters))
         if not torch.is_autocast_enabled(x.device.type):
             return filters
-        dtype = torch.get_autocast_dtype(x.device.type)  # else each call would cast them
+        dtype = torch.get_autocast_dtype(x.device.type)  # otherwise each call would cast them
         return tuple(f.to(dtype) if f is not None and f.is_floating_point() else f for f in filters)
 
     def reuse_key(self, spec: ConvSpec, x: Tensor) -> Hashable:
-        """Return what reusable filters depend on besides the parameters; None if there is no work to share."""
+        """Return a key of all that reusable filters depend on besides parameters; None if reuse saves nothing."""
         return ()
 
     @abstractmethod
@@ -114,7 +114,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec, gro
 
 
 def pad(x: Tensor, spec: ConvSpec) -> tuple[Tensor, tuple[int, ...]]:
-    """Pad (B, C, …) where PyTorch's convolution itself cannot; return it with the padding that is left to do."""
+    """Pad (B, C, …) where PyTorch's convolution cannot; return it with the remaining padding."""
     if not spec.pads_separately:
         return x, spec.padding[::2]
     return pad_all(x, spec), (0,) * spec.dimension

@@ -1,4 +1,4 @@
-"""A batch norm and the ReLU after it, as the numbers that a fused kernel needs."""
+"""The parameters of a batch norm with ReLU that a fused kernel reads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class BatchNormReLU:
         gamma: or None, where it is 1.
         beta: or None, where it is 0.
         eps: added to the variance.
-        batch_stats: whether mean and var are those of x itself, so that gradients pass through them.
+        batch_stats: whether mean and var are statistics of x, so that gradients pass through them.
     """
 
     mean: Tensor

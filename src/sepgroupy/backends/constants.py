@@ -1,6 +1,6 @@
-"""The constants that backends compute with: index tables and Fourier matrices, looked up when they are used.
+"""The constants of backends: index tables and Fourier matrices, looked up at use.
 
-They follow from the specification, the device and the dtype alone. The cache holds plain tensors: they are built
+They depend on the specification, the device and the dtype alone. The cache holds plain tensors: they are built
 outside inference mode, dispatch modes, function transforms and tracing, whatever the caller is in.
 """
 
@@ -23,13 +23,13 @@ from .tracing import constant_to_dynamo, name_for_tracing, traced_value
 
 Arrays = tuple[NDArray[np.int64] | NDArray[np.float64], ...]
 
-MAX_ENTRIES = 1024  # of the cache; a network of any depth has a handful of specifications
+MAX_ENTRIES = 1024  # of the cache; a network has few specifications, whatever its depth
 
 _cache: dict[tuple[object, ...], tuple[Tensor, ...]] = {}
 
 
 def planar_index(spec: ConvSpec, device: torch.device) -> tuple[Tensor, ...]:
-    """Return one table (|H|, k·k): the kernel elements of a planar filter in the order of each transformed copy."""
+    """Return one table (|H|, k·k): the kernel elements of a 2-D filter in the order of each transformed copy."""
     return _constants("planar_index", spec, device, torch.int64)
 
 
@@ -58,7 +58,7 @@ def band_sizes(spec: ConvSpec) -> tuple[tuple[int, int], ...]:
 
 
 def clear() -> None:
-    """Forget all constants; they are built again when they are used."""
+    """Clear the cache; constants are built again at their next use."""
     _cache.clear()
 
 

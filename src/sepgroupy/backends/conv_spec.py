@@ -1,4 +1,4 @@
-"""The specification of a convolution: everything but its numbers, parsed once and checked against the group."""
+"""The specification of a convolution: its arguments without the parameters, parsed once and checked with the group."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 MAX_SIZE = 2**31 - 1
 """Largest value of any argument that counts something: torch's convolutions count pixels in 32 bits."""
 MAX_NUMEL = 2**40
-"""Largest number of values in a tensor: 4 TiB in float32. A larger one is refused by name."""
+"""Largest number of values in a tensor: 4 TiB in float32. A larger one is refused."""
 DIMENSIONS = {1: "samples", 2: "pixels", 3: "voxels"}
-"""The numbers of spatial axes that PyTorch convolves over, and what the points of such a grid are called."""
+"""The numbers of spatial axes that PyTorch convolves over, and the name of a point of such a grid."""
 
 
 @dataclass(frozen=True)
 class ConvSpec:
-    """A convolution on a point group. Make one with :meth:`parse`; equal specifications are equal and hash alike.
+    """A convolution on a point group, created by :meth:`parse`. Equal specifications have equal hashes.
 
     Args:
         group: the point group.
@@ -83,19 +83,19 @@ class ConvSpec:
         types = tuple(type(v) for a in hashable for v in (a if isinstance(a, tuple) else (a,)))
         try:
             return _parse(types, group, kind, *hashable)
-        except TypeError:  # unhashable, which no right value is
+        except TypeError:  # unhashable, so not a valid value
             return _parse.__wrapped__(types, group, kind, *arguments)
 
     def __post_init__(self) -> None:
         names = ("kind", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "transposed")
         values = (self.group, self.output_padding, *(getattr(self, name) for name in names))
-        object.__setattr__(self, "_hash", hash(values))  # once: layers look constants up in every call
+        object.__setattr__(self, "_hash", hash(values))  # computed once: layers look up constants in every call
 
     def __hash__(self) -> int:
         return self._hash  # type: ignore[attr-defined, no-any-return]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), tuple(getattr(self, f.name) for f in fields(self))  # a hash is of one process alone
+        return type(self), tuple(getattr(self, f.name) for f in fields(self))  # a hash is valid in one process only
 
     def __deepcopy__(self, memo: object) -> ConvSpec:
         return self
@@ -107,7 +107,7 @@ class ConvSpec:
 
     @property
     def pads_separately(self) -> bool:
-        """Whether padding is a step before the convolution: it is not of zeros, or not the same on both sides."""
+        """Whether padding is a separate step before the convolution: not of zeros, or unequal on the two sides."""
         return any(self.padding) and (self.padding_mode != "zeros" or self.padding[::2] != self.padding[1::2])
 
     @property
@@ -127,10 +127,10 @@ class ConvSpec:
         )
 
     def check_input(self, x: Tensor, in_channels: int, weight: Tensor) -> None:
-        """Refuse an input of another layout, shape, size or dtype than this convolution reads, by name.
+        """Refuse an input of another layout, shape, size or dtype than this convolution reads.
 
         Raises:
-            ArgumentError: x is something else. Under autocast its dtype may differ from the parameters'.
+            ArgumentError: x does not fit. Under autocast its dtype may differ from the parameters'.
         """
         if not isinstance(x, Tensor) or x.layout != torch.strided:
             what = x.layout if isinstance(x, Tensor) else type(x).__name__
@@ -158,8 +158,8 @@ class ConvSpec:
         """Refuse images, or volumes, that the kernel or the padding does not fit.
 
         Raises:
-            ArgumentError: they are smaller than the kernel's extent, or than what their padding repeats or reflects,
-                or no machine could hold them or the output.
+            ArgumentError: they are smaller than the kernel's extent or than the pixels that the padding repeats or
+                reflects, or they or the output are too large for any machine.
         """
         text = f"{'×'.join(map(str, size))} {DIMENSIONS[self.dimension]}"
         sides = _sides(self.padding)
@@ -194,7 +194,7 @@ class ConvSpec:
             )
 
     def _min_size(self, pad: int) -> int:
-        # Of an image without pixels torch makes nothing, whatever the padding.
+        # torch returns an empty tensor for an image without pixels, with any padding.
         return {"reflect": pad + 1, "circular": max(pad, 1)}.get(self.padding_mode, 1)
 
 
@@ -205,7 +205,7 @@ def _check_size(spec: ConvSpec, shape: torch.Size) -> None:
 
 @lru_cache(maxsize=1024)
 def _parse(
-    types: tuple[type, ...],  # to the cache alone 1.0 is 1
+    types: tuple[type, ...],  # a cache alone would take 1.0 for 1
     group: PointGroup,
     kind: str,
     kernel_size: Sizes,
@@ -239,7 +239,7 @@ def _parse(
 
 
 def exceeds_any_memory(shape: Sequence[int]) -> bool:
-    """Whether a tensor of this shape would have more values than any machine holds."""
+    """Whether a tensor of this shape would be too large for any machine."""
     return math.prod(shape) > MAX_NUMEL or max(shape, default=0) > MAX_SIZE
 
 

@@ -20,23 +20,23 @@ from .tracing import constant_to_dynamo, is_exporting
 from .two_step import TwoStep
 
 RULES = ("auto", "torch")
-"""Values of ``backend=`` that let this module choose: of all backends, or of those made of PyTorch's operations."""
+"""Values of ``backend=`` that select a backend here: of all, or of those that use PyTorch's operations only."""
 
 # Every threshold, with the benchmark that set it.
 NATIVE_MAX_THREADS_WITHOUT_OPENMP = 2
-"""PyTorch's threads up to which kernels compiled without OpenMP are as fast: their one thread does the work of two to
-four (benchmarks/layers.py)."""
+"""Largest number of PyTorch's threads at which kernels compiled without OpenMP are as fast: their one thread is as fast
+as two to four (benchmarks/layers.py)."""
 FOURIER_MIN_WORK = 1.5e10
-"""Values of a feature map × (multiplications saved for each)², from which on PyTorch's operations in the Fourier domain
-are faster than a plain convolution (benchmarks/layers.py)."""
+"""Smallest product, values of a feature map × (multiplications saved for each)², at which PyTorch's operations in the
+Fourier domain are faster than a plain convolution (benchmarks/layers.py)."""
 FOURIER_MIN_SAVING = 2.0
-"""Multiplications along the group axis by those in the Fourier domain, from which on the transform pays; a gc layer has
-its depthwise step beside and needs more than 1 (benchmarks/layers.py)."""
+"""Smallest quotient, multiplications along the group axis by those in the Fourier domain, at which the transform is
+faster. A gc layer needs more than 1, because of its depthwise step (benchmarks/layers.py)."""
 TRACED_SIZE = (64, 2**18)
-"""Channels and values of a feature map that are assumed while a program is traced, where sizes may be symbols."""
+"""Channels and values of a feature map that are assumed during tracing, when sizes may be symbols."""
 
 NATIVE_DTYPES = (torch.float32, torch.float64)
-"""Dtypes that the kernels compute in; shorter ones they would convert."""
+"""Dtypes that the kernels compute in; shorter ones would be converted."""
 
 _registry: dict[str, Backend] = {b.name: b for b in (Native(), Fourier(), TwoStep(), Expanded(), Reference())}
 """All backends, in the order of preference."""
@@ -44,10 +44,10 @@ _PYTORCH = (Fourier, TwoStep, Expanded)
 
 
 def register(backend: Backend) -> None:
-    """Add a backend. "auto" takes it wherever it supports the input; one of the same name is replaced.
+    """Add a backend. "auto" selects it wherever it supports the input. A backend of the same name is replaced.
 
     Raises:
-        ArgumentError: its name is taken by a rule ("auto", "torch") or is no text.
+        ArgumentError: its name is that of a rule ("auto", "torch") or not a string.
     """
     if not isinstance(backend, Backend) or not isinstance(getattr(backend, "name", None), str) or backend.name in RULES:
         raise ArgumentError(f"backend (={backend!r}) must be a Backend with a name other than {' and '.join(RULES)}")
@@ -69,7 +69,7 @@ def registered_backends() -> tuple[Backend, ...]:
 
 
 def available_backends() -> dict[str, str]:
-    """Return what each backend computes with or, of one that this machine cannot use, the reason.
+    """Return the implementation of each backend by name, or the reason why this machine cannot use it.
 
     >>> sorted(available_backends())
     ['expanded', 'fourier', 'native', 'reference', 'two_step']
@@ -105,7 +105,7 @@ def select_backend(spec: ConvSpec, x: Tensor, requested: str = "auto") -> Backen
         ArgumentError: a backend requested by name does not support the input.
     """
     if torch.compiler.is_compiling():
-        # A function transform would need rules for the kernels' operator, which PyTorch's operations have.
+        # The kernels' operator has no rules for function transforms; PyTorch's operations have them.
         transformed = torch._C._are_functorch_transforms_active()
         native = x.device.type == "cpu" and x.dtype in NATIVE_DTYPES and not (is_exporting() or transformed)
         return _registry[_select_while_tracing(spec, requested, native, is_exporting(), transformed)]
@@ -122,7 +122,7 @@ def select_backend(spec: ConvSpec, x: Tensor, requested: str = "auto") -> Backen
 
 
 def _serves_transforms(backend: Backend) -> bool:
-    """Whether the backend serves the function transforms and the tracer that are at work outside of a compiler."""
+    """Whether the backend supports the active function transforms and the active tracer, outside of a compiler."""
     if not backend.exports and torch.jit.is_tracing():
         return False
     if not backend.forward_mode and torch.autograd.forward_ad._current_level >= 0:
@@ -132,14 +132,14 @@ def _serves_transforms(backend: Backend) -> bool:
 
 @constant_to_dynamo
 def _select_while_tracing(spec: ConvSpec, requested: str, native: bool, exporting: bool, transformed: bool) -> str:
-    """Return the name of the backend for an input whose sizes may be symbols, which a threshold would fix."""
+    """Return the name of the backend for an input whose sizes may be symbols. Thresholds would specialize them."""
     for backend in (candidates := _candidates(spec, requested)):
         if requested not in RULES:
             return backend.name
         if not (backend.exports if exporting else backend.compiles) or (transformed and not backend.vmap):
             continue
         if isinstance(backend, Native):
-            if native and spec.kind != "lifting":  # of which there is no operator
+            if native and spec.kind != "lifting":  # has no operator
                 return backend.name
         elif not isinstance(backend, Fourier) or _fourier_pays(spec, *TRACED_SIZE):
             return backend.name
@@ -172,13 +172,13 @@ def _may_pay(backend: Backend, spec: ConvSpec) -> bool:
         return fourier_saving(spec) > FOURIER_MIN_SAVING
     if isinstance(backend, TwoStep):
         # The two steps of a g layer would hold I·O·|H| feature maps between them. A transposed gc layer does its
-        # pointwise step at every output pixel, which pays where more than one kernel element reaches it.
+        # pointwise step at every output pixel, which is faster where more than one kernel element reaches it.
         return spec.kind == "gc" and (not spec.transposed or math.prod(spec.kernel_size) > math.prod(spec.stride))
     return True
 
 
 def _pays(backend: Backend, spec: ConvSpec, x: Tensor) -> bool:
-    """Whether a backend that may pay is the fastest for this input."""
+    """Whether a backend that can be the fastest is so for this input."""
     if isinstance(backend, Native):
         plain = can_bypass_dispatcher(x) if spec.kind == "lifting" else is_plain_eager_tensor(x)
         return plain and _native_pays(backend, x)

@@ -1,4 +1,4 @@
-"""What every registered backend supports, asked of the backends themselves."""
+"""The features of every registered backend, as the backends report them."""
 
 from __future__ import annotations
 
@@ -50,6 +50,7 @@ FEATURES: dict[str, Callable[[Backend], bool]] = {
     "larger strides": _any_kind(stride=4),
     "dilation 2": _any_kind(dilation=2),
     "dilation 100": _any_kind(dilation=100),
+    "volumes and signals": _any_kind(group="O"),
     "`groups` > 1": _any_kind(groups=2),
     "padding modes": _any_kind(padding=1, padding_mode="reflect"),
     "CPU": _reads("cpu", torch.float32),
@@ -62,7 +63,7 @@ FEATURES: dict[str, Callable[[Backend], bool]] = {
     "`torch.compile`": lambda backend: backend.compiles,
     "`torch.export`": lambda backend: backend.exports,
 }
-"""Each feature, and the question whether a backend has it."""
+"""Each feature, with the test whether a backend has it."""
 
 
 def feature_table() -> dict[str, dict[str, bool]]:

@@ -31,11 +31,11 @@ def expand_filter(
 ) -> Tensor:
     """Return every transformed copy of a filter, ready for ``torch.nn.functional.conv2d`` or 1d or 3d.
 
-    ``bank[g, o, h, i] = (g·w[o,i])[h]`` with ``(g·w)[h] = g·(w[g⁻¹h])``; for a planar filter
+    ``bank[g, o, h, i] = (g·w[o,i])[h]`` with ``(g·w)[h] = g·(w[g⁻¹h])``; for a 2-D filter
     ``bank[g, o, i] = g·w[o,i]``. Source: Cohen & Welling (2016), section 7.
 
     Args:
-        weight: filter on the group, or planar with a third axis of length 1.
+        weight: filter on the group, or 2-D filter with a third axis of length 1.
         table: ``group_index`` or ``planar_index`` of :mod:`sepgroupy.backends.constants`.
         groups: blocks of channels that are convolved separately, as in ``torch.nn.Conv2d``.
 
@@ -43,8 +43,8 @@ def expand_filter(
         (groups·|H|·O/groups, F·I/groups, k, …): rows run over (block, g, o), columns over (h, i).
     """
     out_channels, in_channels, elements, *kernel = weight.shape
-    entries = elements * math.prod(kernel)  # not the table's: to Dynamo the shape of a constant may be unknown
-    # Whole rows, of all pairs of channels, are gathered and their gradients added: single values take ten times longer.
+    entries = elements * math.prod(kernel)  # not from the table: Dynamo may not know the shape of a constant
+    # Gather whole rows, of all pairs of channels: gathering single values takes ten times as long.
     rows = weight.flatten(2).permute(2, 0, 1).reshape(entries, -1)
     copies = rows.index_select(0, table.flatten())
     pairs = copies.reshape(-1, elements, math.prod(kernel), groups, out_channels // groups, in_channels)

@@ -1,4 +1,4 @@
-"""The group axis: where it lies in memory, and how it is merged into the batch or the channels and split off again.
+"""The group axis: its memory layout, and the functions that merge it into the batch or the channels and split it off.
 
 The logical shape of a group feature map is (B, C, |H|, *spatial): (B, C, |H|, Y, X) of images. As ``channels_last``
 does for images, the layers return it with the strides of a contiguous ``(B, |H|, C, *spatial)``. Merging the group axis
@@ -15,26 +15,26 @@ from ..groups import axis_names
 
 
 def merge_group(x: Tensor, dimension: int = 2) -> Tensor:
-    """Merge the group axis into the batch, so that any module for images, or volumes, can read a group feature map.
+    """Merge the group axis into the batch, so that modules for images or volumes can read a group feature map.
 
     Args:
         x: group feature map, (B, C, |H|, *spatial).
         dimension: the number of spatial axes.
 
     Returns:
-        The same values as (B·|H|, C, *spatial); a view of what the layers return.
+        The same values as (B·|H|, C, *spatial); a view, if x is the output of a layer.
 
     Raises:
         ArgumentError: x has another number of axes.
     """
-    if isinstance(x, torch.fx.Proxy):  # one step to torch.fx, which could not follow the checks
+    if isinstance(x, torch.fx.Proxy):  # one node of a torch.fx graph: the checks cannot be traced
         return x.tracer.create_proxy("call_function", merge_group, (x, dimension), {})  # type: ignore[no-any-return]
     check_group_feature_map(x, dimension)
     return x.transpose(1, 2).flatten(0, 1)
 
 
 def check_group_feature_map(x: Tensor, dimension: int) -> None:
-    """Refuse what has not the axes of a group feature map.
+    """Refuse tensors without the axes of a group feature map.
 
     Raises:
         ArgumentError: x has another number of axes than (B, C, |H|, *spatial).
@@ -60,7 +60,7 @@ def split_group(x: Tensor, order: int) -> Tensor:
     if isinstance(x, torch.fx.Proxy):
         return x.tracer.create_proxy("call_function", split_group, (x, order), {})  # type: ignore[no-any-return]
     if x.shape[0] % order:
-        raise ArgumentError(f"x has {x.shape[0]} rows, which is no multiple of the group's order (={order})")
+        raise ArgumentError(f"x has {x.shape[0]} rows, not a multiple of the group's order (={order})")
     return x.view(x.shape[0] // order, order, *x.shape[1:]).transpose(1, 2)
 
 

@@ -1,4 +1,4 @@
-"""Max-pooling as elementwise maxima of strided slices, which PyTorch computes many times as fast as its own pooling."""
+"""Max-pooling as elementwise maxima of strided slices, many times as fast as PyTorch's pooling on a CPU."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def max_pool_window(module: nn.Module) -> Window | None:
 
 
 def has_windows(x: Tensor, window: Window) -> bool:
-    """Whether :func:`max_pool` pools x: it holds floating-point values, and a window fits into it."""
+    """Whether :func:`max_pool` supports x: its values are floating-point, and a window fits into it."""
     kernel, _, padding = window
     fits = all(n + 2 * p >= k for n, p, k in zip(x.shape[-2:], padding, kernel, strict=True))
     return fits and x.is_floating_point() and bool(x.numel())

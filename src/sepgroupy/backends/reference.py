@@ -1,4 +1,4 @@
-"""The definition, one convolution for each pair of group elements: slow, and what all others are compared with."""
+"""The definition: one convolution for each pair of group elements. Slow; all other backends are compared with it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What ``torch.compile`` needs: functions of constants that it calls while it traces, and objects that it can find.
+"""Support for ``torch.compile``: functions of constants that it calls during tracing, and objects that it can find.
 
-Dynamo accepts numbers and text from a function of constants, but guards every other object and must know where it is
-from. So such an object is stored as an attribute of one global, under a name that the function returns.
+Dynamo accepts numbers and strings from a function of constants, but guards every other object and must know its
+source. Such an object is therefore stored as an attribute of one global, under a name that the function returns.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def constant_to_dynamo(function: F) -> F:
-    """Let ``torch.compile`` call a function of constants while it traces, and not look inside."""
+    """Let ``torch.compile`` call a function of constants during tracing without tracing into it."""
 
     @wraps(function)
     def outer(*args: Any) -> Any:
@@ -27,7 +27,7 @@ def constant_to_dynamo(function: F) -> F:
 
 
 def is_exporting() -> bool:
-    """Whether ``torch.export`` is tracing, whose programs keep to standard operations, and not ``torch.compile``."""
+    """Whether ``torch.export`` is tracing (its programs use standard operations only), not ``torch.compile``."""
     return torch.compiler.is_exporting() if hasattr(torch.compiler, "is_exporting") else False
 
 

@@ -17,7 +17,7 @@ from .group_axis import merge_group_into_channels, split_group_from_channels
 class TwoStep(Backend):
     """``u[o,i,g] = Σ_h pw[o,i,g⁻¹h] x[i,h]``, then ``y[o,g] = Σ_i (g·dw[o,i]) ⋆ u[o,i,g] + b[o]``.
 
-    For gc the sum over i is part of the first step. A transposed convolution takes the steps in reverse.
+    For gc the sum over i is part of the first step. A transposed convolution reverses the steps.
     Source: Lengyel & van Gemert (2021), section 3.2.
     """
 
@@ -30,7 +30,7 @@ class TwoStep(Backend):
         return "a layer of kind gc where it is transposed" if spec.transposed and spec.kind == "g" else None
 
     def expand_filters(self, spec: ConvSpec, parameters: Mapping[str, Tensor]) -> Filters:
-        """Return the banks of the pointwise and of the depthwise factor."""
+        """Return the filter banks of the pointwise and of the depthwise factor."""
         pointwise, depthwise = (
             parameters["pointwise_weight"],
             with_group_axis(parameters["depthwise_weight"], spec.dimension),
@@ -62,7 +62,7 @@ def _sum_over_h(
     pointwise: Tensor,  # (groups·|H|·O/groups, |H|·I/groups, 1, …)
     spec: ConvSpec,
 ) -> Tensor:  # (B, groups·|H|·O/groups·I/groups, *spatial)
-    """Compute the first step of a g layer, which sums over h for each input channel separately."""
+    """Compute the first step of a g layer: the sum over h for each input channel separately."""
     order, groups = spec.group.order, spec.groups
     maps = x.unflatten(1, (groups, order, x.shape[1] // (groups * order)))
     matrix = pointwise.reshape(groups, pointwise.shape[0] // groups, order, maps.shape[3])

@@ -22,7 +22,7 @@ class CompressedLayer:
 
     Args:
         name: of the layer, as in ``named_modules``.
-        error: ``‖w - w̃‖ / ‖w‖`` over all its filters, w̃ the separable ones; 0 loses nothing.
+        error: ``‖w - w̃‖ / ‖w‖`` over all its filters, w̃ the separable ones; 0 for filters that do not change.
         before: free parameters of the dense layer, including its bias.
         after: free parameters of the separable layer.
     """
@@ -47,15 +47,14 @@ def compress(model: nn.Module, kind: str = "gc") -> Compression:
     Each filter is replaced by its best approximation of rank 1 in the least-squares sense, from the singular value
     decomposition ``w = Σ_r s_r·u_r·v_rᵀ``: ``pw = √s₁·u₁`` and ``dw = √s₁·v₁``. For g the matrix is ``w[o,i]``,
     |H| × k², one for each pair of channels (``w[o,i,h] ≈ pw[o,i,h]·dw[o,i]``); for gc it is ``w[o]``, I·|H| × k², one
-    for each output channel (``w[o,i,h] ≈ pw[o,i,h]·dw[o]``). Filters that are separable already are unchanged to
+    for each output channel (``w[o,i,h] ≈ pw[o,i,h]·dw[o]``). Separable filters do not change, to
     rounding.
 
     The copy can be trained like any network; a short training recovers most of the loss. Weight norm, spectral norm,
-    pruning and other reparametrizations are replaced by the weights that they compute now.
+    pruning and other reparametrizations are replaced by the weights that they compute.
 
     Args:
-        model: the network; it is left as it is. 1×1 layers, which are not separable, stay dense, and layers that are
-            separable already stay as they are.
+        model: the network; it does not change. 1×1 layers remain dense, and separable layers are copied.
         kind: "g" or "gc".
 
     Returns:
@@ -63,9 +62,9 @@ def compress(model: nn.Module, kind: str = "gc") -> Compression:
 
     Raises:
         ArgumentError: the kind is unknown, the network has no layer to compress, a filter is not finite, or a layer has
-            a hook or a forward of its own that computes something else.
+            a hook or a patched forward that changes the result.
 
-    Source: the redundancy that this exploits was found by Lengyel & van Gemert (2021).
+    Source of the redundancy: Lengyel & van Gemert (2021).
 
     >>> from sepgroupy import GroupConv2d
     >>> dense = GroupConv2d(4, 4, 3, group="p4")
@@ -97,7 +96,7 @@ def compress(model: nn.Module, kind: str = "gc") -> Compression:
 
 
 def _read_filters(name: str, layer: Any) -> Tensor:
-    """Return the filters of a layer's next call in float64, and refuse a layer that they do not describe."""
+    """Return the filters of a layer's next call in float64, and refuse a layer that computes anything else."""
     training = layer.training
     x, expected = call_on_probe(name or "model", layer.eval())
     layer.train(training)
@@ -136,7 +135,7 @@ def _with_kind(layer: Any, kind: str) -> Any:
         layer.out_channels,
         layer.kernel_size,
         layer.stride,
-        layer.padding if len(layer.padding) == layer.dimension else "same",  # never of a transposed one
+        layer.padding if len(layer.padding) == layer.dimension else "same",  # never in a transposed layer
         dilation=layer.dilation,
         groups=layer.groups,
         bias=layer.bias is not None,

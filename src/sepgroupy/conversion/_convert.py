@@ -1,17 +1,20 @@
-"""Convert a plain network to an equivariant one; its own code stays unchanged.
+"""Convert a plain network to an equivariant one without changes of its code.
 
-Between the new layers the group axis is merged into the batch, (B·|H|, C, Y, X): for the network's own code there are
-just more images, so that norms, activations, pooling, resizing, addition, concatenation, permutation and flattening
-need no change. The first convolution computes |H| feature maps of each image; before the last linear layers, or at the
-outputs, a pool reduces them to one again.
+Between the new layers the group axis is merged into the batch, (B·|H|, C, *spatial): the network's code
+sees a larger batch, so that norms, activations, pooling, resizing, addition, concatenation, permutation and flattening
+need no change. The first convolution computes |H| feature maps of each image; before the last linear layers,
+or at the outputs, a pool reduces them to one again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from numbers import Integral
+
 from torch import nn
 
 from .._plain_weights import copy_with_plain_weights
-from ..auditing import INPUT, AuditReport, audit
+from ..auditing import INPUT, AuditReport, audit, dimension_of
 from ..errors import ArgumentError
 from ..groups import GroupLike, as_group
 from ..models import check_choice, check_counts
@@ -26,34 +29,34 @@ def convert(
     group: GroupLike,
     kind: str = "gc",
     *,
-    in_size: int,
+    in_size: int | Sequence[int],
     match: str = "width",
     weights: str = "fresh",
     pool: str = "max",
 ) -> nn.Module:
     """Convert a plain network of convolutions, norms, pooling, resizing, activations, sums and the like.
 
-    In a copy of the model the first Conv2d becomes a LiftingConv2d and every other one a GroupConv2d of the kind (a
-    1×1 is dense; a depthwise one stays so), and so does a Linear that works on pixels (N, Y, X, C), on a flattened
-    feature map, or between convolutions. Norms share their statistics over the group; all other modules stay. The group
-    is pooled before the Linear layers that end the network, and in every output that still has its group axis: logits
-    (B, classes) are invariant, feature maps (B, C, Y, X) are transformed like the image. Outputs may be nested in
-    mappings, sequences and dataclasses.
+    In a copy of the model the first Conv2d (or Conv1d or Conv3d) becomes a LiftingConv2d, and every other one a
+    GroupConv2d of the kind; a 1×1 becomes dense, a depthwise one remains depthwise. A Linear on pixels (N, Y, X, C), on
+    a flattened feature map, or between convolutions becomes a GroupConv2d too. Norms share their statistics over the
+    group; all other modules do not change. The group is pooled before the final Linear layers, and in every output that
+    still has its group axis: logits (B, classes) are invariant, feature maps (B, C, Y, X) are transformed like the
+    image. Outputs may be nested in mappings, sequences and dataclasses.
 
     Then :func:`sepgroupy.audit` measures the equivariance, in float64 and for every element of the group, on images
     of ``in_size``. The result is exact there, and at every size with the same remainder at each stride.
 
     Args:
-        model: the plain network; it is left as it is. Its last layer may have any number of classes. Subclasses of
+        model: the plain network; it does not change. Its last layer may have any number of classes. Subclasses of
             Conv2d and Linear, and layers with hooks, are converted if they compute what their class does. Weight norm,
-            spectral norm and pruning end here: their current weights count.
-        group: the point group.
+            spectral norm and pruning are replaced by the weights that they compute.
+        group: the point group; a name is that of a group of as many axes as the network's convolutions have.
         kind: "dense", "g" or "gc", as :class:`sepgroupy.nn.GroupConv2d`.
-        in_size: rows and columns of an image.
-        match: what stays as in the plain network. "width": the number of channels of every layer, each of which has
-            |H| values now. "params" or "macs": the number of parameters, or of multiplications for one image of
-            ``in_size`` with PyTorch's own operations, within 10 %. One factor scales all widths but those of the
-            outputs; widths stay multiples of the ``groups`` of the convolutions that read or write them.
+        in_size: rows and columns of an image, or its spatial sizes; a network of Conv3d reads volumes.
+        match: the quantity to match with the plain network. "width": the number of channels of every layer, each of
+            which has |H| values now. "params" or "macs": the number of parameters, or of multiplications for one image
+            of ``in_size`` with PyTorch's operations, within 10 %. One factor scales all widths except those of the
+            outputs. Widths remain multiples of the ``groups`` of the adjacent convolutions.
         weights: "fresh": initialized randomly. "lift": from the plain network, its filters at the identity element,
             ``w[o,i,e] = w_plain[o,i]``, and zeros at all others. Until it is trained, every feature map before the pool
             is then ``y[·, g] = g·plain(g⁻¹·x)`` in inference mode, and ``y[·, e]`` that of the plain network; with
@@ -66,7 +69,7 @@ def convert(
         A network of the model's class and in its mode; if an output is pooled, in a Sequential with the pool.
 
     Raises:
-        ArgumentError: an argument is none of its values; a layer, which is named, cannot be converted; the cost cannot
+        ArgumentError: an argument has an unknown value; a layer cannot be converted; the cost cannot
             be matched; or the network would not be equivariant on images of this size, with the layer, the cause and
             the sizes that are exact, or the layers to change if there are none.
 
@@ -76,30 +79,39 @@ def convert(
     >>> convert(plain, "p4m", in_size=9)(torch.zeros(2, 3, 9, 9)).shape
     torch.Size([2, 10])
     """
-    group = as_group(group)
+    group = as_group(group, dimension_of(model) if isinstance(group, str) else None)
     check_choice("kind", kind, ("dense", "g", "gc"))
     check_choice("match", match, ("width", "params", "macs"))
     check_choice("weights", weights, ("fresh", "lift"))
     check_choice("pool", pool, ("max", "mean"))
-    check_counts(in_size=in_size)
+    sizes = _sizes(in_size, group.dimension)
     if weights == "lift" and match != "width":
         raise ArgumentError(f"match (={match!r}) must be 'width' with weights='lift': plain filters have their widths")
     plain = copy_with_plain_weights(model).eval()
-    replacer = LayerReplacer(group, kind, weights == "lift", pool, inspect_model(plain, in_size))
+    replacer = LayerReplacer(group, kind, weights == "lift", pool, inspect_model(plain, sizes))
     width = None if match == "width" else find_widths(plain, replacer, match)
     net = replacer.replace(plain, width)
-    report = audit(net, group, in_size)
+    report = audit(net, group, (replacer.inspection.in_channels, *sizes))
     if report.first is not None:
         raise ArgumentError(_describe(report, in_size, pooled=_is_pooled(net)))
     return net.train(model.training)
+
+
+def _sizes(in_size: int | Sequence[int], dimension: int) -> tuple[int, ...]:
+    sizes = (in_size,) * dimension if isinstance(in_size, Integral) else in_size
+    if not isinstance(sizes, Sequence) or len(sizes) != dimension:
+        raise ArgumentError(f"in_size (={in_size!r}) must be a positive integer, or {dimension} of them")
+    for size in sizes:
+        check_counts(in_size=size)  # type: ignore[arg-type]
+    return tuple(map(int, sizes))  # type: ignore[arg-type]
 
 
 def _is_pooled(net: nn.Module) -> bool:
     return isinstance(net, nn.Sequential) and len(net) == 2 and isinstance(net[1], MergedGroupPool)
 
 
-def _describe(report: AuditReport, in_size: int, pooled: bool) -> str:
-    """Return why a network is refused, with the names of the plain network's layers."""
+def _describe(report: AuditReport, in_size: int | Sequence[int], pooled: bool) -> str:
+    """Return the reason of a refusal, with the names of the plain network's layers."""
     assert report.first is not None
     text = (
         f"the network would not be equivariant at in_size (={in_size}): {report.first.name} ({report.first.type}) "

@@ -1,4 +1,4 @@
-"""How a plain network uses its convolutions and linear layers, from one pass on the meta device."""
+"""The use of a plain network's convolutions and linear layers, found by one pass on the meta device."""
 
 from __future__ import annotations
 
@@ -16,87 +16,95 @@ from torch.nn.modules.batchnorm import _NormBase
 from .._nested import map_leaves
 from .._plain_weights import agree
 from ..errors import ArgumentError
+from ..groups import axis_names
 
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
-"""Layers with one or two numbers for each channel, which need no change but in their width."""
+"""Layers with one or two parameters for each channel: only their width changes."""
 
 BATCH = 2
 """Images in the passes that inspect and build a network."""
 
-_REPLACED = (nn.Conv2d, nn.Linear)
+CONVS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 @dataclass(frozen=True)
 class LayerUse:
-    """How the plain network uses a layer that becomes a convolution on the group."""
+    """The use of a layer that becomes a group convolution."""
 
     layout: str
-    """As :class:`MergedGroupConv` has it."""
-    kernel_size: tuple[int, int] = (1, 1)
-    """Of a linear layer, which is a convolution of that size."""
+    """The layout of :class:`MergedGroupConv`."""
+    kernel_size: tuple[int, ...] = ()
+    """Of a linear layer, which is a convolution of that size, of one element if it is empty."""
     lifts: bool = False
     """Whether it reads the image."""
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """All uses by name, in the order of the calls, the linear layers that end the network, and its input."""
+    """All uses by name in the order of the calls, the final linear layers, and the input."""
 
     uses: Mapping[str, LayerUse]
     head: tuple[str, ...]
     outputs: frozenset[str]
     """The layers whose channels are channels of the network's outputs."""
     in_channels: int
-    in_size: int
+    in_size: tuple[int, ...]
 
     def images(self, net: nn.Module, batch: int = BATCH) -> Tensor:
-        """Draw images of the size that was inspected."""
-        shape = (batch, self.in_channels, self.in_size, self.in_size)
+        """Draw images of the inspected size."""
+        shape = (batch, self.in_channels, *self.in_size)
         return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(next(net.parameters()))
 
 
-def inspect_model(model: nn.Module, in_size: int) -> Inspection:
-    """Send images through a copy on the meta device and note the calls.
+def inspect_model(model: nn.Module, in_size: tuple[int, ...]) -> Inspection:
+    """Send images through a copy on the meta device and record the calls.
 
     Args:
-        model: the plain network, in inference mode, its weights not reparametrized.
-        in_size: rows and columns of the images.
+        model: the plain network, in inference mode, without reparametrizations.
+        in_size: spatial sizes of the images.
 
     Raises:
         ArgumentError: a layer cannot be converted, or the network does not take images of this size.
     """
-    channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 0)
+    conv = CONVS[len(in_size)]
+    replaced = (conv, nn.Linear)
+    channels = next((m.in_channels for m in model.modules() if isinstance(m, conv)), 0)
     if not channels:
-        raise ArgumentError(f"model (={type(model).__name__}) has no Conv2d")
+        raise ArgumentError(f"model (={type(model).__name__}) has no {conv.__name__}")
     plain = copy.deepcopy(model).to("meta")
     names = {module: name for name, module in plain.named_modules()}
     calls: list[tuple[nn.Module, Tensor, tuple[int, ...]]] = []
-    results: dict[Any, str] = {}  # nodes of the autograd graph, by the layer that they are the result of
+    results: dict[Any, str] = {}  # layers by the autograd node of their result
     last_map: tuple[int, ...] = ()
 
     def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         nonlocal last_map
-        if isinstance(module, _REPLACED):
+        if isinstance(module, replaced):
             calls.append((module, args[0], last_map))
             results[output.grad_fn] = names[module]
-        if isinstance(output, Tensor) and output.ndim == 4:
+        if isinstance(output, Tensor) and output.ndim == 2 + len(in_size):
             last_map = tuple(output.shape[1:])
 
     for module, name in names.items():
-        _check_type(name, module)
+        _check_type(name, module, replaced)
         module.register_forward_hook(note)
     dtype = next(plain.parameters()).dtype
-    x = torch.empty(BATCH, channels, in_size, in_size, device="meta", dtype=dtype, requires_grad=True).clone()
+    x = torch.empty(BATCH, channels, *in_size, device="meta", dtype=dtype, requires_grad=True).clone()
     with torch.enable_grad():
         output = run(plain, x)
     called = {module for module, *_ in calls}
-    if idle := [names[m] for m in names if isinstance(m, _REPLACED) and m not in called]:
+    if idle := [names[m] for m in names if isinstance(m, replaced) and m not in called]:
         raise ArgumentError(f"model never calls {', '.join(idle)} in inference mode: remove what it does not use")
-    if not isinstance(calls[0][0], nn.Conv2d):
-        raise ArgumentError(f"model begins with {names[calls[0][0]]}; a Conv2d must be the first to read the image")
-    uses = {names[module]: _find_use(names[module], module, x, x is calls[0][1], seen) for module, x, seen in calls}
+    if not isinstance(calls[0][0], conv):
+        raise ArgumentError(
+            f"model begins with {names[calls[0][0]]}; a {conv.__name__} must be the first to read the image"
+        )
+    uses = {
+        names[module]: _find_use(names[module], module, x, x is calls[0][1], seen, len(in_size))
+        for module, x, seen in calls
+    }
     for module, x, _ in calls:
-        _check_computation(names[module], model.get_submodule(names[module]), tuple(x.shape))
+        _check_computation(names[module], model.get_submodule(names[module]), tuple(x.shape), replaced)
     head: list[str] = []
     for name in (names[module] for module, *_ in reversed(calls)):
         if uses.get(name) != LayerUse("values"):
@@ -108,7 +116,7 @@ def inspect_model(model: nn.Module, in_size: int) -> Inspection:
 
 
 def run(net: nn.Module, x: Tensor) -> Any:
-    """Call a network whose own code can fail in any way."""
+    """Call a network; convert any error to ArgumentError."""
     try:
         return net(x)
     except ArgumentError:
@@ -119,7 +127,7 @@ def run(net: nn.Module, x: Tensor) -> Any:
 
 
 def _find_outputs(output: Any, results: Mapping[Any, str]) -> Iterable[str]:
-    """Yield the layers from which an output is reached with no other layer between."""
+    """Yield the last layers before the outputs."""
     nodes: list[Any] = []
     map_leaves(lambda _, leaf: nodes.append(getattr(leaf, "grad_fn", None)), output, "output")
     seen = set()
@@ -133,23 +141,23 @@ def _find_outputs(output: Any, results: Mapping[Any, str]) -> Iterable[str]:
             nodes += [following for following, _ in node.next_functions]
 
 
-def _check_type(name: str, module: nn.Module) -> None:
+def _check_type(name: str, module: nn.Module, replaced: tuple[Any, ...]) -> None:
     """Refuse a layer of torch with parameters that treats pixels or channels in an unknown way."""
-    known = isinstance(module, (*_REPLACED, *NORMS))
+    known = isinstance(module, (*replaced, *NORMS))
     has_parameters = next(module.parameters(recurse=False), None) is not None
     if type(module).__module__.startswith("torch.nn.") and not known and has_parameters:
         raise ArgumentError(
-            f"{name or 'model'} ({type(module).__name__}) cannot be converted: in its place use Conv2d, Linear on "
-            "channels, norms, pooling, nn.Upsample and activations"
+            f"{name or 'model'} ({type(module).__name__}) cannot be converted: in its place use "
+            f"{replaced[0].__name__}, Linear on channels, norms, pooling, nn.Upsample and activations"
         )
 
 
-def _check_computation(name: str, module: nn.Module, shape: tuple[int, ...]) -> None:
-    """Refuse a layer that computes something else than its class of torch does with its weight and bias.
+def _check_computation(name: str, module: nn.Module, shape: tuple[int, ...], replaced: tuple[Any, ...]) -> None:
+    """Refuse a layer whose result is not that of its torch class with its weight and bias.
 
-    A subclass, a hook or a patched forward may do anything; it is called, and its answer compared.
+    A subclass, a hook or a patched forward can do anything; the layer is called and the results are compared.
     """
-    base = next(kind for kind in _REPLACED if isinstance(module, kind))
+    base = next(kind for kind in replaced if isinstance(module, kind))
     hooks = (module._forward_hooks, module._forward_pre_hooks)
     if type(module) is base and not any(hooks) and "forward" not in vars(module):
         return
@@ -157,7 +165,7 @@ def _check_computation(name: str, module: nn.Module, shape: tuple[int, ...]) -> 
     extra = [key for key, _ in module.named_parameters() if key not in ("weight", "bias")]
     if extra:
         raise ArgumentError(f"{what} beside weight and bias it has the parameters {', '.join(extra)}")
-    larger = (*shape[:2], *(n + 1 for n in shape[2:])) if base is nn.Conv2d else shape
+    larger = (*shape[:2], *(n + 1 for n in shape[2:])) if base is not nn.Linear else shape
     for training in (False, True):
         for size in (shape, larger):
             layer = copy.deepcopy(module).train(training)
@@ -170,28 +178,33 @@ def _check_computation(name: str, module: nn.Module, shape: tuple[int, ...]) -> 
 
 
 @torch.no_grad()
-def _computes_as(base: type[nn.Module], layer: Any, shape: tuple[int, ...]) -> bool:
+def _computes_as(base: Any, layer: Any, shape: tuple[int, ...]) -> bool:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(layer.weight)
     try:
         found = layer(x.clone())
     except Exception:  # the user's code can raise anything
         return False
-    if base is nn.Conv2d:
-        expected = nn.Conv2d._conv_forward(layer, x, layer.weight, layer.bias)
-    else:
+    if base is nn.Linear:
         expected = F.linear(x, layer.weight, layer.bias)
+    else:
+        expected = base._conv_forward(layer, x, layer.weight, layer.bias)
     return agree(found, expected)
 
 
-def _find_use(name: str, module: nn.Module, x: Tensor, lifts: bool, last_map: tuple[int, ...]) -> LayerUse:
-    if isinstance(module, nn.Conv2d) and x.ndim == 4:
-        return LayerUse("maps", lifts=lifts)
-    if isinstance(module, nn.Linear) and x.ndim == 4:
-        return LayerUse("pixels")
-    if isinstance(module, nn.Linear) and x.ndim == 2:
-        flat = last_map and x.shape[1] == math.prod(last_map)
-        return LayerUse("values", (last_map[1], last_map[2]) if flat else (1, 1))
+def _find_use(
+    name: str, module: nn.Module, x: Tensor, lifts: bool, last_map: tuple[int, ...], dimension: int
+) -> LayerUse:
+    linear = isinstance(module, nn.Linear)
+    if x.ndim == 2 + dimension:
+        return LayerUse("pixels") if linear else LayerUse("maps", lifts=lifts)
+    if linear and x.ndim == 2:
+        flat = last_map and x.shape[1] == math.prod(last_map) and math.prod(last_map[1:]) > 1
+        return LayerUse("values", last_map[1:] if flat else ())
+    axes = ", ".join(axis_names(dimension))
     raise ArgumentError(
-        f"{name} ({module}) reads {x.ndim} axes, which do not say where rows and columns are: convert networks whose "
-        "feature maps are (B, C, Y, X) or (B, Y, X, C)"
+        f"{name} ({module}) reads {x.ndim} axes, which do not say where {_PLACES[dimension]} are: convert networks "
+        f"whose feature maps are (B, C, {axes}) or (B, {axes}, C)"
     )
+
+
+_PLACES = {1: "positions", 2: "rows and columns", 3: "slices, rows and columns"}

@@ -1,4 +1,4 @@
-"""The widths with which a converted network costs as much as the plain one."""
+"""The widths at which a converted network has the cost of the plain one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ._inspect_model import run
 from ._replace_layers import IndivisibleError, LayerReplacer, channel_blocks
 
 TOLERANCE = 0.1
-"""Largest relative difference from the plain network's cost; else the conversion is refused."""
+"""Largest relative difference from the plain network's cost; at a larger one the conversion is refused."""
 
 _STEPS = 10  # of the search for a factor; as many binary digits of it
 _LARGEST_FACTOR = 64
@@ -22,15 +22,15 @@ _CHANGES = 20  # of single widths, at most, after the search
 
 
 def find_widths(model: nn.Module, replacer: LayerReplacer, match: str) -> Callable[[int], int]:
-    """Return the width of the layers in the place of plain ones, as a function of the plain width.
+    """Return the width of the new layers as a function of the plain width.
 
     All widths are those of the plain network times one factor, each rounded to a multiple of the blocks into which the
-    layers of this width divide their channels. If no factor comes near enough, single widths are changed by such a
+    layers of this width divide their channels. If no factor meets the cost, single widths are changed by such a
     block. Networks are built on the meta device only, the narrowest first.
 
     Args:
         model: the plain network.
-        replacer: what converts it.
+        replacer: the converter of the network.
         match: "params" or "macs".
 
     Raises:
@@ -51,7 +51,7 @@ class _Search:
     replacer: LayerReplacer
     match: str
     common: int = 1
-    """Every width is a multiple of it."""
+    """All widths are multiples of this number."""
     costs: dict[tuple[int, ...], int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -62,7 +62,7 @@ class _Search:
         for name, channels, blocks in channel_blocks(self.plain):
             self.units[channels] = math.lcm(self.units.get(channels, 1), blocks)
             self.dividing[name] = blocks
-        # Every number that may be a width: also of parameters of the network's own.
+        # Every number that may be a width, also in parameters outside of layers.
         self.channels = sorted({n for p in self.plain.parameters() for n in p.shape if n > 1})
 
     def find(self) -> Callable[[int], int]:
@@ -118,7 +118,7 @@ class _Search:
         return abs(self.ratio(widths) - 1)
 
     def refuse(self, widths: dict[int, int]) -> None:
-        """Raise the error that says how near the cost comes, and which layers keep it from coming nearer."""
+        """Raise an error with the nearest cost, and the layers that prevent a nearer one."""
         what = "parameters" if self.match == "params" else "multiplications"
         cost = round(self.ratio(widths) * self.target)
         reason = "the network is so narrow that one channel more or less changes much"

@@ -9,19 +9,19 @@ from torch import Tensor, nn
 
 from .._nested import map_leaves
 from ..functional import merge_group, split_group
-from ..nn import GroupConv2d, LiftingConv2d
+from ..nn import GroupConv, LiftingConv
 
 
 class MergedGroupConv(nn.Module):
     """A lifting or group convolution between feature maps (B·|H|, …), the group axis merged into the batch.
 
     Args:
-        convolution: the layer on the group.
-        layout: of its input: "maps" (N, C, Y, X); "pixels" (N, Y, X, C), as a linear layer reads them; or "values"
-            (N, C·Y·X), feature maps of the kernel's size, flattened.
+        convolution: the group layer.
+        layout: of its input: "maps" (N, C, *spatial); "pixels" (N, *spatial, C), as a linear layer reads them; or
+            "values" (N, C·…), feature maps of the kernel's size, flattened.
     """
 
-    def __init__(self, convolution: LiftingConv2d | GroupConv2d, layout: str = "maps") -> None:
+    def __init__(self, convolution: LiftingConv | GroupConv, layout: str = "maps") -> None:
         super().__init__()
         self.convolution, self.layout = convolution, layout
 
@@ -35,7 +35,7 @@ class MergedGroupConv(nn.Module):
 
     def _convolve(self, x: Tensor) -> Tensor:
         layer = self.convolution
-        return merge_group(layer(x if layer.kind == "lifting" else split_group(x, layer.group.order)))
+        return merge_group(layer(x if layer.kind == "lifting" else split_group(x, layer.group.order)), layer.dimension)
 
     def extra_repr(self) -> str:
         """Name the layout."""

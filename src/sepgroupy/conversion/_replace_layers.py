@@ -1,4 +1,4 @@
-"""The replacement of a plain network's layers by layers on a group."""
+"""The replacement of plain layers by group layers."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from .._nested import map_leaves
 from ..errors import ArgumentError
 from ..groups import PointGroup
-from ..nn import GroupConv2d, LiftingConv2d
-from ._inspect_model import BATCH, NORMS, Inspection, LayerUse, run
+from ..nn import GROUP_CONVS, LIFTING_CONVS, GroupConv, LiftingConv
+from ._inspect_model import BATCH, CONVS, NORMS, Inspection, LayerUse, run
 from ._modules import MergedGroupConv, MergedGroupPool
 
 Widths = Callable[[int], int]
-"""From the channels of a plain layer to those of the layer in its place."""
+"""A function from the channels of a plain layer to those of the new one."""
 
 
 class IndivisibleError(ArgumentError):
-    """The channels that a layer reads are no multiple of the blocks that it divides them into."""
+    """The channels that a layer reads are not a multiple of its number of blocks."""
 
     def __init__(self, name: str, channels: int, blocks: int) -> None:
         super().__init__(f"{name} divides {channels} channels into {blocks} blocks")
@@ -30,7 +30,7 @@ class IndivisibleError(ArgumentError):
 
 
 class _Pending(nn.Module):
-    """A layer that is built in its first call, for the number of channels that it then reads."""
+    """A layer that is built at its first call, for the channels of the input."""
 
     def __init__(self, plain: nn.Module, build: Callable[[Tensor], nn.Module]) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class _Pending(nn.Module):
 
 @dataclass(frozen=True)
 class LayerReplacer:
-    """Replaces the layers of one network, for any widths."""
+    """Replaces the layers of a network, for any widths."""
 
     group: PointGroup
     kind: str
@@ -53,14 +53,14 @@ class LayerReplacer:
     inspection: Inspection
 
     def replace(self, net: nn.Module, width: Widths | None = None) -> nn.Module:
-        """Return the network on the group; the plain one is used up.
+        """Return the equivariant network. The given network is modified.
 
-        Each layer is built during one pass and reads as many channels as arrive: rounded widths of concatenated
-        feature maps would not add up to what the plain layer expects.
+        Each layer is built during one pass, for the channels of its input: the sum of rounded widths of concatenated
+        feature maps can differ from the rounded width of the sum.
 
         Args:
             net: a copy of the plain network.
-            width: the width of each layer in the place of a plain one; by default the same.
+            width: the width of each new layer; by default that of the plain one.
 
         Raises:
             IndivisibleError: a layer divides its channels into more blocks than fit the given widths.
@@ -70,7 +70,7 @@ class LayerReplacer:
         for module, name in names.items():
             if build := self._builder(name, module, width or int):
                 new[module] = _Pending(module, build)
-            elif width:  # parameters of the network's own, such as the scales of residual branches
+            elif width:  # parameters outside of layers, such as the scales of residual branches
                 for key, value in module.named_parameters(recurse=False):
                     _resize(module, key, tuple(n if n == 1 else width(n) for n in value.shape))
         images = self.inspection.images(net)
@@ -108,9 +108,10 @@ class LayerReplacer:
         use = self.inspection.uses[name]
         try:
             if isinstance(plain, nn.Linear):
-                pixels = math.prod(use.kernel_size)
+                kernel = use.kernel_size or (1,) * self.group.dimension
+                pixels = math.prod(kernel)
                 channels = x.shape[-1] if use.layout == "pixels" else x.shape[1] // pixels
-                layer = self._layer(use, plain, channels, width(plain.out_features), use.kernel_size)
+                layer = self._layer(use, plain, channels, width(plain.out_features), kernel)
             else:
                 options = {key: getattr(plain, key) for key in ("stride", "padding", "dilation", "padding_mode")}
                 channels, out_channels, groups = x.shape[1], width(plain.out_channels), plain.groups
@@ -127,12 +128,12 @@ class LayerReplacer:
             raise ArgumentError(f"{name} ({plain}) cannot be converted to {self.group}: {error}") from None
         return MergedGroupConv(layer, use.layout)
 
-    def _layer(self, use: LayerUse, plain: Any, *shape: Any, **options: Any) -> LiftingConv2d | GroupConv2d:
+    def _layer(self, use: LayerUse, plain: Any, *shape: Any, **options: Any) -> LiftingConv | GroupConv:
         options |= {"bias": plain.bias is not None, "device": plain.weight.device, "dtype": plain.weight.dtype}
         if use.lifts:
-            return LiftingConv2d(*shape, group=self.group, **options)
+            return LIFTING_CONVS[self.group.dimension](*shape, group=self.group, **options)
         kind = "dense" if math.prod(shape[-1]) == 1 else self.kind
-        return GroupConv2d(*shape, group=self.group, kind=kind, **options)
+        return GROUP_CONVS[self.group.dimension](*shape, group=self.group, kind=kind, **options)
 
     def _linear(self, plain: Any, x: Tensor, width: Widths) -> nn.Module:
         if not self.lift:
@@ -142,7 +143,7 @@ class LayerReplacer:
         return plain
 
     def _norm(self, name: str, module: Any, x: Tensor) -> nn.Module:
-        channels = x.shape[_channel_axis(module)]
+        channels = x.shape[_channel_axis(module, x.ndim)]
         if isinstance(module, nn.GroupNorm):
             if module.num_groups == module.num_channels:  # as an instance norm
                 module.num_groups = channels
@@ -162,24 +163,29 @@ class LayerReplacer:
 
 
 def channel_blocks(net: nn.Module) -> Iterator[tuple[str, int, int]]:
-    """Yield, for each layer that divides its channels into blocks, its name, how many channels and how many blocks.
+    """Yield, for each layer that divides its channels into blocks, its name, and its numbers of channels and blocks.
 
-    A depthwise convolution has as many blocks as channels arrive, so it does not count.
+    Depthwise convolutions are left out: their number of blocks is that of their channels.
     """
-    for name, module in net.named_modules():
-        if isinstance(module, nn.Conv2d) and 1 < module.groups < module.in_channels:
+    modules: Iterator[tuple[str, Any]] = net.named_modules()
+    for name, module in modules:
+        if _is_convolution(module) and 1 < module.groups < module.in_channels:
             yield name, module.in_channels, module.groups
             yield name, module.out_channels, module.groups
         if isinstance(module, nn.GroupNorm) and 1 < module.num_groups < module.num_channels:
             yield name, module.num_channels, module.num_groups
 
 
-def _channel_axis(norm: nn.Module) -> int:
-    """Find the axis of a norm's channels: the last one of a layer norm, except in subclasses for (B, C, Y, X)."""
+def _is_convolution(module: object) -> bool:
+    return isinstance(module, tuple(CONVS.values()))
+
+
+def _channel_axis(norm: nn.Module, axes: int) -> int:
+    """Find the axis of a norm's channels: the last one of a layer norm, except in subclasses for (B, C, *spatial)."""
     if not isinstance(norm, nn.LayerNorm):
         return 1
     channels = norm.normalized_shape[0]
-    maps = torch.empty(1, channels, channels + 1, channels + 1)
+    maps = torch.empty(1, channels, *(channels + 1,) * (axes - 2))
     try:
         norm(maps if norm.weight is None else maps.to(norm.weight))
     except RuntimeError:
@@ -196,17 +202,17 @@ def _resize(module: nn.Module, key: str, shape: tuple[int, ...]) -> None:
 
 
 def _replace(net: nn.Module, new: dict[nn.Module, nn.Module]) -> nn.Module:
-    """Put new modules in the place of old ones, wherever they occur."""
+    """Replace old modules by new ones, wherever they occur."""
     for module in list(net.modules()):
-        for key, child in list(module._modules.items()):  # unlike named_children, with those that occur twice
+        for key, child in list(module._modules.items()):  # unlike named_children, includes modules that occur twice
             if child in new:
                 setattr(module, key, new[child])
     return new.get(net, net)
 
 
 @torch.no_grad()
-def _lift(layer: LiftingConv2d | GroupConv2d, plain: Any) -> None:
-    """Put the plain filters at the identity, a group's first element, and zeros at the others."""
+def _lift(layer: LiftingConv | GroupConv, plain: Any) -> None:
+    """Copy the plain filters to the identity, the first group element, and set the others to zero."""
     kind, parameters = layer.kind, dict(layer.named_parameters())
     weight = plain.weight.reshape(layer.out_channels, -1, *layer.kernel_size)
     if kind == "gc" and weight.shape[1] > 1:

@@ -17,6 +17,8 @@ from ._images import open_images as open_images
 from ._microscopy import MICROSCOPY_CLASSES as MICROSCOPY_CLASSES
 from ._microscopy import write_microscopy as write_microscopy
 from ._rotate import rotate as rotate
+from ._solids import SOLIDS as SOLIDS
+from ._solids import load_solids as load_solids
 from ._split import ImageData as ImageData
 from ._split import Split as Split
 from ._synthetic import load_synthetic_cifar10 as load_synthetic_cifar10
@@ -27,6 +29,7 @@ from ._whiten import contrast_normalize as contrast_normalize
 __all__ = [
     "AMAT_FILES",
     "MICROSCOPY_CLASSES",
+    "SOLIDS",
     "ZCA",
     "IdxFiles",
     "ImageData",
@@ -39,6 +42,7 @@ __all__ = [
     "contrast_normalize",
     "load_amat",
     "load_cifar10",
+    "load_solids",
     "load_synthetic_cifar10",
     "open_image_files",
     "open_images",

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-MOST_VALUES = 2**28
+MOST_VALUES = 2**27
 """Values that one image may have; a whole slide has to be cut into tiles first."""
 
 LONGEST = 8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,8 @@ from ._stratify import complete_splits
 TASKS = ("classification", "regression", "segmentation")
 MOST_CLASSES_OF_MASKS = 64
 _SHOWN = 5  # files that an error names
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,8 +155,9 @@ def open_images(
       names begin with ``label``; for segmentation the label is the path of the mask;
     * an archive of MedMNIST (``.npz``), which is read into memory; slices of volumes are channels.
 
-    Splits that are not there are drawn by ``seed``, each class divided in the proportion of ``fractions``. Images are
-    cropped to the square in their middle and resized to ``size``.
+    Splits that are not there are drawn by ``seed``, each class divided in the proportion of ``fractions``. Copies of
+    training images in the other splits are logged as a warning. Images are cropped to the square in their middle and
+    resized to ``size``.
 
     Args:
         path: folder or file.
@@ -192,6 +196,7 @@ def open_images(
         raise DataError(f"{path} has one class only ({strata[0]!r}): a classification needs two")
     rows = complete_splits(rows, strata, shares, seed)
     check_groups(rows)
+    _warn_of_copies(path, rows, usable)
     if task == "classification":
         _check_classes(path, rows)
     classes, values, targets = _targets(path, task, rows, usable, table.label_names)
@@ -237,6 +242,19 @@ def _describe_broken(path: Path, skipped: Sequence[tuple[str, str]], count: int,
     more = f"; and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else ""
     remedy = "" if skip else ". Repair or delete them, or leave them out with skip_broken (--skip-broken)"
     return f"{len(skipped)} of the {count} images of {path} cannot be used: {named}{more}{remedy}"
+
+
+def _warn_of_copies(path: Path, rows: Sequence[Row], found: Sequence[Scanned]) -> None:
+    """Log images for validation or test of which the training images hold a copy: their errors say little."""
+    training = {one.digest: row.path for row, one in zip(rows, found, strict=True) if row.split == "train"}
+    copies = [
+        (row.path, training[one.digest])
+        for row, one in zip(rows, found, strict=True)
+        if row.split != "train" and one.digest in training
+    ]
+    if copies:
+        count, (copy, original) = len(copies), copies[0]
+        _log.warning("%d images for validation or test of %s are in train too: %s is %s", count, path, copy, original)
 
 
 def _check_classes(path: Path, rows: Sequence[Row]) -> None:

@@ -1,4 +1,4 @@
-"""Export networks to plain modules of torch, which do not need sepgroupy, and to files of three formats."""
+"""Export networks to plain torch modules that do not need sepgroupy, and to files of three formats."""
 
 from ._export import export as export
 from ._save import FORMATS as FORMATS

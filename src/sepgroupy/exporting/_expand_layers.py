@@ -1,4 +1,4 @@
-"""Standard modules that compute the same as a layer on a group, or a batch norm over the group, on merged channels."""
+"""Standard modules on merged channels that are equal to a group layer or a batch norm over the group."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ CONV_TRANSPOSES: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d,
 
 
 def expand_convolution(name: str, layer: GroupConvolution) -> dict[str, nn.Module]:
-    """Return the standard convolutions that a layer equals, in order, by suffixes of its name.
+    """Return the standard convolutions whose composition equals a layer, in order, by suffixes of its name.
 
-    A gc layer is two, 1×1 and depthwise, if I·|H|·stride² + k² multiplications for each value of a large feature map
-    are fewer than the I·|H|·k² of its expanded filter. One of kind g, whose two steps would need I·O·|H| feature maps
-    between them, is always one.
+    A gc layer becomes two convolutions, 1×1 and depthwise, if I·|H|·stride² + k² multiplications for each value of a
+    large feature map are fewer than the I·|H|·k² of its expanded filter. A g layer always becomes one, since two steps
+    would need I·O·|H| feature maps between them.
 
     Args:
         name: of the layer, for errors.
-        layer: one of a copy in inference mode. It is called once on a small input, so that hooks that recompute its
-            weights have run, and the answer is compared with that of the convolutions.
+        layer: a layer of a copy in inference mode. It is called once on a small input, so that hooks recompute its
+            weights. Its output is compared with that of the convolutions.
 
     Raises:
-        ArgumentError: the layer has a hook or a forward of its own that computes something else.
+        ArgumentError: the layer has a hook or a patched forward that changes the result.
     """
     x, expected = call_on_probe(name, layer)
     modules = _expand(layer)
@@ -46,7 +46,7 @@ def expand_convolution(name: str, layer: GroupConvolution) -> dict[str, nn.Modul
 
 
 def check_pool(name: str, pool: GroupPool) -> None:
-    """Refuse a pool with a hook or a forward of its own that computes something else."""
+    """Refuse a pool with a hook or a patched forward that changes the result."""
     x = torch.randn(2, 3, 4, *(2,) * pool.dimension, generator=torch.Generator().manual_seed(0))
     expected = x.amax(2) if pool.mode == "max" else x.mean(2)
     if not agree(pool(x), expected):
@@ -57,7 +57,7 @@ def check_pool(name: str, pool: GroupPool) -> None:
 
 
 def repeat_norm(norm: _BatchNorm, order: int) -> _BatchNorm:
-    """Return the batch norm of (B, |H|·C, *spatial) that treats every element of the group as the given one does."""
+    """Return the batch norm of (B, |H|·C, *spatial) that applies the given norm to every group element."""
     repeated = copy.deepcopy(norm)
     repeated.num_features *= order
     for name, value in [*norm.named_parameters(), *norm.named_buffers()]:
@@ -89,7 +89,7 @@ def _expand(layer: GroupConvolution) -> dict[str, nn.Module]:
 
 @torch.no_grad()
 def _apply(layer: GroupConvolution, modules: dict[str, nn.Module], x: Tensor) -> Tensor:
-    """Return what the convolutions compute for an input of the layer, as the exported graph does."""
+    """Return the output of the convolutions for an input of the layer, computed as in the exported graph."""
     order, groups = layer.group.order, layer.groups
     if layer.kind != "lifting":
         x = x.transpose(1, 2).flatten(1, 2)
@@ -105,7 +105,7 @@ def _exchange(x: Tensor, sizes: tuple[int, int, int]) -> Tensor:
 
 
 def _convolution(weight: Tensor | None, bias: Tensor | None, spec: ConvSpec) -> nn.Module:
-    """Put expanded filters into a module."""
+    """Return a module with expanded filters."""
     assert weight is not None
     before, after = spec.padding[::2], spec.padding[1::2]
     channels = (weight.shape[1] * spec.groups, weight.shape[0])
@@ -114,7 +114,7 @@ def _convolution(weight: Tensor | None, bias: Tensor | None, spec: ConvSpec) -> 
         "dilation": spec.dilation,
         "groups": spec.groups,
         "bias": bias is not None,
-        "padding": before if before == after else "same",  # the only unequal one
+        "padding": before if before == after else "same",  # the only case of unequal padding
         "padding_mode": spec.padding_mode,
         "device": "meta",  # nothing is initialized
     }

@@ -1,9 +1,9 @@
 """Export a network on a group as a plain one: standard convolutions, the group axis merged into the channels.
 
-``torch.fx`` traces the network, the layers of :mod:`sepgroupy.nn` as single steps, and a new graph is written from the
-traced one. A group feature map is carried as (B, |H|·C, *spatial), which a convolution with the expanded filters reads
-and returns. Steps that treat every value or every channel alike are applied to it directly; for any other step it is
-first reshaped to what the network has there, so that nothing needs to be known of that step.
+``torch.fx`` traces the network, with the layers of :mod:`sepgroupy.nn` as single nodes. A new graph is written from the
+traced one. In it a group feature map has the shape (B, |H|·C, *spatial), which a convolution with the expanded filters
+reads and returns. Pointwise and channelwise operations are applied to it directly. For any other operation it is first
+reshaped to its shape in the original network, so that the operation need not be known.
 """
 
 from __future__ import annotations
@@ -37,29 +37,28 @@ _POOLINGS = ("max_pool", "avg_pool", "lp_pool", "adaptive_avg_pool", "adaptive_m
 _SPATIAL = {"interpolate", "upsample"} | {
     f"{name}{dimension}d" for pool in _POOLINGS for name in (pool, pool.replace("_", "")) for dimension in (1, 2, 3)
 }
-"""Functions, methods and modules, by their names in lower case, that treat each value or each channel alone."""
+"""Pointwise and channelwise functions, methods and modules, by their names in lower case."""
 
 
 def export(model: nn.Module) -> fx.GraphModule:
-    """Return a plain network that computes the same: standard modules and operations of torch, equal to rounding.
+    """Return an equivalent plain network of standard modules and operations of torch, equal to rounding.
 
-    A convolution on the group becomes ``nn.Conv2d`` (or ``nn.ConvTranspose2d``, or 1d or 3d) with the expanded
-    filters, its channels
-    (g, o); a gc layer a 1×1 and a depthwise one where that takes fewer multiplications. A batch norm is multiplied into
-    the filters if it directly follows a convolution, and else repeated for every element. Batch norm, activation and
-    pooling between them act on the merged channels; all other steps stay as they are.
+    A group convolution becomes ``nn.Conv2d`` (or ``nn.ConvTranspose2d``, or 1d or 3d) with the expanded filters and the
+    channels (g, o). A gc layer becomes a 1×1 and a depthwise one where that takes fewer multiplications. A batch norm
+    directly after a convolution is folded into the filters; other batch norms are repeated for every group element.
+    Batch norm, activation and pooling act on the merged channels; all other operations do not change.
 
-    The result does not need sepgroupy to run, to be pickled, traced or exported. It is for inference: in inference
-    mode, and no parameter requires a gradient. Weight norm, spectral norm, pruning and other reparametrizations are
-    replaced by the weights that they compute now.
+    The result does not need sepgroupy to run, to be pickled, traced or exported. It is for inference: it is
+    in inference mode, and its parameters require no gradient. Weight norm, spectral norm, pruning and other
+    reparametrizations are replaced by the weights that they compute.
 
     Args:
         model: compositions of the layers of :mod:`sepgroupy.nn`, standard modules and everything that ``torch.fx`` can
-            trace; the networks of :mod:`sepgroupy.models` among them. It is left as it is.
+            trace, such as the networks of :mod:`sepgroupy.models`. It does not change.
 
     Raises:
-        ArgumentError: a module, which is named, cannot be traced, calls functions that are not part of torch, or is a
-            layer on the group with a hook that changes its output.
+        ArgumentError: a module cannot be traced, calls functions that are not part of torch, or is a group layer with a
+            hook that changes its output. The message names the module.
 
     >>> from sepgroupy import GroupBatchNorm2d, GroupConv2d
     >>> net = nn.Sequential(GroupConv2d(4, 8, 3, padding=1, group="p4"), GroupBatchNorm2d(8), nn.ReLU()).eval()
@@ -77,17 +76,17 @@ def export(model: nn.Module) -> fx.GraphModule:
 
 @dataclass(frozen=True)
 class _MergedMap:
-    """A group feature map as (B, |H|·C, *spatial), which the network has in another shape."""
+    """A group feature map as (B, |H|·C, *spatial); it has another shape in the original network."""
 
     node: fx.Node
     order: int
     channels: int
     in_batch: bool
-    """Whether the network has it as (B·|H|, C, *spatial), and not as (B, C, |H|, *spatial)."""
+    """Whether its original shape is (B·|H|, C, *spatial), and not (B, C, |H|, *spatial)."""
 
 
 class _GraphWriter:
-    """Writes the graph of a network again, the group axis of its feature maps merged into the channels."""
+    """Writes the graph of a network with the group axis of its feature maps merged into the channels."""
 
     def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
         self.root, self.old, self.graph = root, graph, fx.Graph()
@@ -125,7 +124,7 @@ class _GraphWriter:
         return self.copy_step(node)
 
     def copy_step(self, node: fx.Node, part: nn.Module | Tensor | None = None) -> fx.Node | _MergedMap:
-        """Copy a step: on merged channels if it treats them alike, else on what the network has there."""
+        """Copy an operation: on merged channels if it treats them alike, otherwise on the original shape."""
         inputs = [self.values[n] for n in node.all_input_nodes]
         maps = [value for value in inputs if isinstance(value, _MergedMap)]
         alike = len(maps) == len(inputs) and len({(m.order, m.channels, m.in_batch) for m in maps}) == 1
@@ -143,13 +142,13 @@ class _GraphWriter:
                 f"{name[:-1]}"
             )
         new = self.graph.node_copy(node, lambda n: self.values[n].node if merged else self.as_traced(self.values[n]))
-        new.type = None  # of an annotation, which a pickle may not find
+        new.type = None  # an annotation, which a pickle may not find
         if part is not None:
             new.target = self.name(str(node.target), part)
         return replace(maps[0], node=new) if merged else new
 
     def convolve(self, node: fx.Node, layer: GroupConvolution) -> _MergedMap:
-        """Write standard convolutions in the place of one on the group."""
+        """Write standard convolutions in place of a group convolution."""
         spec, value = layer.spec, self.values[node.all_input_nodes[0]]
         order, groups = spec.group.order, spec.groups
         x = self.as_traced(value) if spec.kind == "lifting" else self.merge_into_channels(value)
@@ -187,7 +186,7 @@ class _GraphWriter:
         return self.method("transpose", self.method("unflatten", self.as_traced(value), 0, (-1, order)), 1, 2)
 
     def as_traced(self, value: fx.Node | _MergedMap) -> fx.Node:
-        """Write a value in the shape that the network has."""
+        """Write a value in its original shape."""
         if not isinstance(value, _MergedMap):
             return value
         split = self.method("unflatten", value.node, 1, (value.order, value.channels))
@@ -208,7 +207,7 @@ class _GraphWriter:
         return self.graph.call_method(name, (x, *args))
 
     def build(self, old: nn.Module, order: int, new: Callable[[], dict[str, nn.Module]]) -> dict[str, nn.Module]:
-        """Return the modules in the place of an old one, the same in every call."""
+        """Return the modules that replace an old one, the same in every call."""
         if (old, order) not in self.built:
             self.built[old, order] = new()
         return self.built[old, order]
@@ -220,14 +219,14 @@ class _GraphWriter:
         return x
 
     def name(self, name: str, part: nn.Module | Tensor) -> str:
-        """Register a module or tensor and return its name, which nothing else has."""
+        """Register a module or tensor under a unique name and return the name."""
         name = name if isinstance(part, nn.Module) else name.replace(".", "_")
         while self.parts.setdefault(name, part) is not part:
             name += "_"
         return name
 
     def fuse_norms(self) -> None:
-        """Multiply every batch norm that directly follows a convolution into its filters."""
+        """Fold every batch norm that directly follows a convolution into its filters."""
         calls = Counter(node.target for node in self.graph.nodes if node.op == "call_module")
         for node in list(self.graph.nodes):
             norm = self.parts.get(str(node.target))
@@ -254,7 +253,7 @@ def _has_fixed_affine(module: object) -> TypeGuard[_BatchNorm]:
 
 
 def _treats_channels_alike(name: str, part: nn.Module | Tensor | None, node: fx.Node, in_batch: bool) -> bool:
-    """Whether a step treats each value, or each channel, alone, so that the group axis may be in the channels."""
+    """Whether an operation is pointwise or channelwise, so that the group axis can be merged into the channels."""
     if name in _SPATIAL:
         return in_batch and not getattr(part, "return_indices", node.kwargs.get("return_indices", False))
     return name.rstrip("_") in _VALUEWISE

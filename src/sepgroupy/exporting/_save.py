@@ -43,11 +43,11 @@ def save(
         path: the file; its folder is created if it is missing.
         file_format: one of ``FORMATS``.
         shape: of an input without the batch, such as (3, 32, 32).
-        metadata: texts to be saved with "safetensors".
+        metadata: strings to be saved with "safetensors".
 
     Raises:
-        ArgumentError: the format is unknown, the path ends in another suffix or exists already, or the network
-            cannot be exported, takes no such input, or has a step that the format does not support.
+        ArgumentError: the format is unknown, the path has another suffix or exists already, or the network
+            cannot be exported, does not take such an input, or has an operation that the format does not support.
     """
     if file_format not in FORMATS:
         raise ArgumentError(f"file_format (={file_format!r}) must be one of {', '.join(FORMATS)}")
@@ -60,9 +60,9 @@ def save(
     try:
         with atomic(file) as temporary:
             _WRITERS[file_format](model, temporary, shape, metadata or {})
-            _refuse_present(file)  # writing takes a while
+            _refuse_present(file)  # again: writing takes time
     except ImportError as error:
-        raise ArgumentError(f"file_format (={file_format!r}) needs what sepgroupy[export] installs: {error}") from error
+        raise ArgumentError(f"file_format (={file_format!r}) needs sepgroupy[export]: {error}") from error
 
 
 def _refuse_present(file: Path) -> None:
@@ -87,7 +87,7 @@ def _write_onnx(model: nn.Module, path: Path, shape: Sequence[int], metadata: Ma
         torch.onnx.export(program, (), path, input_names=["image"], output_names=["output"], **options)
     except torch.onnx.OnnxExporterError as error:
         raise ArgumentError(
-            f"model has a step that ONNX does not support: {error.__cause__ or error!s:.200}"
+            f"model has an operation that ONNX does not support: {error.__cause__ or error!s:.200}"
         ) from error
 
 
@@ -101,5 +101,5 @@ def _trace(model: nn.Module, shape: Sequence[int]) -> torch.export.ExportedProgr
     example = torch.zeros(2, *shape, dtype=like.dtype, device=like.device)
     try:
         return torch.export.export(plain, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    except Exception as error:  # of any layer that the input does not fit
-        raise ArgumentError(f"model takes no input of shape (={tuple(shape)}): {error!s:.200}") from error
+    except Exception as error:  # an error of any layer that the input does not fit
+        raise ArgumentError(f"model does not take an input of shape (={tuple(shape)}): {error!s:.200}") from error

@@ -1,4 +1,4 @@
-"""A network as the graph of its steps: the layers of :mod:`sepgroupy.nn`, group-axis reshapes, and torch's steps."""
+"""The graph of a network: layers of :mod:`sepgroupy.nn`, reshapes of the group axis, and operations of torch."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from ..nn import GroupBatchNorm, GroupConvolution, GroupPool, PerElement
 BATCH_NORMS: dict[int, Any] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _LEAVES = (GroupConvolution, GroupPool)
 _STEPS = {check_images, *(getattr(functional, name) for name in functional.__all__)}
-"""Functions of sepgroupy that are single steps: the checks of their input are not traced."""
+"""Functions of sepgroupy that are single nodes: the checks of their input are not traced."""
 
 
 class _RefusalError(ArgumentError):
-    """A message that needs no more words."""
+    """An error whose message is complete."""
 
 
 def trace(model: nn.Module) -> tuple[nn.Module, fx.Graph]:
     """Return a copy of the network in inference mode, its weights plain parameters, and its graph.
 
     Raises:
-        ArgumentError: ``torch.fx`` cannot trace a module, which is named.
+        ArgumentError: ``torch.fx`` cannot trace a module. The message names the module.
     """
     root = copy_with_plain_weights(model).eval().requires_grad_(False)
     if isinstance(root, (*_LEAVES, PerElement, GroupBatchNorm)) or is_hooked(
@@ -54,22 +54,22 @@ def trace(model: nn.Module) -> tuple[nn.Module, fx.Graph]:
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether a call of the module runs more than the forward of its class."""
+    """Whether a call of the module runs anything besides the forward of its class."""
     return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 def describe_location(node: fx.Node) -> str:
-    """Name the module whose forward contains a step."""
+    """Name the module whose forward contains a node."""
     return describe_module(next(reversed(node.meta.get("nn_module_stack", {})), ""))
 
 
 def describe_module(name: str) -> str:
-    """Return the words for a module in a message."""
+    """Return the description of a module for a message."""
     return f"module {name!r}" if name else "model"
 
 
 def origin_outside_torch(function: Any) -> str:
-    """Return the module that defines a function, or "" if that is part of torch or of Python itself."""
+    """Return the module that defines a function, or "" if it is part of torch or of Python."""
     origin = str(getattr(function, "__module__", None) or "torch")
     first, *others = origin.split(".")
     registered = others[:1] == ["_ops"] and others[1] not in ("aten", "prims")  # by another library
@@ -84,7 +84,7 @@ class _Tracer(fx.Tracer):
         self.norms, self.at = norms, ""
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
-        """Note a step, or trace into it: functions that others wrapped for torch.fx may consist of plain steps."""
+        """Record a node, or trace into it: functions wrapped by other packages may consist of plain nodes."""
         if (
             kind == "call_function"
             and isinstance(target, FunctionType)

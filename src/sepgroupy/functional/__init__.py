@@ -1,4 +1,4 @@
-"""Pure functions of tensors: feature maps, parameters and a group in, feature maps out. No modules, no state."""
+"""Pure functions from feature maps, parameters and a group to feature maps. No modules, no state."""
 
 from ..backends import full_filter as full_filter
 from ..backends import merge_group as merge_group

@@ -26,8 +26,8 @@ def lifting_conv(
 ) -> Tensor:  # (B, O, |H|, *spatial')
     """Lift images, signals or volumes to the group: ``y[o, g] = Σ_i (g·w[o,i]) ⋆ x[i] + b[o]``.
 
-    Source: Cohen & Welling (2016), section 6.1. Arguments as ``torch.nn.functional.conv2d``,
-    or 1d or 3d: there are as many spatial axes as the weight has.
+    Source: Cohen & Welling (2016), section 6.1. The arguments are those of ``torch.nn.functional.conv2d``,
+    or of conv1d or conv3d; the weight determines the number of spatial axes.
 
     Raises:
         ArgumentError: shapes do not fit, or the geometry breaks the group's symmetry.
@@ -51,9 +51,9 @@ def group_conv(
 ) -> Tensor:  # (B, O, |H|, *spatial')
     """Convolve over the group: ``y[o, g] = Σ_i Σ_h (g·w[o,i])[h] ⋆ x[i, h] + b[o]``.
 
-    Source: Cohen & Welling (2016), section 6.1. Arguments as ``torch.nn.functional.conv2d``,
-    or 1d or 3d: there are as many spatial axes as the weight has; ``backend`` as
-    :class:`sepgroupy.nn.GroupConv2d`.
+    Source: Cohen & Welling (2016), section 6.1. The arguments are those of
+    ``torch.nn.functional.conv2d``, or of conv1d or conv3d; the weight determines the number of spatial axes.
+    ``backend`` is that of :class:`sepgroupy.nn.GroupConv2d`.
 
     Raises:
         ArgumentError: shapes do not fit, or the geometry breaks the group's symmetry.
@@ -78,10 +78,10 @@ def separable_group_conv(
 ) -> Tensor:  # (B, O, |H|, *spatial')
     """Convolve over the group with the filter ``w[o,i,h] = pw[o,i,h]·dw[o,i]`` (g) or ``pw[o,i,h]·dw[o]`` (gc).
 
-    In two steps: ``u[o, i, g] = Σ_h pw[o,i,g⁻¹h] x[i, h]``, then ``y[o, g] = Σ_i (g·dw[o,i]) ⋆ u[o, i, g] + b[o]``;
+    It has two steps: ``u[o, i, g] = Σ_h pw[o,i,g⁻¹h] x[i, h]``, then ``y[o, g] = Σ_i (g·dw[o,i]) ⋆ u[o, i, g] + b[o]``;
     for gc the sum over i is part of the first step. Source: Lengyel & van Gemert (2021), section 3.2.
-    Arguments as ``torch.nn.functional.conv2d``,
-    or 1d or 3d: there are as many spatial axes as the weight has; ``backend`` as :class:`sepgroupy.nn.GroupConv2d`.
+    The arguments are those of ``torch.nn.functional.conv2d``, or of conv1d or conv3d; the weight determines the number
+    of spatial axes. ``backend`` is that of :class:`sepgroupy.nn.GroupConv2d`.
 
     Raises:
         ArgumentError: shapes do not fit, or the geometry breaks the group's symmetry.

@@ -17,17 +17,17 @@ def transform(x: Tensor, group: GroupLike, element: int, group_axis: bool) -> Te
     """Apply one element of the group to images or feature maps, exactly.
 
     On an image ``(t·x)[q] = x[t⁻¹q]``; in a group feature map the group axis moves too, ``(t·f)[g] = t·(f[t⁻¹g])``.
-    The same function acts on filters, (O, I, |H|, k, …). It transposes, flips and, on the group axis, selects: nothing
-    of the size of an image is built but the result, which never shares memory with x.
+    The same function acts on filters, (O, I, |H|, k, …). It transposes, flips and selects on the group axis. It
+    allocates only the result, which never shares memory with x.
 
     Args:
         x: (…, *spatial), or (…, |H|, *spatial) with ``group_axis=True``; of any dtype, on any device.
-        group: the point group, which acts on as many of the last axes as it has dimensions.
+        group: the point group; its dimension d selects the last d axes.
         element: index of the element t.
         group_axis: whether the axis before the spatial ones is the group axis.
 
     Raises:
-        ArgumentError: the element or the group axis is not the group's.
+        ArgumentError: the element or the group axis does not fit the group.
 
     >>> import torch
     >>> x = torch.arange(6.0).reshape(2, 3)

@@ -1,7 +1,7 @@
-"""Fusion of standard modules by one explicit call: same model, same parameters, same state dict, fewer passes.
+"""Fusion of standard modules by one explicit call: same model, parameters and state dict, fewer passes over memory.
 
-``tracing`` lists the calls that a network makes, ``program`` joins those that one kernel can do and runs the list,
-``api`` swaps a network's forward for it. A network knows nothing of this package.
+``tracing`` lists the calls of a network. ``program`` fuses those that one kernel can compute, and runs the list.
+``api`` replaces the forward of a network by it. Networks do not import this package.
 """
 
 from .api import FusionReport as FusionReport

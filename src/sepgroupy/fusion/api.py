@@ -1,4 +1,4 @@
-"""Fuse a model, say what was fused, and undo it."""
+"""Fuse a model, report the fused modules, and undo the fusion."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Model = TypeVar("Model", bound=nn.Module)
 
 @dataclass(frozen=True)
 class FusionReport:
-    """What :func:`fuse` has made of a model.
+    """The result of :func:`fuse` for a model.
 
     Args:
-        fused: the modules that one kernel stands for, a tuple of names for each kernel.
-        left: names of modules that are called as they are, each with the reason.
+        fused: names of modules; each tuple is computed by one kernel.
+        left: names of modules that are called without fusion, each with the reason.
     """
 
     fused: tuple[tuple[str, ...], ...]
@@ -39,27 +39,27 @@ class FusionReport:
 
 
 def fuse(model: Model) -> Model:
-    """Let one kernel do what several neighbouring modules of a model do, in training and inference.
+    """Let one kernel compute several consecutive modules of a model, in training and inference.
 
     On a CPU, batch norm -> ReLU -> group convolution -> + residual, and batch norm -> ReLU -> 2×2 max-pooling, then
-    take one pass over memory, and batch statistics are computed while a convolution writes its result. The model itself
-    is returned: parameters, submodules and state dict stay the same objects, and results are the same to rounding.
+    take one pass over memory. Batch statistics are computed while a convolution writes its result. The model itself is
+    returned: parameters, submodules and state dict are the same objects, and results are equal to rounding.
     In inference, batch norm after a group convolution is folded into its filters. This holds for the networks of
     :mod:`sepgroupy.models`, for every ``nn.Sequential``, and for any other network, or part of one, whose forward only
     calls submodules, functions of torch and methods of tensors, without side effects and without branches on tensors.
 
     Modules that are hooked (themselves or globally), patched, parametrized, wrapped or offloaded, now or later, are
-    called as they are, and so is everything under autocast, ``torch.compile``, ``torch.export``, function transforms
-    and dispatch modes, and on other devices than CPUs.
+    called without fusion. So is everything under autocast, ``torch.compile``, ``torch.export``, function transforms and
+    dispatch modes, and on devices other than CPUs.
 
     Args:
         model: any module.
 
     Returns:
-        The model. :func:`restore` undoes the fusion, :func:`fusion_report` tells what was fused.
+        The model. :func:`restore` undoes the fusion, :func:`fusion_report` lists the fused modules.
 
     Raises:
-        ArgumentError: the model is no module.
+        ArgumentError: the model is not a module.
 
     >>> import sepgroupy
     >>> net = sepgroupy.fuse(sepgroupy.build_model("gc-p4cnn"))
@@ -81,7 +81,7 @@ def restore(model: Model) -> Model:
 
 
 def fusion_report(model: nn.Module) -> FusionReport:
-    """Return which modules of a model are fused and which are called as they are, in its present state."""
+    """Return the modules of a model that are fused, and those that are not, in its present state."""
     fused: list[tuple[str, ...]] = []
     left: dict[str, str] = {}
     for prefix, module in model.named_modules():
@@ -121,7 +121,7 @@ def _outermost(model: nn.Module) -> list[nn.Module]:
 
 
 class _Fusion:
-    """The programs of one model, for each state of its modules that was met."""
+    """The programs of one model, one for each state of its modules so far."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = weakref.ref(model)
@@ -133,7 +133,7 @@ class _Fusion:
         self.reads = reads(model, self.recordable)
 
     def is_of(self, model: nn.Module) -> bool:
-        """Whether this was made for the model as it is now, and not for what it was copied from."""
+        """Whether this belongs to the model, and not to the model that it was copied from."""
         return self.modules is model._modules and all(
             container.get(name) is module for container, name, module in self.structure
         )
@@ -167,7 +167,7 @@ def _fusion_of(model: nn.Module) -> _Fusion:
 
 
 class _Fused(nn.Module):
-    """What a fused model's class adds to its original class."""
+    """Mixin of the class of a fused model."""
 
     _original_class: type[nn.Module]
 

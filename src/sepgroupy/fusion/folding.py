@@ -12,7 +12,7 @@ from ..nn import GroupConvolution
 
 
 def can_fold(conv: GroupConvolution, norm: nn.BatchNorm2d, x: Tensor) -> bool:
-    """Whether ``norm(conv(x))`` is a convolution with other filters: in inference, for statistics that are fixed."""
+    """Whether ``norm(conv(x))`` is a convolution with other filters: in inference, with fixed statistics."""
     if torch.is_grad_enabled() or norm.training or norm.running_mean is None or norm.running_var is None:
         return False
     tensors = (*conv.parameters(), norm.weight, norm.bias, norm.running_mean, norm.running_var)

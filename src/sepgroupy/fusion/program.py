@@ -1,7 +1,7 @@
-"""A network as a list of steps: calls of its modules and functions, and fused kernels in place of several of them.
+"""A network as a list of steps: calls of modules and functions, and fused kernels that replace several of these.
 
-A fused step hands the batch statistics of its output to the next one as a value of its own. It looks at its modules and
-its input whenever it runs, and calls the modules one by one where no kernel does all of it.
+A fused step passes the batch statistics of its output to the next step as a separate value. At every run it checks its
+modules and its input, and calls the modules one by one if no kernel supports them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Stats = tuple[Tensor, Tensor]
 
 @dataclass
 class Values:
-    """What the nodes of the graph have computed so far."""
+    """The values of the graph's nodes so far."""
 
     of: dict[Node, Any] = field(default_factory=dict)
     stats: dict[Node, Stats] = field(default_factory=dict)
@@ -55,7 +55,7 @@ class Values:
 
 @dataclass(frozen=True)
 class Call:
-    """One node of the graph, as torch.fx describes it."""
+    """One node of the graph of torch.fx."""
 
     node: Node
     function: Callable[..., Any]
@@ -68,19 +68,19 @@ class Call:
 
     @property
     def reads(self) -> list[Node]:
-        """The nodes whose values this step reads."""
+        """The nodes that this step reads."""
         return self.node.all_input_nodes
 
 
 @dataclass(frozen=True)
 class FusedConv:
-    """``after(conv(relu(before(x)))) + residual``, where both norms, with the ReLU, and the residual may be missing.
+    """``after(conv(relu(before(x)))) + residual``, where each norm, the ReLU and the residual are optional.
 
     One kernel computes ``conv(relu(before(x))) + residual``. In inference ``after`` is folded into the filters, see
     :func:`fold`. All values but the convolution's may have the group axis merged into the batch.
     """
 
-    node: Node  # whose value this is
+    node: Node  # the node whose value the step computes
     x: Node
     conv: GroupConvolution
     before: nn.BatchNorm2d | None
@@ -138,7 +138,7 @@ class FusedConv:
         return merge_group(x) if self.merged else x
 
     def _fits(self, x: Tensor, residual: Tensor | None) -> bool:
-        """Whether the kernel reads these tensors as they are."""
+        """Whether the kernel can read these tensors without a copy."""
         spec, norm = self.conv.spec, self.before
         if not can_bypass_dispatcher(x) or (norm is not None and not _has_kernel(norm, x)):
             return False
@@ -151,16 +151,16 @@ class FusedConv:
 
     @property
     def reads(self) -> list[Node]:
-        """The nodes whose values this step reads."""
+        """The nodes that this step reads."""
         return [self.x] if self.residual is None else [self.x, self.residual]
 
 
 @dataclass(frozen=True)
 class FusedPool:
-    """``max_pool(relu(norm(x)))``, where norm and ReLU may be missing.
+    """``max_pool(relu(norm(x)))``, where norm and ReLU are optional.
 
-    One kernel computes all of it for 2×2 pixels after a norm. Else pooling comes before the ReLU, which has less to do
-    then, by :func:`sepgroupy.backends.max_pool`.
+    One kernel computes all of it for 2×2 pixels after a norm. Otherwise pooling comes before the ReLU, which then has
+    fewer values, by :func:`sepgroupy.backends.max_pool`.
     """
 
     node: Node
@@ -188,7 +188,7 @@ class FusedPool:
 
     @property
     def reads(self) -> list[Node]:
-        """The nodes whose values this step reads."""
+        """The nodes that this step reads."""
         return [self.x]
 
 
@@ -196,12 +196,12 @@ Step = Call | FusedConv | FusedPool
 
 
 class Program:
-    """The steps of one model in one state: which modules are watched, and whether each is in training.
+    """The steps of one model in one state: the modules to check, and the training mode of each.
 
     Args:
         graph: the calls of the model.
         modules: its modules by name.
-        called: modules that are to be called as they are.
+        called: modules that are not fused.
     """
 
     def __init__(self, graph: torch.fx.Graph, modules: dict[str, nn.Module], called: set[nn.Module]) -> None:
@@ -259,7 +259,7 @@ class Program:
         return node.target
 
     def _with_sharing(self, steps: list[Step]) -> list[Step]:
-        """Mark the fused steps whose input later steps read too, and those whose output a fused norm reads."""
+        """Mark fused steps whose input is also read later, and those whose output a fused norm reads."""
         pools = {step.x for step in steps if isinstance(step, FusedPool) and step.norm}
         normed = pools | {step.x for step in steps if isinstance(step, FusedConv) and step.before}
         later: set[Node] = set()
@@ -274,7 +274,7 @@ class Program:
     # ---- patterns -------------------------------------------------------------------------------------------------
 
     def _module(self, node: Any, *classes: type[nn.Module]) -> Any:
-        """Return the module that a node calls, if it is of one of the classes and a kernel may stand for it."""
+        """Return the module that a node calls, if it is of one of the classes and may be fused."""
         if not (isinstance(node, Node) and node.op == "call_module"):
             return None
         module = self._modules[str(node.target)]
@@ -303,12 +303,12 @@ class Program:
         return None
 
     def _conv(self, node: Node) -> tuple[GroupConvolution, Node, list[Node], bool] | None:
-        """Return the convolution whose result a node is, its input, the nodes, and whether both are merged."""
+        """Return the convolution that computes a node, its input, the nodes, and whether both are merged."""
         merged = node.op == "call_function" and node.target is merge_group
-        conv_node = _only_argument(node) if merged else node
+        conv_node = node.args[0] if merged else node
         conv = self._module(conv_node, GroupConv2d, LiftingConv2d)
         x = _only_argument(conv_node)
-        if conv_node is None or conv is None or x is None:
+        if not isinstance(conv_node, Node) or conv is None or x is None:
             return None
         if not merged:
             return conv, x, [conv_node], False
@@ -345,7 +345,7 @@ class Program:
     def _is_written_among(self, nodes: set[Node]) -> bool:
         """Whether a tensor may be written in place after the first of the nodes and before the last one.
 
-        A fused step computes all of them where the last one stands.
+        A fused step computes all of them at the place of the last one.
         """
         ordered = list(self._graph.nodes)
         places = sorted(ordered.index(node) for node in nodes)
@@ -373,7 +373,7 @@ class Program:
         return norm, x, {node, norm_node}, names
 
     def _before_relu(self, node: Any) -> Node | None:
-        """Return what a ReLU reads, if nothing else reads it or the ReLU."""
+        """Return the input of a ReLU, if input and output of the ReLU have no other reader."""
         if not _is_read_once(node):
             return None
         is_module = self._module(node, nn.ReLU) is not None
@@ -383,7 +383,7 @@ class Program:
 
 
 def _summands(node: Node) -> list[tuple[Node, Node]]:
-    """Return the two summands of a node that adds, in both orders, where the first is read here alone."""
+    """Return the two summands of an addition, in both orders, if the first has no other reader."""
     adds = node.op == "call_function" and node.target in (operator.add, operator.iadd, torch.add)
     if not adds or len(node.args) != 2 or node.kwargs:
         return []
@@ -392,7 +392,7 @@ def _summands(node: Node) -> list[tuple[Node, Node]]:
 
 
 def _only_argument(node: Any) -> Node | None:
-    """Return the node that another one is called with, if that is all it is called with."""
+    """Return the only argument of a node, if it is a node."""
     plain = isinstance(node, Node) and len(node.args) == 1 and not node.kwargs and isinstance(node.args[0], Node)
     return node.args[0] if plain else None
 
@@ -412,7 +412,7 @@ def _is_of_2x2(pool: nn.Module) -> bool:
 
 
 def _has_kernel(norm: nn.BatchNorm2d, x: Tensor) -> bool:
-    """Whether the kernels compute such a norm of x; torch refuses statistics of a single value, and half of them."""
+    """Whether the kernels support such a norm of x. torch refuses statistics of a single value."""
     if not can_bypass_dispatcher(x) or not x.numel() or x.shape[1] != norm.num_features:
         return False
     own_stats = norm.training or norm.running_mean is None
@@ -423,12 +423,12 @@ def _has_kernel(norm: nn.BatchNorm2d, x: Tensor) -> bool:
 
 
 def batch_norm_parameters(norm: nn.BatchNorm2d, x: Tensor, stats: Stats | None = None) -> BatchNormReLU:
-    """Return what the norm would apply to x, and update its running statistics as its call would.
+    """Return the parameters that the norm applies to x, and update its running statistics like a call.
 
     Args:
         norm: in training or inference mode.
         x: (N, C, Y, X), or a group feature map (B, C, |H|, Y, X).
-        stats: mean and biased variance of x by channel, if they are known.
+        stats: mean and biased variance of x by channel, if known.
     """
     if not norm.training and norm.running_mean is not None and norm.running_var is not None:
         mean, var = norm.running_mean, norm.running_var

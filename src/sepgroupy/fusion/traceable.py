@@ -1,8 +1,8 @@
-"""Which forwards do the same in every call, so that a recorded graph may stand for them.
+"""Find the forwards that do the same in every call, so that a recorded graph can replace them.
 
-torch.fx runs a forward once and records the tensor operations. Everything else that the forward does happens only then:
-a number that it draws, a list that it appends to, a branch on an attribute. So the code of a forward is read first, and
-is recorded only if it consists of calls of submodules, methods of tensors and functions of torch, and reads of values
+torch.fx runs a forward once and records the tensor operations. Everything else happens only in that run: a
+random number, an append to a list, a branch on an attribute. The code of a forward is therefore inspected first. It is
+recorded only if it consists of calls of submodules, methods of tensors and functions of torch, and of reads of values
 that can be compared in every call.
 """
 
@@ -38,14 +38,14 @@ _NAMES = {
     *("zeros", "ones", "full", "empty", "eye", "arange", "linspace", "logspace", "tensor", "as_tensor", "from_numpy"),
     *("append", "extend", "insert", "remove", "pop", "clear", "add", "update", "setdefault", "sort", "write", "save"),
 }  # fmt: skip
-"""Attributes that draw numbers, make tensors on the device of the recording, or change an object. ``torch.add`` is
-refused with ``set.add``, whose name it shares."""
+"""Attributes that draw random numbers, create tensors on the device of the recording, or change an object.
+``torch.add`` is refused together with ``set.add``."""
 _CAST = {"to", "float", "half", "double", "type", "bfloat16", "cpu", "cuda", "forward"}
 """Names that tensors share with modules."""
 
 
 def is_traceable(module: nn.Module) -> bool:
-    """Whether a recorded graph of the module's own code does what its forward does, as long as :func:`reads` agree."""
+    """Whether a recorded graph of the module's code is equivalent to its forward, as long as :func:`reads` agree."""
     if is_trusted(module):
         return True
     cls = original_class(module)
@@ -54,30 +54,30 @@ def is_traceable(module: nn.Module) -> bool:
 
 
 def is_trusted(module: nn.Module) -> bool:
-    """Whether the forward is that of ``nn.Sequential`` or of a network of this library, whose code need not be read."""
+    """Whether the forward is that of ``nn.Sequential`` or of this library, whose code need not be inspected."""
     cls = original_class(module)
     return cls.forward is nn.Sequential.forward or cls.__module__.startswith("sepgroupy.models.")
 
 
 def reads(model: nn.Module, traced: Iterable[nn.Module]) -> list[tuple[dict[str, Any], str]]:
-    """Return where the values stand that the code of the traced modules may read, besides tensors and submodules.
+    """Return the places of values that the code of the traced modules may read, besides tensors and submodules.
 
     Args:
-        model: all of whose modules may hold such values.
-        traced: modules whose own code was recorded.
+        model: the model; all of its modules may have such values.
+        traced: modules whose code was recorded.
     """
     names = {name for m in traced if not is_trusted(m) for name in names_read(original_class(m))}
     return [(m.__dict__, name) for m in model.modules() for name in sorted(names & m.__dict__.keys())]
 
 
 def comparable(places: list[tuple[dict[str, Any], str]]) -> tuple[Any, ...]:
-    """Return the values that stand in the places of :func:`reads` now; objects that are no plain values by identity."""
+    """Return the current values at the places of :func:`reads`; objects that are not plain values by identity."""
     values = (values.get(name) for values, name in places)
     return tuple(value if _is_plain(value) else id(value) for value in values)
 
 
 def original_class(module: nn.Module) -> Any:
-    """Return the class that a fused module was made of, or its class."""
+    """Return the original class of a fused module, or the class of another module."""
     return getattr(type(module), "_original_class", type(module))
 
 
@@ -110,7 +110,7 @@ def names_read(cls: type[nn.Module]) -> frozenset[str]:
 def _reads_only(function: Any, cls: type[nn.Module], seen: set[CodeType]) -> bool:
     """Whether a Python function, and whatever it calls, is free of side effects and of reads that may change."""
     if not isinstance(function, FunctionType) or function.__closure__:
-        return False  # a decorator's, such as torch.no_grad's
+        return False  # of a decorator, such as torch.no_grad
     return _code_reads_only(function.__code__, function.__globals__, cls, seen)
 
 
@@ -130,7 +130,7 @@ def _code_reads_only(code: CodeType, namespace: dict[str, Any], cls: type[nn.Mod
         ):
             return False
         if name == "IS_OP" and not (previous.opname == "LOAD_CONST" and previous.argval is None):
-            return False  # a recorded value is no dtype, for example
+            return False  # a recorded value is not a dtype, for example
         previous = instruction
     nested = [const for const in code.co_consts if isinstance(const, CodeType)]
     return all(_code_reads_only(inner, namespace, cls, seen) for inner in nested)
@@ -140,7 +140,7 @@ def _global_is_constant(name: str, namespace: dict[str, Any], cls: type[nn.Modul
     if name not in namespace:
         return name in _BUILTINS or (name.endswith("Error") and hasattr(builtins, name))
     value = namespace[name]
-    if any(value is known for known in (*_MODULES, merge_group, split_group)):  # these two record themselves
+    if any(value is known for known in (*_MODULES, merge_group, split_group)):  # these two are nodes of the graph
         return True
     if any(getattr(module, name, None) is value for module in _MODULES):
         return _attribute_is_constant(name, cls, seen)

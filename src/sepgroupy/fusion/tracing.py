@@ -1,4 +1,4 @@
-"""The calls that a network makes, as a torch.fx graph; and which of its modules must be called as they are."""
+"""The calls of a network as a torch.fx graph, and the modules that must not be fused."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ..nn import GroupBatchNorm2d, GroupConv2d, LiftingConv2d, PerElement
 from .traceable import is_traceable, is_trusted, original_class
 
 BYPASSED = (GroupConv2d, LiftingConv2d, nn.BatchNorm2d, GroupBatchNorm2d, nn.ReLU, nn.MaxPool2d, PerElement)
-"""Modules that a fused kernel may stand for; exactly these classes, or subclasses with the same ``forward``."""
+"""Modules that a fused kernel may replace: these classes, or subclasses with the same ``forward``."""
 
 
 def reason_to_call(module: nn.Module) -> str | None:
-    """Return why a module must be called as it is, or None if nobody can tell whether it was called."""
+    """Return the reason why a module must be called, or None if the call has no observable effect."""
     if torch_module._has_any_global_hook():
         return "a global module hook"
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
@@ -30,20 +30,20 @@ def reason_to_call(module: nn.Module) -> str | None:
 
 
 def is_bypassable(module: nn.Module) -> bool:
-    """Whether the module computes what its library class does."""
+    """Whether the module computes the same as its library class."""
     return any(isinstance(module, known) and type(module).forward is known.forward for known in BYPASSED)
 
 
 def recordable_modules(model: nn.Module) -> set[nn.Module]:
     """Return the modules in a model whose forward takes one tensor and can be recorded."""
     found: set[nn.Module] = set()
-    for module in reversed(list(model.modules())):  # the parts before the whole
+    for module in reversed(list(model.modules())):  # submodules first
         if is_traceable(module):
             found.add(module)
             if not is_trusted(module):
                 try:
                     trace(module, found)
-                except Exception:  # whatever a forward of somebody else raises on a value without numbers
+                except Exception:  # a user's forward can raise anything on a value without numbers
                     found.discard(module)
     return found
 
@@ -62,13 +62,13 @@ def trace(model: nn.Module, recorded: Collection[nn.Module]) -> torch.fx.Graph:
 
     Args:
         model: with a traceable forward.
-        recorded: the modules whose own calls are steps of the graph; others are called as they are.
+        recorded: the modules whose calls are steps of the graph; others are leaf nodes.
     """
     return _Tracer(recorded).trace(_Shell(model))
 
 
 class _Shell(nn.Module):
-    """The model as a submodule would be traced: ``forward`` of its class, whatever stands around its call."""
+    """The model traced like a submodule: ``forward`` of its class, without hooks and patches."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

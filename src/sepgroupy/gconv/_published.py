@@ -1,4 +1,4 @@
-"""The published classes, all made alike from the layers of :mod:`sepgroupy.nn`."""
+"""The published classes, built from the layers of :mod:`sepgroupy.nn`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _BACKENDS = {None: "auto", True: "two_step", False: "expanded"}
 
 
 def published(module: str, name: str, group: PointGroup, kind: str, lifting: bool) -> Any:
-    """Make one published class, a LiftingConv2d or GroupConv2d with the published positional arguments.
+    """Return one published class, a LiftingConv2d or GroupConv2d with the published positional arguments.
 
-    Parameters are drawn with ``init="published"``. ``separable`` says how a g or gc layer computes: True in two steps,
-    False with the multiplied-out filter, None (default) whichever is faster. A lifting layer has nothing to separate
-    and computes the same for each value. The dense classes accept False and None.
+    The initialization is ``init="published"``. ``separable`` selects the algorithm of a g or gc layer: True for two
+    steps, False for the multiplied-out filter, None (default) for the faster one. A lifting layer is the same for each
+    value. The dense classes accept False and None.
 
     Attributes: ``in_channels``, ``out_channels``, ``kernel_size`` (also as ``ksize``), ``stride``, ``padding``,
     ``input_stabilizer_size`` (1 for a lifting layer, else |H|), ``output_stabilizer_size`` (|H|) and ``separable``.

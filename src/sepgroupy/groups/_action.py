@@ -12,11 +12,11 @@ from ..errors import ArgumentError
 from ._finite import Matrix, PointGroup, axes_and_flips, product
 
 CACHED_ENTRIES = 2**16
-"""Entries of the largest table that is cached (512 KiB): those of kernels up to 31×31 on p4m, not those of images."""
+"""Entries of the largest cached table (512 KiB): tables of kernels up to 31×31 on p4m fit, tables of images do not."""
 
 
 class ElementSteps(NamedTuple):
-    """How one element acts on an array: transpose to ``axes``, flip ``flips``, select ``sources`` on the group axis."""
+    """An element's action on an array: transpose to ``axes``, flip ``flips``, select ``sources`` on the group axis."""
 
     axes: tuple[int, ...]
     flips: tuple[int, ...]
@@ -24,9 +24,9 @@ class ElementSteps(NamedTuple):
 
 
 def steps_of(group: PointGroup, element: int) -> ElementSteps:
-    """Return how an element t acts, in integers: ``(t·f)[g] = flip(transpose(f[sources[g]], axes), flips)``.
+    """Return the action of an element t, in integers: ``(t·f)[g] = flip(transpose(f[sources[g]], axes), flips)``.
 
-    All of it is Python's own arithmetic, which ``torch.compile`` traces.
+    The function computes in Python integers, so that ``torch.compile`` can trace it.
 
     >>> from sepgroupy.groups import C4
     >>> steps_of(C4, 1)
@@ -40,13 +40,13 @@ def steps_of(group: PointGroup, element: int) -> ElementSteps:
 
 
 def action_table(group: PointGroup, size: tuple[int, ...], group_axis: bool = False) -> NDArray[np.int64]:
-    """Return where each value of a transformed array comes from, for every element of the group.
+    """Return the source index of each value of a transformed array, for every group element.
 
     For an array without group axis ``(g·a).ravel() == a.ravel()[table[g]]``, with ``(g·a)[q] = a[g⁻¹q]`` and
     positions measured from the centre of the array. With ``group_axis=True`` the array has a leading group axis and
     ``(g·f)[h] = g·(f[g⁻¹h])``. An element that exchanges axes gives an array of :func:`moved_size`.
 
-    The table of a kernel is cached, that of an image is not: to transform images use
+    Tables of kernels are cached, tables of images are not. To transform images use
     :func:`sepgroupy.functional.transform`, which needs no table.
 
     Args:
@@ -80,7 +80,7 @@ _cached_table = lru_cache(maxsize=64)(_build_table)
 
 
 def moved_size(matrix: NDArray[np.int64], size: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the sizes of an array after the element has moved its axes."""
+    """Return the spatial sizes of an array after the element has acted on it."""
     return tuple(size[int(np.argmax(np.abs(row)))] for row in matrix)
 
 

@@ -25,7 +25,7 @@ class PointGroup:
     dimensions on (row, column). Two groups are equal when their elements are, in the same order,
     because that order is the layout of every feature map and filter on the group.
 
-    Make one with :meth:`generate`; :func:`as_group` also understands names and lists of generators.
+    Create a group by :meth:`generate`; :func:`as_group` also takes names and lists of generators.
 
     >>> group = PointGroup.generate([[[0, -1], [1, 0]]], name="p4")
     >>> group.order, int(group.cayley_table[1, 3]), group.inverses.tolist()
@@ -43,7 +43,7 @@ class PointGroup:
         each further generator ``s``. From (R, F) this gives ``F^m R^r`` at index ``4m + r``.
 
         Raises:
-            ArgumentError: a generator is no signed permutation matrix, or they differ in size.
+            ArgumentError: a generator is not a signed permutation matrix, or the generators differ in size.
         """
         if isinstance(generators, str) or not isinstance(generators, Iterable):
             raise ArgumentError(f"generators (={generators!r}) must be a list of signed permutation matrices")
@@ -107,7 +107,7 @@ class PointGroup:
 
     @property
     def actions(self) -> tuple[str, ...]:
-        """What each element does to an image x, as a method call of ``torch.Tensor``.
+        """The action of each element on an image x, as a method call of ``torch.Tensor``.
 
         >>> PointGroup.generate([[[0, -1], [1, 0]]]).actions[:2]
         ('x', 'x.rot90(1, (-2, -1))')
@@ -115,7 +115,7 @@ class PointGroup:
         return tuple(action_text(element) for element in self.elements)
 
     def is_subgroup_of(self, other: PointGroup) -> bool:
-        """Whether every element is one of ``other``'s; the order of elements does not matter."""
+        """Whether every element is an element of ``other``, in any order."""
         return set(self.elements) <= set(other.elements)
 
     def __reduce__(self) -> tuple[type[PointGroup], tuple[tuple[Matrix, ...], str]]:
@@ -134,8 +134,8 @@ def _parse(matrix: Sequence[Sequence[int]] | NDArray[Any]) -> Matrix:
         parsed = tuple(tuple(row) for row in rows)
     if not _is_signed_permutation(parsed):
         raise ArgumentError(
-            f"generator {matrix} is no signed permutation matrix: it must be square, with one entry +1 or -1 in each "
-            "row and column and 0 elsewhere"
+            f"generator {matrix} is not a signed permutation matrix: it must be square, with one entry +1 or -1 in "
+            "each row and column and 0 elsewhere"
         )
     return tuple(tuple(int(entry) for entry in row) for row in parsed)
 
@@ -161,13 +161,13 @@ def product(a: Matrix, b: Matrix) -> Matrix:
 
 
 def axes_and_flips(element: Matrix) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return how an element acts on an array: transpose it to these axes, then flip those of the result."""
+    """Return the axes of the transpose, then the flipped axes of its result, by which an element acts on an array."""
     axes = tuple(next(axis for axis, entry in enumerate(row) if entry) for row in element)
     return axes, tuple(axis for axis, row in enumerate(element) if row[axes[axis]] < 0)
 
 
 def action_text(element: Matrix) -> str:
-    """Return what an element does to an array x, as a method call of ``torch.Tensor``."""
+    """Return the action of an element on an array x, as a method call of ``torch.Tensor``."""
     axes, flips = axes_and_flips(element)
     size = len(element)
     if size == 2:

@@ -1,4 +1,4 @@
-"""The Fourier basis of a finite point group: real and orthogonal, it makes its convolutions block-diagonal."""
+"""The Fourier basis of a finite point group: a real orthogonal matrix that makes its convolutions block-diagonal."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class FourierBasis:
     """An orthogonal matrix Q that makes every convolution over the group block-diagonal.
 
     The convolution ``u[g] = Σ_h p[g⁻¹h] x[h]`` is the matrix ``M(p) = Σ_k p[k] ρ(k)`` with ``(ρ(k) x)[g] = x[gk]``.
-    On the diagonal of ``Q M(p) Qᵀ`` stands, for each block and equally for each of its copies,
+    The diagonal of ``Q M(p) Qᵀ`` has, for each block and each of its copies, the matrix
     ``Σ_k p[k] D(k) = irrep @ p``; all other entries are zero.
     """
 
@@ -46,7 +46,7 @@ class FourierBasis:
 
     @property
     def multiplications(self) -> int:
-        """How many multiplications the blocks take in all, where M(p) takes \\|H\\|²."""
+        """The multiplications of all blocks together; M(p) takes \\|H\\|²."""
         return sum(block.copies * block.size**2 for block in self.blocks)
 
 

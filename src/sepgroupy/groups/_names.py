@@ -1,4 +1,4 @@
-"""Named point groups in one, two and three dimensions, and everything else that a user may write for a group."""
+"""Named point groups in one, two and three dimensions, and the conversion of a user's argument to a group."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ _GENERATORS: dict[int, dict[str, tuple[Matrix, ...]]] = {
     },
     1: {"C1": (identity(1),), "reflection": (((-1,),),)},
 }
-"""By dimension, the first of which is meant where a name is of several. In 2-D every subgroup of p4m."""
+"""Names by dimension. A name in several dimensions means the first. In 2-D every subgroup of p4m has a name."""
 _ALIASES = {
     1: {"p1": "c1", "d1": "reflection"},
     2: {"vflip": "pm", "c1": "p1", "c2": "p2", "c4": "p4", "d1": "pm", "d2": "p2mm", "d4": "p4m"},
@@ -88,11 +88,11 @@ C1, C2, C4 = (_named[2, name] for name in ("p1", "p2", "p4"))
 D1, D2, D4 = (_named[2, name] for name in ("pm", "p2mm", "p4m"))
 
 GroupLike: TypeAlias = PointGroup | str | Matrices
-"""Anything that :func:`as_group` understands: a group, a name or a list of generators."""
+"""Everything that :func:`as_group` takes: a group, a name or a list of generators."""
 
 
 def as_group(group: GroupLike, dimension: int | None = None) -> PointGroup:
-    """Return the group that a user means: a PointGroup, a name in any case, or generators.
+    """Return the group for a PointGroup, a name in any case, or generators.
 
     In two dimensions:
 
@@ -134,8 +134,8 @@ def as_group(group: GroupLike, dimension: int | None = None) -> PointGroup:
 
     Args:
         group: a PointGroup, a name or a list of generators.
-        dimension: the number of spatial axes that the group must act on. If None, a name that is one of several
-            dimensions means the group in two: "D4" is p4m.
+        dimension: the number of spatial axes that the group must act on. If None, a name that exists in
+            several dimensions means the group in two: "D4" is p4m.
 
     >>> as_group("P4M") is D4
     True
@@ -147,7 +147,7 @@ def as_group(group: GroupLike, dimension: int | None = None) -> PointGroup:
     (PointGroup(D4, order=8, dimension=3), PointGroup(Oh, order=48, dimension=3))
 
     Raises:
-        ArgumentError: the name is unknown, the generators are no signed permutation matrices, or the group acts on
+        ArgumentError: the name is unknown, the generators are not signed permutation matrices, or the group acts on
             another number of axes.
     """
     if isinstance(group, str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +111,8 @@ def _build_timm(name: str, short: str, channels: int, outputs: int, task: str) -
     if task == "segmentation":
         raise ArgumentError(f"model (={name!r}) makes no masks: use p4m-unet, or torchvision/fcn_resnet50 or the like")
     if not timm.is_model(short):
-        near = timm.list_models(f"*{short}*")[:5] or timm.list_models("resnet*")[:5]
-        raise ArgumentError(f"model (={name!r}) is unknown to timm {timm.__version__}; it knows {', '.join(near)}, …")
+        near = get_close_matches(short, timm.list_models(), 5) or ["resnet18"]
+        raise ArgumentError(f"model (={name!r}) is unknown to timm {timm.__version__}; it has {', '.join(near)}, …")
     model: nn.Module = timm.create_model(short, num_classes=outputs, in_chans=channels)
     return model
 
@@ -130,7 +131,8 @@ def _build_torchvision(name: str, short: str, channels: int, outputs: int, task:
     masks = task == "segmentation"
     known = models.list_models(module=models.segmentation if masks else models)
     if short not in known:
-        raise ArgumentError(f"model (={name!r}) is unknown: for {task} torchvision has {', '.join(known[:5])}, …")
+        near = get_close_matches(short, known, 5) or known[:5]
+        raise ArgumentError(f"model (={name!r}) is unknown: for {task} torchvision has {', '.join(near)}, …")
     options: dict[str, Any] = {"weights_backbone": None} if masks else {}
     model: nn.Module = models.get_model(short, weights=None, num_classes=outputs, **options)
     stem_name, stem = next((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d))

@@ -1,4 +1,4 @@
-"""Two literal tables: the published networks, and others."""
+"""The networks by name: two tables, of the published networks and of others."""
 
 from __future__ import annotations
 
@@ -27,8 +27,16 @@ _PUBLISHED: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "g-p4m-resnet44": (ResNet, {"kind": "g", "widths": (19, 38, 76)}),
     "gc-p4m-resnet44": (ResNet, {"kind": "gc", "widths": (28, 56, 112)}),
 }
-_NEUTRAL = ("backend", "init", "width", "widths")  # options that leave the meaning of given weights as it is
-_MODELS = _PUBLISHED | {"p4m-unet": (UNet, {"kind": "gc"})}
+_NEUTRAL = ("backend", "init", "width", "widths")  # options that do not change the meaning of weights
+_VOLUMES: dict[str, Any] = {"kind": "gc", "dimension": 3, "in_channels": 1}
+_MODELS = _PUBLISHED | {
+    "p4m-unet": (UNet, {"kind": "gc"}),
+    "o-unet": (UNet, _VOLUMES | {"width": 4, "depth": 2}),
+    "o-resnet8": (
+        ResNet,
+        _VOLUMES | {"depth": 8, "widths": (4, 8, 16), "head": "invariant", "downsampling": "equivariant"},
+    ),
+}
 
 
 def model_names() -> tuple[str, ...]:
@@ -46,14 +54,14 @@ def build_model(name: str, *, weights: str | PathLike[str] | None = None, **opti
 
     Args:
         name: one of :func:`model_names`, in any case.
-        weights: trained parameters, with which the network is in inference mode: a name of :func:`list_weights`, or a
-            file that :func:`save_weights` has written. None to draw them.
+        weights: trained parameters: a name of :func:`list_weights`, or a file of :func:`save_weights`. The network is
+            then in inference mode. None for random parameters.
         **options: arguments of the network's class that replace those of the name, such as ``width``, ``group``
             or ``backend``.
 
     Raises:
-        ArgumentError: the name is unknown, or an option or its value is, or a plain network is given a group, or an
-            option changes what the weights mean.
+        ArgumentError: the name, an option or its value is unknown; a plain network is given a group; or an option
+            changes the meaning of the weights.
         DataError: the file of the weights is missing or broken, or does not fit the network.
 
     >>> sum(p.numel() for p in build_model("gc-p4cnn").parameters())
@@ -74,6 +82,6 @@ def build_model(name: str, *, weights: str | PathLike[str] | None = None, **opti
         return model
     if changed := options.keys() - _NEUTRAL:
         changes = ", ".join(sorted(changed))
-        raise ArgumentError(f"weights (={str(weights)!r}) belong to {name} as it is: leave out {changes}")
+        raise ArgumentError(f"weights (={str(weights)!r}) belong to {name} without changes: leave out {changes}")
     load_weights(model, name.lower(), weights)
     return model.eval()

@@ -1,4 +1,4 @@
-"""Checkpoints of the published code: recognised by their keys and shapes, never trusted."""
+"""Checkpoints of the published code: recognized by keys and shapes, and validated."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ _GROUPS = {4: "p4", 8: "p4m"}  # by the length of a filter's group axis
 def load_published(path: str | PathLike[str]) -> nn.Module:
     """Load a checkpoint of the published code's experiments and build the network that it fits.
 
-    The file holds a state dict of one of the networks for rotated MNIST (``conv1`` … ``conv7``) or for CIFAR-10
-    (``conv1``, ``layer1`` … ``layer3``), itself or under the key ``"state_dict"`` or ``"model"``, with or without the
+    The file contains a state dict of one of the networks for rotated MNIST (``conv1`` … ``conv7``) or for CIFAR-10
+    (``conv1``, ``layer1`` … ``layer3``), directly or under the key ``"state_dict"`` or ``"model"``, with or without the
     prefix ``module.`` of a parallel wrapper. Kind, group (p4 or p4m), widths, depth, number of classes and of input
-    channels follow from keys and shapes. No code that a file may hold is run.
+    channels follow from keys and shapes. No code from the file is executed.
 
     Args:
         path: the file.
 
     Returns:
-        A :class:`RotMNISTNet` or :class:`ResNet` in float32 on the CPU, in evaluation mode.
+        A :class:`RotMNISTNet` or :class:`ResNet` in float32 on the CPU, in inference mode.
 
     Raises:
-        DataError: the file is missing or broken, holds something else, or fits none of the networks.
+        DataError: the file is missing or broken, has other content, or fits none of the networks.
     """
     name = fspath(path)
     state = find_state(name, load_tensors(Path(name)))
     try:
         network, options = _recognise(state)
-        with torch.device("meta"):  # nothing is allocated before all shapes are known to be right
+        with torch.device("meta"):  # nothing is allocated before all shapes are validated
             model = network(**options)
     except SepgroupyError as error:
-        raise DataError(f"{name} is no checkpoint of a published network: {error}") from None
+        raise DataError(f"{name} is not a checkpoint of a published network: {error}") from None
     if differences := misfit(state, model.state_dict()):
         call = f"{network.__name__}({', '.join(f'{key}={value!r}' for key, value in options.items())})"
         raise DataError(f"{name} looks like {call}, but {differences}")
@@ -53,10 +53,10 @@ def load_published(path: str | PathLike[str]) -> nn.Module:
 
 
 def find_state(name: str, found: Any) -> dict[str, Tensor]:
-    """Return the state dict that a file of that name holds, itself or under a usual key.
+    """Return the state dict in the content of a file, directly or under a usual key.
 
     Raises:
-        DataError: there is none, or it holds more than dense tensors with all their numbers.
+        DataError: there is none, or it contains anything but dense tensors with all their values.
     """
     if isinstance(found, Mapping):
         found = next((found[key] for key in ("state_dict", "model") if isinstance(found.get(key), Mapping)), found)
@@ -72,14 +72,14 @@ def find_state(name: str, found: Any) -> dict[str, Tensor]:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether it is a dense tensor with a number in the file for each of its elements."""
+    """Whether it is a dense tensor whose every element is in the file."""
     if not isinstance(value, Tensor) or value.layout != torch.strided or value.device.type != "cpu":
         return False
     return value.untyped_storage().nbytes() >= value.numel() * value.element_size()
 
 
 def _recognise(state: Mapping[str, Tensor]) -> tuple[type[nn.Module], dict[str, Any]]:
-    """Return the class of a network and the arguments that a state dict speaks of."""
+    """Return the class of a network and the arguments that a state dict implies."""
     blocks = {match[0] for match in map(re.compile(r"layer1\.\d+\.").match, state) if match}
     width, in_channels = _shape(state, "conv1.weight", 4, 5)[:2]
     options: dict[str, Any] = {"in_channels": in_channels, "classes": _shape(state, "fc.weight", 2)[0]}
@@ -96,18 +96,18 @@ def _kind(state: Mapping[str, Tensor], layer: str) -> dict[str, str]:
         return {"kind": "c"}
     if f"{layer}.depthwise_weight" in state:
         kind = "g" if len(_shape(state, f"{layer}.depthwise_weight", 4, 5)) == 4 else "gc"
-        fiber = _shape(state, f"{layer}.pointwise_weight", 5)[2]
+        order = _shape(state, f"{layer}.pointwise_weight", 5)[2]
     elif len(shape := _shape(state, f"{layer}.weight", 4, 5)) == 4:
         return {"kind": "plain"}
     else:
-        kind, fiber = "dense", shape[2]
-    if fiber not in _GROUPS:
-        raise DataError(f"the filters of {layer} are on a group of order {fiber}, not 4 (p4) or 8 (p4m)")
-    return {"kind": kind, "group": _GROUPS[fiber]}
+        kind, order = "dense", shape[2]
+    if order not in _GROUPS:
+        raise DataError(f"the filters of {layer} are on a group of order {order}, not 4 (p4) or 8 (p4m)")
+    return {"kind": kind, "group": _GROUPS[order]}
 
 
 def _shape(state: Mapping[str, Tensor], key: str, *axes: int) -> tuple[int, ...]:
-    """Return the shape of a weight that must be there, with one of these numbers of axes and none of them empty."""
+    """Return the shape of a required weight, which must have one of these numbers of axes, none of them empty."""
     if key not in state:
         raise DataError(f"it has no {key}; its {len(state)} keys begin with {', '.join(list(state)[:5])}")
     shape = tuple(state[key].shape)
@@ -117,7 +117,7 @@ def _shape(state: Mapping[str, Tensor], key: str, *axes: int) -> tuple[int, ...]
 
 
 def misfit(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
-    """Say of the first keys what would have to be different; nothing if the state dict fits."""
+    """Describe the first differences of a state dict from that of the network; empty if it fits."""
     missing = [f"{key} is missing" for key in wanted if key not in found]
     unknown = [f"{key} is unknown" for key in found if key not in wanted]
     wrong = [

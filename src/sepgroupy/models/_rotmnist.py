@@ -19,20 +19,20 @@ class RotMNISTNet(nn.Module):
     invariant, ``net(t·x) = net(x)``, exactly.
 
     Args:
-        kind: "plain" (ordinary convolutions), "c" (1×1 then depthwise), or the "dense", "g" or "gc" of a group.
+        kind: "plain" (plain convolutions), "c" (1×1 then depthwise), or the "dense", "g" or "gc" of a group.
         width: channels of every convolution.
         group: the point group of the kinds dense, g and gc.
         in_channels: channels of the image.
         classes: number of classes.
-        backend: as :class:`sepgroupy.nn.GroupConv2d`, for the layers whose kind knows it.
-        init: as :class:`sepgroupy.nn.GroupConv2d`, for group convolutions; with "published" parameters are, at equal
-            seed, bitwise those of the published networks. Ordinary layers are drawn as PyTorch draws them.
+        backend: as :class:`sepgroupy.nn.GroupConv2d`, for the layers that support it.
+        init: as :class:`sepgroupy.nn.GroupConv2d`, for group convolutions; with "published" the parameters
+            equal, at equal seed, those of the published networks bitwise. Plain layers have PyTorch's initialization.
 
     Shape:
         (B, in_channels, 28, 28) to log-probabilities (B, classes).
 
     Raises:
-        ArgumentError: an argument is none of its values, or the image is of another size.
+        ArgumentError: an argument has an unknown value, or the image is of another size.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class RotMNISTNet(nn.Module):
             self.add_module(f"conv{index}", convolution)
             self.add_module(f"bn{index}", layers.norm(width))
         self.relu = nn.ReLU()
-        self.max_pool = layers.per_element(nn.MaxPool2d(2))
+        self.max_pool = layers.pool("MaxPool")
         self.pool = nn.Identity() if layers.group is None else GroupPool("max")
         self.fc = nn.Linear(width, classes)
 

@@ -1,4 +1,4 @@
-"""Trained parameters by name: numpy archives that come with the package, or that :func:`save_weights` has written."""
+"""Trained parameters by name: numpy archives in the package, or files of :func:`save_weights`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CARD = "card"  # the array with the card; no parameter has this name
 
 @dataclass(frozen=True)
 class WeightsCard:
-    """What is known about trained parameters; stored with them, as JSON.
+    """The origin of trained parameters; stored with them, as JSON.
 
     Args:
         model: name of the network, see :func:`build_model`.
@@ -35,8 +35,8 @@ class WeightsCard:
         test_error: on the test set of the data, percent.
         parameters: the number of free parameters.
         license: of the data.
-        init: how the parameters of group convolutions were drawn.
-        commit: the git commit of sepgroupy that trained them; empty if it is unknown.
+        init: the initialization of group convolutions.
+        commit: the git commit of sepgroupy that trained them; empty if unknown.
     """
 
     model: str
@@ -103,20 +103,20 @@ def save_weights(path: str | PathLike[str], model: nn.Module, card: WeightsCard)
     arrays = {name: value.detach().cpu().numpy() for name, value in model.state_dict().items()}
     arrays[_CARD] = np.array(json.dumps(asdict(card)))
     with atomic(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]  # a name is no option of savez
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # a name is not an option of savez
 
 
 def load_weights(model: nn.Module, name: str, weights: str | PathLike[str]) -> None:
     """Load trained parameters into a network.
 
     Args:
-        model: the network, as :func:`build_model` makes it of the name.
+        model: the network, from :func:`build_model` with the name.
         name: of the network.
         weights: name of a set that has the network, or path of a file (``….npz``).
 
     Raises:
         ArgumentError: there is no such set, or it does not have the network.
-        DataError: the file is missing or broken, or holds another network or arrays of other names, shapes or types.
+        DataError: the file is missing or broken, or has another network or arrays of other names, shapes or types.
     """
     path = _find(name, weights)
     wanted = model.state_dict()
@@ -141,7 +141,7 @@ def _find(name: str, weights: str | PathLike[str]) -> Path:
 
 
 def _read(path: Path, wanted: Mapping[str, Tensor] | None = None) -> tuple[WeightsCard, dict[str, Tensor]]:
-    """Return the card of a file and, if they are wanted, its tensors; no code that the file may hold is run."""
+    """Return the card of a file and, if requested, its tensors. No code from the file is executed."""
     try:
         with path.open("rb") as file:
             require_no_more_than_it_holds(file)
@@ -166,7 +166,7 @@ def _parse(array: Any) -> WeightsCard:
     """Read a card.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a card.
         TypeError: a field is missing or unknown.
     """
     card = WeightsCard(**json.loads(array.item()))

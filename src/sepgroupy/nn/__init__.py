@@ -1,4 +1,4 @@
-"""Equivariant modules: they hold parameters and call a backend. ``forward`` reads one tensor, as in ``torch.nn``."""
+"""Equivariant modules: they own parameters and call a backend. ``forward`` reads one tensor, as in ``torch.nn``."""
 
 from .base import DEFAULT_INIT as DEFAULT_INIT
 from .base import INITS as INITS
@@ -14,6 +14,7 @@ from .conv import LiftingConv1d as LiftingConv1d
 from .conv import LiftingConv2d as LiftingConv2d
 from .conv import LiftingConv3d as LiftingConv3d
 from .filter_cache import cached_filters as cached_filters
+from .per_element import GROUP_BATCH_NORMS as GROUP_BATCH_NORMS
 from .per_element import GroupBatchNorm as GroupBatchNorm
 from .per_element import GroupBatchNorm1d as GroupBatchNorm1d
 from .per_element import GroupBatchNorm2d as GroupBatchNorm2d

@@ -1,4 +1,4 @@
-"""What all convolutions on a group share: a specification, parameters, how they are drawn, and the forward pass."""
+"""The base class of all group convolutions: specification, parameters, initialization and forward pass."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DEFAULT_INIT = "variance"
 
 
 class GroupConvolution(nn.Module):
-    """What lifting, group and transposed convolutions share; abstract: a subclass names its parameters."""
+    """Base class of lifting, group and transposed convolutions. Abstract: a subclass defines the parameters."""
 
     dimension: ClassVar[int]
     """The number of spatial axes."""
@@ -100,7 +100,7 @@ class GroupConvolution(nn.Module):
 
     @property
     def padding_mode(self) -> str:
-        """What is padded with."""
+        """The padding mode, one of ``PADDING_MODES``."""
         return self.spec.padding_mode
 
     @property
@@ -116,7 +116,8 @@ class GroupConvolution(nn.Module):
         ``I = in_channels/groups``:
 
         * ``init="published"``: every parameter, the bias too, has ``bound = 1/√(I·K)``, as in the code of Lengyel &
-          van Gemert (2021). Both factors of a separable layer are small, so that a fresh residual branch is too.
+          van Gemert (2021). Both factors of a separable layer are small, so the output of a new residual block is
+          small too.
         * ``init="variance"``: a layer followed by ReLU preserves the mean square of its feature maps. A dense filter
           needs variance ``2/(I·|H|·K)`` per entry (He et al., 2015), a lifting filter ``2/(I·K)``. The variance of a
           product of independent factors is the product of their variances: the depthwise factor has ``2/K``, the
@@ -148,7 +149,7 @@ class GroupConvolution(nn.Module):
         return backend.run(self.spec, x, self.expanded_filters(backend, x), self.bias)
 
     def expanded_filters(self, backend: Backend, x: Tensor) -> Filters:
-        """Return the filters as a backend reads them for x, from the cache if there is one (:func:`cached_filters`)."""
+        """Return the backend's filters for x, from the cache if there is one (:func:`cached_filters`)."""
         parameters = {name: getattr(self, name) for name in self.filter_names}
         return self.reused_filters(backend, x, parameters, lambda: parameters)
 
@@ -159,13 +160,13 @@ class GroupConvolution(nn.Module):
         depends: Mapping[str, Tensor],
         parameters: Callable[[], Mapping[str, Tensor]],
     ) -> Filters:
-        """Return filters made of other parameters than the layer's, from the cache if there is one.
+        """Return filters of other parameters than the layer's, from the cache if there is one.
 
         Args:
-            backend: whose filters.
+            backend: the backend that reads the filters.
             x: the input of the convolution.
             depends: the tensors that the parameters are computed from.
-            parameters: computes them, under the names of the layer's.
+            parameters: function that computes the parameters, under the names of the layer's.
         """
         spec, cache = self.spec, self.filter_cache
         if cache is None or torch.is_grad_enabled() or not _is_eager(x):
@@ -208,7 +209,7 @@ class GroupConvolution(nn.Module):
 
 
 def call_as_leaf(module: nn.Module, x: torch.fx.Proxy) -> Any:
-    """Record the call of a module as one step of a torch.fx graph, as is done for the modules of torch.nn."""
+    """Record the call of a module as one step of a torch.fx graph, like that of the modules of torch.nn."""
     tracer: Any = x.tracer
     return tracer.create_proxy("call_module", tracer.path_of_module(module), (x,), {})
 
@@ -242,7 +243,7 @@ def _check_factory(device: torch.device | str | None, dtype: torch.dtype | None)
         if device is not None:
             torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise ArgumentError(f"device (={device!r}) is no device of torch: {str(error).splitlines()[0]}") from None
+        raise ArgumentError(f"device (={device!r}) is not a device of torch: {str(error).splitlines()[0]}") from None
 
 
 def filter_shapes(
@@ -262,7 +263,7 @@ def check_kind(kind: str) -> None:
 
 
 def check_channels(in_channels: int, out_channels: int, groups: int) -> int:
-    """Refuse numbers of channels that cannot be, and return the input channels of one block."""
+    """Refuse invalid numbers of channels; return the input channels of one block."""
     for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
         if not isinstance(channels, Integral) or isinstance(channels, bool) or not 1 <= channels <= MAX_SIZE:
             raise ArgumentError(f"{name} (={channels!r}) must be a positive integer below 2³¹")

@@ -41,22 +41,22 @@ class LiftingConv2d(LiftingConv):
     """Lift an image to the group: ``y[o, g] = Σ_i (g·w[o,i]) ⋆ x[i] + b[o]``.
 
     Equivariance: ``layer(t·x) = t·layer(x)`` for every t of the group, where ``(t·f)[g] = t·(f[t⁻¹g])``; exact to
-    rounding whenever ``(n + 2·padding - dilation·(k-1) - 1) % stride == 0`` on both axes of a square input.
+    rounding if ``(n + 2·padding - dilation·(k-1) - 1) % stride == 0`` on both axes of a square input.
 
     Args:
         in_channels: channels of the input (B, in_channels, Y, X).
         out_channels: channels of the output (B, out_channels, |H|, Y', X').
-        kernel_size: an integer or a pair (rows, columns); any size, even ones too.
-        stride: step between output pixels; this and what follows as in ``torch.nn.Conv2d``.
+        kernel_size: an integer or a pair (rows, columns); any size, also even.
+        stride: step between output pixels; this and the next arguments as in ``torch.nn.Conv2d``.
         padding: pixels added on each side, an integer, a pair, "same" or "valid".
         dilation: distance between the elements of the kernel.
         groups: blocks of channels that are convolved separately.
         bias: whether to add one number for each output channel.
         padding_mode: "zeros", "reflect", "replicate" or "circular".
         group: the point group: "p4", "p4m", …, a PointGroup or a list of generators.
-        backend: how the result, the same to rounding, is computed: "auto", the fastest known; "torch", the fastest of
-            PyTorch's own operations; or one by name, see :func:`sepgroupy.available_backends`.
-        init: how parameters are drawn, "published" or "variance", see :meth:`reset_parameters`.
+        backend: "auto", the fastest; "torch", the fastest that uses PyTorch's operations only; or one by name, see
+            :func:`sepgroupy.available_backends`. Results are equal to rounding.
+        init: the initialization, "published" or "variance", see :meth:`reset_parameters`.
         device: of the parameters.
         dtype: of the parameters.
 
@@ -110,7 +110,7 @@ class GroupConv(GroupConvolution):
 class GroupConv2d(GroupConv):
     """Convolve over the group: ``y[o, g] = Σ_i Σ_h (g·w[o,i])[h] ⋆ x[i, h] + b[o]``.
 
-    ``kind`` says what the parameters are:
+    ``kind`` selects the parameters:
 
     * ``"dense"``: ``weight`` (O, I, |H|, k, k);
     * ``"g"``: ``w[o,i,h] = pw[o,i,h]·dw[o,i]`` from ``depthwise_weight`` (O, I, k, k) and ``pointwise_weight``
@@ -118,14 +118,14 @@ class GroupConv2d(GroupConv):
     * ``"gc"``: ``w[o,i,h] = pw[o,i,h]·dw[o]`` from ``depthwise_weight`` (O, 1, 1, k, k) and the same,
 
     with O = out_channels, I = in_channels/groups. Equivariance: ``layer(t·x) = t·layer(x)`` for every t of the group,
-    where ``(t·f)[g] = t·(f[t⁻¹g])``; exact to rounding whenever
+    where ``(t·f)[g] = t·(f[t⁻¹g])``; exact to rounding if
     ``(n + 2·padding - dilation·(k-1) - 1) % stride == 0`` on both axes of a square input.
 
     Args:
         in_channels: channels of the input (B, in_channels, |H|, Y, X).
         out_channels: channels of the output (B, out_channels, |H|, Y', X').
-        kernel_size: an integer or a pair (rows, columns); any size, even ones too.
-        stride: step between output pixels; this and what follows as in ``torch.nn.Conv2d``.
+        kernel_size: an integer or a pair (rows, columns); any size, also even.
+        stride: step between output pixels; this and the next arguments as in ``torch.nn.Conv2d``.
         padding: pixels added on each side, an integer, a pair, "same" or "valid".
         dilation: distance between the elements of the kernel.
         groups: blocks of channels that are convolved separately.
@@ -133,12 +133,12 @@ class GroupConv2d(GroupConv):
         padding_mode: "zeros", "reflect", "replicate" or "circular".
         group: the point group: "p4", "p4m", …, a PointGroup or a list of generators.
         kind: "dense", "g" or "gc", see above.
-        backend: how the result, the same to rounding, is computed. "auto" is the fastest known; "torch" the fastest of
-            PyTorch's own operations. By name: "expanded" multiplies factors out and convolves once with all transformed
-            filters; "two_step" (kinds g and gc) convolves pointwise, then depthwise; "fourier" does the pointwise step
-            of a gc layer, or a 1×1 dense layer, in the group's Fourier domain; "native" does all there, by compiled
-            kernels on a CPU; "reference" is the definition.
-        init: how parameters are drawn, "published" or "variance", see :meth:`reset_parameters`.
+        backend: "auto" is the fastest, "torch" the fastest that uses PyTorch's operations only. By name: "expanded"
+            multiplies the factors and convolves once with all transformed filters; "two_step" (kinds g and gc)
+            convolves pointwise, then depthwise; "fourier" computes the pointwise step of a gc layer, or a 1×1 dense
+            layer, in the group's Fourier domain; "native" computes the whole convolution there, by compiled kernels on
+            a CPU; "reference" is the definition. Results are equal to rounding.
+        init: the initialization, "published" or "variance", see :meth:`reset_parameters`.
         device: of the parameters.
         dtype: of the parameters.
 

@@ -22,10 +22,10 @@ except (AttributeError, OSError, TypeError):  # Windows has no library without a
 
 
 class FilterCache:
-    """Expanded filters of one layer. They are used as long as the parameters have the values they were made from.
+    """Expanded filters of one layer, valid while the parameters have the values that they were computed from.
 
-    Values are compared in every call, since an edit through ``.data`` or numpy leaves no other trace. On a CPU that
-    costs reading the parameters once; on other devices it waits for the device.
+    Values are compared in every call, since an edit through ``.data`` or numpy leaves no other trace. On a CPU the
+    comparison reads the parameters once; on other devices it waits for the device.
     """
 
     def __init__(self) -> None:
@@ -54,11 +54,11 @@ def cached_filters(model: Model) -> Iterator[Model]:
     """Expand the filters of a model's group convolutions once, for all calls without gradients in this context.
 
     Outside the context every call expands them. Within it each layer compares its parameters with the values that its
-    filters were made from and expands them again if they differ, whichever way they were edited. Calls with gradients
+    filters were computed from, and expands them again after any edit. Calls with gradients
     enabled, and calls under ``torch.compile`` or a function transform, do not use the cache.
 
     Args:
-        model: any module; the layers in it have the attribute ``filter_cache`` until the context ends.
+        model: any module. Its layers have the attribute ``filter_cache`` until the context ends.
 
     >>> from sepgroupy.nn import GroupConv2d
     >>> layer, x = GroupConv2d(4, 4, 3, group="p4"), torch.randn(1, 4, 4, 9, 9)

@@ -1,4 +1,4 @@
-"""Modules that treat all elements of the group alike, for which the group axis is a batch axis; and group pooling."""
+"""Modules that treat the group axis as a batch axis, batch norm among them; and group pooling."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .base import call_as_leaf
 class PerElement(nn.Module):
     """Apply a module for images to a group feature map: ``y[·, g] = module(x[·, g])``, with parameters shared over g.
 
-    The group axis is merged into the batch, so one wrapper gives pooling over space, dropout, activation and resizing.
-    It is equivariant when the module itself treats rotated and reflected images alike, as those do. For batch norm
-    there is :class:`GroupBatchNorm2d`.
+    The group axis is merged into the batch, so one wrapper serves spatial pooling, dropout, activations and resizing.
+    The result is equivariant if the module commutes with rotations and reflections, as these do. For batch norm use
+    :class:`GroupBatchNorm2d`.
 
     Args:
         module: any module from (N, C, *spatial) to (N, C', *spatial'), or to a tuple of such.
@@ -33,7 +33,7 @@ class PerElement(nn.Module):
     torch.Size([2, 16, 8, 5, 5])
     """
 
-    dimension = 2  # of modules from files that were written when there was no other
+    dimension = 2  # of modules in files of earlier versions
 
     def __init__(self, module: nn.Module, dimension: int = 2) -> None:
         super().__init__()
@@ -85,10 +85,14 @@ class GroupBatchNorm3d(GroupBatchNorm, nn.BatchNorm3d):
     dimension = 3
 
 
+GROUP_BATCH_NORMS = {norm.dimension: norm for norm in (GroupBatchNorm1d, GroupBatchNorm2d, GroupBatchNorm3d)}
+"""The batch norms by their dimension."""
+
+
 class GroupPool(nn.Module):
     """Pool over the group axis: ``y = max_g x[·, g]`` or its mean, from group feature maps to invariant ones.
 
-    For every t of the group ``pool(t·x) = t·pool(x)``, where t rotates and reflects the feature map alone.
+    For every t of the group ``pool(t·x) = t·pool(x)``, where t acts on the spatial axes of the result.
 
     Args:
         mode: "max" or "mean".

@@ -1,4 +1,4 @@
-"""The transpose of a group convolution, which goes from coarse feature maps to fine ones."""
+"""The transpose of a group convolution, from coarse feature maps to fine ones."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class GroupConvTranspose2d(GroupConvTranspose):
     """Transpose a group convolution: ``y[o, h] = Σ_i Σ_g (g·w[i,o])[h] ⋆ᵀ x[i, g] + b[o]``.
 
     ``⋆ᵀ`` is the transpose of the correlation ``⋆``, so that without bias ``⟨conv(y), x⟩ = ⟨y, layer(x)⟩`` for the
-    :class:`GroupConv2d` from out_channels to in_channels that has the same parameters. Those are of its kinds:
+    :class:`GroupConv2d` from out_channels to in_channels with the same parameters. The kinds have the parameters:
 
     * ``"dense"``: ``weight`` (I, O, |H|, k, k);
     * ``"g"``: ``w[i,o,h] = pw[i,o,h]·dw[i,o]`` from ``depthwise_weight`` (I, O, k, k) and ``pointwise_weight``
@@ -59,17 +59,17 @@ class GroupConvTranspose2d(GroupConvTranspose):
         out_channels: channels of the output (B, out_channels, |H|, Y', X'), where
             ``n' = (n - 1)·stride - 2·padding + dilation·(kernel_size - 1) + output_padding + 1``.
         kernel_size: an integer or a pair (rows, columns).
-        stride: output pixels between the contributions of neighbouring input pixels; this and what follows as in
-            ``torch.nn.ConvTranspose2d``.
+        stride: output pixels between the contributions of neighbouring input pixels; this and the next arguments as
+            in ``torch.nn.ConvTranspose2d``.
         padding: pixels removed on each side, an integer or a pair.
-        output_padding: pixels added at the last side of each axis, for groups that leave that side where it is.
+        output_padding: pixels added at the last side of each axis, for groups that do not move this side.
         groups: blocks of channels that are convolved separately.
         bias: whether to add one number for each output channel.
         dilation: distance between the elements of the kernel.
         group: the point group: "p4", "p4m", …, a PointGroup or a list of generators.
         kind: "dense", "g" or "gc", see above.
         backend: "auto", "torch", "expanded", "two_step" (kind gc) or "reference", as :class:`GroupConv2d`.
-        init: how parameters are drawn, "published" or "variance", see :meth:`reset_parameters`.
+        init: the initialization, "published" or "variance", see :meth:`reset_parameters`.
         device: of the parameters.
         dtype: of the parameters.
 

@@ -108,7 +108,8 @@ class TrainingConfig:
     recipes: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {}
     """Values of the fields by recipe and task, the usual recipe first; a field that is missing has its default."""
     ema_warmup: ClassVar[bool] = False
-    """Whether the average of the parameters follows them faster at first."""
+    """Whether the average of the parameters follows them faster at first, and has the running batch statistics of the
+    last step: averages of these, which are averages already, are stale while the learning rate is high."""
 
     task: str
     """The task."""

@@ -25,6 +25,7 @@ COLUMNS = (
     *("test_loss", "test_error", "seconds"),
 )
 
+_LOCKS: set[int] = set()  # open files by which this process holds folders
 _LARGEST_TEXT = 2**20  # bytes; what is written here has a thousand
 
 
@@ -155,7 +156,7 @@ def held(folder: Path) -> Iterator[None]:
         yield
     finally:
         if handle is not None:
-            os.close(handle)
+            _unlock(handle)
 
 
 def _lock(folder: Path) -> int | None:
@@ -173,7 +174,26 @@ def _lock(folder: Path) -> int | None:
                 f"folder (={str(folder)!r}) is being trained in by another process: wait for it, or choose another"
             ) from None
         return None  # some network file systems have no locks
+    _LOCKS.add(handle)
     return handle
+
+
+def _unlock(handle: int) -> None:
+    import fcntl
+
+    _LOCKS.discard(handle)
+    fcntl.flock(handle, fcntl.LOCK_UN)  # closing it would not do while another process still has it
+    os.close(handle)
+
+
+def _close_locks() -> None:
+    """Close the locks in a process that was forked, such as one that reads images: it must not outlive the run's."""
+    while _LOCKS:
+        os.close(_LOCKS.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_locks)
 
 
 def require_room(folder: Path, size: int) -> None:

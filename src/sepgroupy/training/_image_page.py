@@ -8,6 +8,7 @@ from ..pages import Chapter, Page, Plot, Section, Table, to_html, to_svg
 from . import _image_figures as figures
 from ._image_config import IMAGE_RECIPES
 from ._image_evaluation import ImageEvaluation
+from ._loop import best_epoch
 
 _NAMES = {
     "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_auroc": "macro AUROC",
@@ -26,6 +27,10 @@ def page_of(evaluation: ImageEvaluation) -> str:
         f"{c.task}, group {c.group}, kind {c.kind}: {e.images:,} test images of {e.facts.input_size}×"
         f"{e.facts.input_size} pixels and {e.facts.channels} channel{'s' * (e.facts.channels > 1)}.",
     ]
+    if c.select == "best":
+        text.append(
+            f"The network is that of epoch {best_epoch(e.history)}, of the lowest error on the validation images."
+        )
     sections = [_scores(e), _equivariance(e), _curves(e), *_errors(e), _worst(e), _settings(e)]
     if e.skipped:
         sections.append(_skipped(e))

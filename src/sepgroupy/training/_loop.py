@@ -107,7 +107,8 @@ class Loop:
         if config.ema is not None:
             usual = get_ema_multi_avg_fn(config.ema)
             mean_of = warming_average(config.ema, lambda: self.step) if config.ema_warmup else usual
-            self.average = AveragedModel(model, fabric.device, multi_avg_fn=mean_of, use_buffers=True)
+            averaged_buffers = not config.ema_warmup
+            self.average = AveragedModel(model, fabric.device, multi_avg_fn=mean_of, use_buffers=averaged_buffers)
         self.optimizer = make_optimizer(model, config)
         self.wrapped, self.stepper = fabric.setup(model, self.optimizer)
         self._clock = self._saved = time.monotonic()

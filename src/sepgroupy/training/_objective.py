@@ -125,6 +125,7 @@ class Segmentation(Objective):
 def balanced_weights(counts: Tensor) -> Tensor:
     """Return weights of classes inverse to their numbers of images, whose mean over the images is 1.
 
+    >>> import torch
     >>> balanced_weights(torch.tensor([30, 10]))
     tensor([0.6667, 2.0000])
     """

@@ -1,9 +1,9 @@
 """Plain against equivariant networks of equal size on images of cells, and on digits, by the number of training images.
 
-    python experiments/microscopy/main.py write FOLDER           # the images, as PNG files
-    python experiments/microscopy/main.py study microscopy       # train, a row of the CSV file for each run
-    python experiments/microscopy/main.py plot                   # the figure of all runs
-    python experiments/microscopy/main.py examples FIGURE        # the figure of the classes
+    python -m studies.microscopy write FOLDER           # the images, as PNG files
+    python -m studies.microscopy study microscopy       # train, a row of the CSV file for each run
+    python -m studies.microscopy plot                   # the figure of all runs
+    python -m studies.microscopy examples FIGURE        # the figure of the classes
 
 A study that was stopped goes on with the runs that its CSV file does not have yet.
 """
@@ -26,7 +26,7 @@ import sepgroupy
 from sepgroupy.data import MICROSCOPY_CLASSES, ImageSplits, RandomAffine, open_images, write_microscopy
 from sepgroupy.image_models import build_image_model
 
-RESULTS = Path(__file__).parents[2] / "results" / "images"
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "microscopy"
 COLUMNS = (
     "data",
     "images",
@@ -42,7 +42,8 @@ COLUMNS = (
 NETWORKS: dict[str, dict[str, Any]] = {
     "plain": {"kind": "plain"},
     "p4m-gc": {"kind": "gc", "group": "p4m"},
-    "plain-long": {"kind": "plain", "steps": 4},  # as much computing time as the equivariant network takes
+    "plain-long": {"kind": "plain", "steps": 4},
+    "p4m-gc-long": {"kind": "gc", "group": "p4m", "steps": 4},
 }
 IMAGES, SEEDS, TEST_IMAGES = (100, 300, 1000), (1, 2, 3), 600
 BATCH, STEPS, LR, DECAY = 32, 350, 3e-3, 0.05
@@ -133,8 +134,8 @@ def study(name: str, file: Path, model_name: str) -> None:
             write_digits(folder, max(IMAGES), TEST_IMAGES)
         data = open_images(folder)
         for seed in SEEDS:
-            for count in IMAGES:
-                for network in NETWORKS:
+            for network in NETWORKS:
+                for count in reversed(IMAGES):
                     if (name, count, network, seed) in done:
                         continue
                     row = train(data, network, model_name, count, seed)
@@ -144,7 +145,7 @@ def study(name: str, file: Path, model_name: str) -> None:
 
 
 def plot(file: Path, target: Path) -> None:
-    """Draw mean and range of the test error against the number of training images."""
+    """Draw mean and range of the test error against the number of training images, and print them."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -155,7 +156,7 @@ def plot(file: Path, target: Path) -> None:
     names = list(dict.fromkeys(row["data"] for row in rows))
     figure, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3.4), squeeze=False, layout="constrained")
     for axis, name in zip(axes[0], names, strict=True):
-        for network, marker in zip(NETWORKS, "so^", strict=True):
+        for network, marker in zip(NETWORKS, "so^d", strict=True):
             points = {}
             for count in IMAGES:
                 found = [
@@ -165,6 +166,10 @@ def plot(file: Path, target: Path) -> None:
                 ]
                 if found:
                     points[count] = found
+            if not points:
+                continue
+            for count, found in points.items():
+                print(f"{name}, {count} images, {network}: {' '.join(f'{error:.1f}' for error in found)} %")
             means = [sum(found) / len(found) for found in points.values()]
             spread = [[m - min(f) for m, f in zip(means, points.values(), strict=True)],
                       [max(f) - m for m, f in zip(means, points.values(), strict=True)]]  # fmt: skip
@@ -198,6 +203,7 @@ def examples(target: Path, columns: int = 8) -> None:
 
 
 def main() -> None:
+    """Read the command line and run one of the four commands."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     write = commands.add_parser("write", help="write the images of cells as PNG files")
