@@ -327,6 +327,11 @@ def test_python_and_the_kernels_declare_the_same_structures(struct: type[ctypes.
     assert size == ctypes.sizeof(struct)
 
 
+def test_a_tensor_of_an_unknown_name_is_refused() -> None:
+    with pytest.raises(AttributeError, match="dwieght"):
+        library.launch("backward", None, {"dwieght": torch.zeros(1)})
+
+
 def test_python_and_the_kernels_have_the_same_constants() -> None:
     header = (ROOT / "csrc" / "interface.h").read_text()
     constants = {name: int(value) for name, value in re.findall(r"\b([A-Z][A-Z0-9_]+) = (\d+)", header)}

@@ -40,6 +40,8 @@ class Problem(ctypes.Structure):
 class Tensors(ctypes.Structure):
     """The addresses of the tensors that a kernel reads or writes, as csrc/interface.h declares them."""
 
+    __slots__ = ()  # no name but those of the fields
+
     _fields_ = [
         (name, ctypes.c_void_p)
         for name in (
