@@ -20,6 +20,8 @@ from sepgroupy.nn import GroupConv2d, GroupConvTranspose2d, LiftingConv2d
 settings.register_profile("seeded", derandomize=True, deadline=None, database=None)
 settings.load_profile("seeded")
 torch.set_num_threads(1)  # the tensors are small: more threads would only wait for each other
+# Autograd starts threads for the devices that exist at its first backward pass: here for none, so that tests can fork.
+torch.ones((), requires_grad=True).backward()
 
 DIAGONAL = PointGroup.generate([[[0, 1], [1, 0]]], "diagonal reflection")
 PLANE_GROUPS = (C1, C2, C4, D1, D2, D4, DIAGONAL)

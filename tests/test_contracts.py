@@ -384,8 +384,9 @@ torch.distributed.destroy_process_group()
 def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
     command = [sys.executable, "-c", WORKER, str(tmp_path / "store"), str(tmp_path / "grads.pt")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    here = Path(__file__).parent  # not the root, where another conftest lies
     workers = [
-        subprocess.Popen(command, env=environment | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(command, cwd=here, env=environment | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
     errors = [worker.communicate(timeout=240)[1] for worker in workers]
