@@ -79,7 +79,8 @@ def setup(app: Sphinx) -> None:
     def escape_bars(_: Sphinx, kind: str, name: str, item: object, options: object, lines: list[str]) -> None:
         """Let |H| be the order of a group, where reStructuredText reads a substitution."""
         parts = re.split(r"(``.*?``|>>>.*)", "\n".join(lines), flags=re.DOTALL)  # literals; examples, which end a text
-        lines[:] = "".join(part if i % 2 else part.replace("|", r"\|") for i, part in enumerate(parts)).split("\n")
+        escaped = (part if i % 2 else re.sub(r"\||\*(?=spatial)", r"\\\g<0>", part) for i, part in enumerate(parts))
+        lines[:] = "".join(escaped).split("\n")
 
     def write_math(display: str) -> Callable[[HTML5Translator, nodes.math], None]:
         """Return how an equation is written: as MathML, which browsers lay out without a script."""
