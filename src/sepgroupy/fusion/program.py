@@ -160,7 +160,7 @@ class FusedPool:
     """``max_pool(relu(norm(x)))``, where norm and ReLU are optional.
 
     One kernel computes all of it for 2×2 pixels after a norm. Otherwise pooling comes before the ReLU, which then has
-    fewer values, by :func:`sepgroupy.backends.max_pool`.
+    fewer values, in inference by :func:`sepgroupy.backends.max_pool`.
     """
 
     node: Node
@@ -176,7 +176,8 @@ class FusedPool:
         x, norm = values.of[self.x], self.norm
         if norm is None or not (native_for(x) and _has_kernel(norm, x) and min(x.shape[-2:]) > 1):
             y = x if norm is None else norm(x)
-            by_slices = can_bypass_dispatcher(y) and y.is_cpu and has_windows(y, self.window)
+            by_slices = not torch.is_grad_enabled() and can_bypass_dispatcher(y) and y.is_cpu
+            by_slices = by_slices and has_windows(y, self.window)
             y = max_pool(y, *self.window) if by_slices else self.pool(y)
             values.of[self.node] = F.relu(y) if self.relu else y
             return
