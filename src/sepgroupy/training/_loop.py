@@ -103,12 +103,11 @@ class Loop:
         self.totals = [0.0, 0.0, 0.0]  # of the epoch under way: losses, errors, images
         self.best: dict[str, Any] | None = None  # the epoch and the state dict of the lowest validation error
         self.steps = data.steps  # an epoch
-        self.average: AveragedModel | None = None  # of the parameters and batch statistics
+        self.average: AveragedModel | None = None  # of the parameters
         if config.ema is not None:
-            usual = get_ema_multi_avg_fn(config.ema)
-            mean_of = warming_average(config.ema, lambda: self.step) if config.ema_warmup else usual
-            averaged_buffers = not config.ema_warmup
-            self.average = AveragedModel(model, fabric.device, multi_avg_fn=mean_of, use_buffers=averaged_buffers)
+            # Batch statistics are those of the last step: averages of these, which are averages already, are stale.
+            mean_of = warming_average(config.ema, lambda: self.step)
+            self.average = AveragedModel(model, fabric.device, multi_avg_fn=mean_of)
         self.optimizer = make_optimizer(model, config)
         self.wrapped, self.stepper = fabric.setup(model, self.optimizer)
         self._clock = self._saved = time.monotonic()
