@@ -9,10 +9,9 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, FiniteFloat
 from pydantic.dataclasses import dataclass
 
 from ..errors import ArgumentError
@@ -77,7 +76,6 @@ class ImageConfig(TrainingConfig):
     """
 
     recipes: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = IMAGE_RECIPES
-    ema_warmup: ClassVar[bool] = True
 
     task: Literal["classification", "regression", "segmentation"]
     """What is predicted: a class, numbers (from a CSV file), or the class of each pixel."""
@@ -87,8 +85,6 @@ class ImageConfig(TrainingConfig):
     """Folder of class folders (or images and masks), CSV file of paths and labels, or MedMNIST archive (.npz)."""
     weights: Text | None = None
     """Start from these parameters: folder of a run, state dict, or for timm and torchvision a name, as pretrained."""
-    ema: Annotated[FiniteFloat, Field(gt=0, lt=1)] | None = None
-    """Evaluate an exponential moving average of parameters with this decay a step, smaller at first. None: no."""
     folder: Text | None = None
     """Folder of the run; None for runs/<task>-<model>-<digest of this configuration>."""
     labels: Text | None = None
