@@ -20,30 +20,41 @@ template <class S, int Vectors, class Count, typename T = typename S::Scalar>
 INLINE void weighted_sum(const T *weight, const T *const *from, index_t at, T bias, const T *residual, T *to, index_t count,
                          Count elements)
 {
+    constexpr int Parts = larger(1, WEIGHTED_SUMS / Vectors); /* sums of a vector, that none waits for the one before */
     const int many = elements;
-    typename S::Vector sum[Vectors];
-#pragma GCC unroll 2
-    for (int v = 0; v < Vectors; v++) {
-        sum[v] = S::broadcast(bias);
-        if (residual) sum[v] += S::load(residual + v * S::lanes, count - v * S::lanes);
-    }
+    typename S::Vector sum[Vectors][Parts] = {};
+    auto add = [&](int k, int part) INLINE_LAMBDA {
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; v++) sum[v][part] += weight[k] * S::load(from[k] + at + v * S::lanes);
+    };
+    int k = 0;
 #pragma GCC unroll 9
-    for (int k = 0; k < many; k++)
-#pragma GCC unroll 2
-        for (int v = 0; v < Vectors; v++) sum[v] += weight[k] * S::load(from[k] + at + v * S::lanes);
-#pragma GCC unroll 2
-    for (int v = 0; v < Vectors; v++) S::store(to + v * S::lanes, sum[v], count - v * S::lanes);
+    for (; k + Parts <= many; k += Parts)
+#pragma GCC unroll 4
+        for (int part = 0; part < Parts; part++) add(k + part, part);
+#pragma GCC unroll 4
+    for (; k < many; k++) add(k, 0);
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; v++) {
+#pragma GCC unroll 4
+        for (int part = 1; part < Parts; part++) sum[v][0] += sum[v][part];
+        sum[v][0] += bias;
+        if (residual) sum[v][0] += S::load(residual + v * S::lanes, count - v * S::lanes);
+        S::store(to + v * S::lanes, sum[v][0], count - v * S::lanes);
+    }
 }
 
 template <class S, class Count, typename T = typename S::Scalar>
 INLINE void weighted_row(const T *weight, const T *const *from, index_t at, T bias, const T *residual, T *to, index_t count,
                          Count elements)
 {
-    index_t c = 0;
-    for (; c + S::lanes < count; c += S::pair)
-        weighted_sum<S, 2>(weight, from, at + c, bias, residual ? residual + c : nullptr, to + c, count - c, elements);
-    if (c < count)
-        weighted_sum<S, 1>(weight, from, at + c, bias, residual ? residual + c : nullptr, to + c, count - c, elements);
+    for (index_t c = 0, vectors; c < count; c += vectors * S::lanes) {
+        vectors = block_rows(ceil_div(count - c, S::lanes), WEIGHTED_SUMS);
+        with_rows<WEIGHTED_SUMS>(vectors, [&](auto many) INLINE_LAMBDA {
+            weighted_sum<S, decltype(many)::value>(weight, from, at + c, bias, residual ? residual + c : nullptr, to + c,
+                                                   count - c, elements);
+        });
+    }
 }
 
 /* What the output gets besides the convolution, and its statistics, if they are wanted. */

@@ -64,6 +64,10 @@ constexpr index_t PARTS_PER_THREAD = 4, PART_VALUES = 786432;
 
 /* ---- depthwise (depthwise.h) ---- */
 
+/* Vectors of a row that are weighted together, or sums of one: a weight is read once for all vectors, and no sum waits for
+ * the one before. Benchmark: layers, lifting, 3 channels; p4 gc 4x4. */
+constexpr int WEIGHTED_SUMS = 4;
+
 /* Output rows of a 3×3 correlation computed together: each value is read once for all rows that it reaches.
  * Benchmark: layers, gc, inference. */
 constexpr int CORRELATION_ROWS = 4;
