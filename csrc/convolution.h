@@ -110,7 +110,7 @@ NOINLINE void forward_tile(const Problem &p, const Tile &t, const Workspace<S> &
                            Affine<T> affine, const T *blocks, const T *depthwise, const Epilogue<T> &end)
 {
     const Blocking blocking = shared.plan.blocking;
-    const bool square = is_square(p);
+    const int slices = slices_of_square(p);
     if (shared.plan.fused)
         fourier_of_input(p, t, w, x, affine, true, Dihedral4{});
     else
@@ -121,7 +121,7 @@ NOINLINE void forward_tile(const Problem &p, const Tile &t, const Workspace<S> &
         const index_t outputs = smaller(blocking.outputs, p.out_channels - first);
         if (shared.plan.fused) {
             fused_mid(p, w, blocks, first, outputs);
-            depthwise_forward(p, shared.elements, t, w, first, outputs, blocking, depthwise, end, square);
+            depthwise_forward(p, shared.elements, t, w, first, outputs, blocking, depthwise, end, slices);
             continue;
         }
         if (p.kind != SEPARABLE) memset(w.padded_out, 0, outputs * p.order * w.layout.size * sizeof(T));
@@ -135,7 +135,7 @@ NOINLINE void forward_tile(const Problem &p, const Tile &t, const Workspace<S> &
             });
         });
         if (p.kind == SEPARABLE)
-            depthwise_forward(p, shared.elements, t, w, first, outputs, blocking, depthwise, end, square);
+            depthwise_forward(p, shared.elements, t, w, first, outputs, blocking, depthwise, end, slices);
         else
             write_planes(p, t, w, first, outputs, end.bias, end.residual, end.y, end.stats);
     }

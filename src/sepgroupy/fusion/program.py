@@ -146,7 +146,7 @@ class FusedConv:
             return False
         if residual is None:
             return True
-        shape = (x.shape[0], self.conv.out_channels, spec.group.order, *spec.output_size(*x.shape[-2:]))
+        shape = (x.shape[0], self.conv.out_channels, spec.group.order, *spec.output_size(*x.shape[-spec.dimension :]))
         return residual.shape == shape and residual.dtype == x.dtype and can_bypass_dispatcher(residual)
 
     @property
