@@ -77,13 +77,13 @@ def construction_ms(case: VolumeCase) -> tuple[float, float]:
     return round(float(first), 1), round(float(second), 1)
 
 
-def measure(case: VolumeCase, rounds: int, rates: Rates) -> list[dict[str, Any]]:
+def measure(case: VolumeCase, rounds: int) -> list[dict[str, Any]]:
     """Return a line for PyTorch with ready filters and one for the library."""
     torch.manual_seed(0)
     layer = case.layer()
     ready = Variant("ready filters", ReadyFilters(layer), group_outermost=True, same_parameters=False)
     ours = Variant("sepgroupy", layer, group_outermost=True, same_parameters=False, inference_context=cached_filters)
-    limits = limit(case, rates)
+    limits = limit(case, Rates.measure(torch.device("cpu")))
     first, second = construction_ms(case)
     lines = []
     for line in measure_variants([ready, ours], case.input(torch.device("cpu")), rounds=rounds):
@@ -133,9 +133,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add_common(parser, rounds=5)
     options = parser.parse_args(arguments)
-    rates, rows = Rates.measure(torch.device("cpu")), []
+    rows: list[dict[str, Any]] = []
     for case in cases(options.quick):
-        rows += measure(case, options.rounds, rates)
+        rows += measure(case, options.rounds)
         print(f"{case}: inference ×{rows[-1]['inference_speedup']}, step ×{rows[-1]['step_speedup']}", flush=True)
     write(folder(options) / "volumes.csv", rows)
     print(table(rows))

@@ -5,6 +5,7 @@
  * that they serve. `with_transform` calls a function with the one of a problem.
  */
 #pragma once
+#include "arena.h"
 #include "simd.h"
 
 namespace {
@@ -128,34 +129,56 @@ private:
     }
 };
 
-/* Any basis, as a matrix, of any order up to that of the cube's symmetries. */
-template <typename T> struct GeneralTransform {
-    static constexpr int capacity = MAX_ORDER;
-    int order;
-    const T *basis; /* (order, order) */
+/* The rows of a matrix without its zeros: bases have many. */
+template <typename T> struct SparseRows {
+    Array<int32_t> end, column; /* of each row, where it ends; of each value */
+    Array<T> value;
 
-    template <typename V> INLINE void forward(V *v) const
+    SparseRows(Arena &arena, const double *matrix, index_t order, index_t row_step, index_t column_step)
+        : end(arena.take<int32_t>(order)), column(arena.take<int32_t>(order * order)), value(arena.take<T>(order * order))
     {
-        V out[capacity];
-        for (int i = 0; i < order; i++) {
-            out[i] = basis[i * order] * v[0];
-            for (int j = 1; j < order; j++) out[i] += basis[i * order + j] * v[j];
+        if (arena.measures()) return;
+        int32_t count = 0;
+        for (index_t i = 0; i < order; end[i++] = count)
+            for (index_t j = 0; j < order; j++)
+                if (double entry = matrix[i * row_step + j * column_step])
+                    column[count] = (int32_t)j, value[count++] = (T)entry;
+    }
+
+    template <typename V> INLINE void multiply(V *v) const
+    {
+        V out[MAX_ORDER];
+        const int order = (int)end.size;
+        for (int i = 0, n = 0; i < order; i++) {
+            V sum = V{};
+            for (; n < end[i]; n++) sum += value[n] * v[column[n]];
+            out[i] = sum;
         }
         for (int i = 0; i < order; i++) v[i] = out[i];
     }
-    template <typename V> INLINE void inverse(V *v) const
+};
+
+template <typename T> struct Basis {
+    SparseRows<T> rows, columns;
+
+    Basis(Arena &arena, const Problem &p)
+        : rows(arena, p.basis, p.order, p.order, 1), columns(arena, p.basis, p.order, 1, p.order)
     {
-        V out[capacity];
-        for (int j = 0; j < order; j++) {
-            out[j] = basis[j] * v[0];
-            for (int i = 1; i < order; i++) out[j] += basis[i * order + j] * v[i];
-        }
-        for (int j = 0; j < order; j++) v[j] = out[j];
     }
 };
 
+/* Any basis, of any order up to that of the cube's symmetries. */
+template <typename T> struct GeneralTransform {
+    static constexpr int capacity = MAX_ORDER;
+    int order;
+    const Basis<T> *basis;
+
+    template <typename V> INLINE void forward(V *v) const { basis->rows.multiply(v); }
+    template <typename V> INLINE void inverse(V *v) const { basis->columns.multiply(v); }
+};
+
 /* Call a function, which is compiled for each transform, with that of the problem. */
-template <typename T, class Function> INLINE void with_transform(const Problem &p, const T *basis, Function function)
+template <typename T, class Function> INLINE void with_transform(const Problem &p, const Basis<T> &basis, Function function)
 {
     if (p.transform == DIHEDRAL4)
         function(Dihedral4{});
@@ -166,7 +189,7 @@ template <typename T, class Function> INLINE void with_transform(const Problem &
     else if (p.transform == FULL_OCTAHEDRAL)
         function(FullOctahedral<T>{});
     else
-        function(GeneralTransform<T>{(int)p.order, basis});
+        function(GeneralTransform<T>{(int)p.order, &basis});
 }
 
 } // namespace
