@@ -63,7 +63,7 @@ class Run:
     def __init__(self, variant: Variant, x: Tensor, labels: Tensor | None = None, autocast: bool = False) -> None:
         self.variant, self.module, self.labels, self.autocast = variant, variant.module, labels, autocast
         self.x = _in_layout_of(variant, x).detach().clone(memory_format=torch.preserve_format)
-        self.x.requires_grad_(labels is None and x.ndim == 5)
+        self.x.requires_grad_(labels is None and x.ndim >= 5)
         self._gradient: Tensor | None = None
 
     def forward(self) -> Tensor:
