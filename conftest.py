@@ -14,6 +14,7 @@ NEEDS = {
     "grad-cam.md": ("pytorch_grad_cam",),
     "hugging-face.md": ("huggingface_hub", "safetensors"),
     "lightning.md": ("lightning",),
+    "nifti.md": ("nibabel",),
     "onnx-runtime.md": ("onnx", "onnxruntime", "onnxscript"),
     "timm.md": ("timm",),
 }

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from . import compare, cross_model, gpu, layers, models, scaling
+from . import compare, converted, cross_model, gpu, layers, models, scaling
 from .arguments import RESULTS, ROOT, add_common, folder, positive
 from .hardware import describe
 from .measure import DisagreementError
@@ -23,7 +23,13 @@ from .plots import draw
 from .results import read, write
 from .summary import slower, targets
 
-SUITES = {"layers": layers.jobs, "models": models.jobs, "cross_model": cross_model.jobs, "scaling": scaling.jobs}
+SUITES = {
+    "layers": layers.jobs,
+    "models": models.jobs,
+    "cross_model": cross_model.jobs,
+    "converted": converted.jobs,
+    "scaling": scaling.jobs,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

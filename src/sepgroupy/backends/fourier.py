@@ -34,7 +34,7 @@ MAX_SUMS = 256
 
 
 class Fourier(Backend):
-    """The pointwise step of a gc layer, or all of a 1×1 dense one, in the Fourier domain."""
+    """Compute the pointwise step of a gc layer, or a whole 1×1 dense layer, in the group's Fourier domain."""
 
     name = "fourier"
 
