@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._constants import Constant
 from ..errors import ArgumentError
 from ..groups import PointGroup, axis_names
 from .geometry import MAX_SIZE, Sizes, by_axis, one_per_axis, output_padding_by_axis, padding_by_side
@@ -25,7 +26,7 @@ DIMENSIONS = {1: "samples", 2: "pixels", 3: "voxels"}
 
 
 @dataclass(frozen=True)
-class ConvSpec:
+class ConvSpec(Constant):
     """A convolution on a point group, created by :meth:`parse`. Equal specifications have equal hashes.
 
     Args:
@@ -85,12 +86,14 @@ class ConvSpec:
         names = ("kind", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "transposed")
         values = (self.group, self.output_padding, *(getattr(self, name) for name in names))
         object.__setattr__(self, "_hash", hash(values))  # computed once: layers look up constants in every call
+        self.name_constant()
 
     def __hash__(self) -> int:
         return self._hash  # type: ignore[attr-defined, no-any-return]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), tuple(getattr(self, f.name) for f in fields(self))  # a hash is valid in one process only
+        # Hash and name are valid in one process only.
+        return type(self), tuple(getattr(self, f.name) for f in fields(self))
 
     def __deepcopy__(self, memo: object) -> ConvSpec:
         return self

@@ -1,7 +1,7 @@
 """Support for ``torch.compile``: functions of constants that it calls during tracing, and objects that it can find.
 
-Dynamo accepts numbers and strings from a function of constants, but guards every other object and must know its
-source. Such an object is therefore stored as an attribute of one global, under a name that the function returns.
+Dynamo passes numbers and strings to and from a function of constants. A specification or a group is passed by its name
+(:class:`Constant`). Dynamo guards every other result and must know its source. Such an object is therefore stored as an attribute of one global, under a name that the function returns.
 """
 
 from __future__ import annotations
@@ -12,18 +12,27 @@ from typing import Any, TypeVar
 
 import torch
 
+from .._constants import Constant, constant_named
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def constant_to_dynamo(function: F) -> F:
     """Let ``torch.compile`` call a function of constants during tracing without tracing into it."""
 
+    def of_names(*args: Any) -> Any:
+        return function(*map(constant_named, args))
+
+    of_names._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch.compiler.assume_constant_result,
+    # which would import the compiler
+
     @wraps(function)
     def outer(*args: Any) -> Any:
-        return function(*args)
+        if not torch.compiler.is_dynamo_compiling():
+            return function(*args)
+        return of_names(*[arg.constant_name if isinstance(arg, Constant) else arg for arg in args])
 
-    outer._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch.compiler.assume_constant_result, which
-    return outer  # type: ignore[return-value]  # would import the compiler
+    return outer  # type: ignore[return-value]
 
 
 def is_exporting() -> bool:

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from .._constants import Constant
 from ..errors import ArgumentError
 
 Matrix = tuple[tuple[int, ...], ...]
@@ -18,7 +19,7 @@ Matrices: TypeAlias = Iterable[Sequence[Sequence[int]] | NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class PointGroup:
+class PointGroup(Constant):
     """A finite group of signed permutation matrices, symmetries of the grid in d dimensions.
 
     A matrix acts on positions ``(axis 0, axis 1, …)`` measured from the centre of an array: in two
@@ -73,6 +74,7 @@ class PointGroup:
             raise ArgumentError("elements must be distinct and begin with the identity: use PointGroup.generate")
         if any(product(a, b) not in found for a in self.elements for b in self.elements):
             raise ArgumentError("elements are not closed under the product: use PointGroup.generate")
+        self.name_constant()
 
     @property
     def order(self) -> int:

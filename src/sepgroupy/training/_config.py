@@ -202,7 +202,7 @@ class TrainingConfig:
     def describe(cls, name: str) -> str:
         """Return the description of a field: the text below it in the class that defines it."""
         texts = [known[name].description for base in cls.__mro__ if name in (known := vars(base).get(_FIELDS, {}))]
-        return next(filter(None, texts), "")
+        return " ".join(next(filter(None, texts), "").split())  # on one line, however the source wraps it
 
     @classmethod
     def from_json(cls: type[C], text: str) -> C:
