@@ -95,9 +95,9 @@ def _constants(name: str, spec: ConvSpec, device: torch.device, dtype: torch.dty
 
 @constant_to_dynamo
 def _name_of_compiled(*key: Any) -> str:
-    found = _look_up(*key)
-    for tensor in found:
-        torch._dynamo.mark_static(tensor)  # dynamic=True is meant for inputs
+    found: tuple[Any, ...] = _look_up(*key)
+    for tensor in found:  # dynamic=True is meant for inputs; torch._dynamo.mark_static has no effect during tracing
+        tensor._dynamo_static_indices, tensor._has_dynamo_dim_marking = set(range(tensor.ndim)), True
     return name_for_tracing("constants", key, found)
 
 

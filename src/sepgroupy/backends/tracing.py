@@ -1,7 +1,8 @@
 """Support for ``torch.compile``: functions of constants that it calls during tracing, and objects that it can find.
 
 Dynamo passes numbers and strings to and from a function of constants. A specification or a group is passed by its name
-(:class:`Constant`). Dynamo guards every other result and must know its source. Such an object is therefore stored as an attribute of one global, under a name that the function returns.
+(:class:`Constant`). Dynamo guards every other result and must know its source. Such an object is therefore stored as an
+attribute of one global, under a name that the function returns.
 """
 
 from __future__ import annotations
