@@ -107,7 +107,8 @@ def _look_up(name: str, spec: ConvSpec, device: torch.device, dtype: torch.dtype
         return _cache[key]
     with _outside_all_modes() as modes:
         fake = [mode for mode in modes if hasattr(mode, "from_tensor")]  # FakeTensorMode
-        real = not fake or (device.type == "cpu" and fake[0].allow_non_fake_inputs)  # as in export
+        here = device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_available())
+        real = not fake or (here and fake[0].allow_non_fake_inputs)  # as in export
         tensors = tuple(
             torch.from_numpy(array.copy()).to(device=device if real else "cpu", dtype=dtype)
             for array in _arrays(name, spec)
@@ -117,7 +118,7 @@ def _look_up(name: str, spec: ConvSpec, device: torch.device, dtype: torch.dtype
                 _cache.clear()
             return _cache.setdefault(key, tensors)
         with fake[0]:
-            return tuple(fake[0].from_tensor(tensor).to(device) for tensor in tensors)
+            return tuple(fake[0].from_tensor(tensor, static_shapes=True).to(device) for tensor in tensors)
 
 
 @contextmanager

@@ -213,7 +213,11 @@ def native_for(x: Tensor) -> Native | None:
 
 
 def _native_pays(native: Native, x: Tensor) -> bool:
-    """Whether the kernels are faster than PyTorch's operations for an eager tensor, as they are at every size."""
+    """Whether the kernels are the fastest for an eager tensor.
+
+    They are at every size, in training and inference (benchmarks/layers.py, volumes.py). Groups of volumes without a
+    fast transform, such as Td, are about as fast in inference by PyTorch's operations, and slower in training.
+    """
     if not (x.is_cpu and x.dtype in NATIVE_DTYPES):
         return False
     return native.threaded() or torch.get_num_threads() <= NATIVE_MAX_THREADS_WITHOUT_OPENMP

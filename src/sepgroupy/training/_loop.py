@@ -111,9 +111,9 @@ class Loop:
         self.totals = [0.0, 0.0, 0.0]  # of the epoch under way: losses, errors, images
         self.best: dict[str, Any] | None = None  # the epoch and the state dict of the lowest validation error
         self.steps = data.steps  # an epoch
-        self.average: Average | None = None  # of the parameters and batch statistics
+        self.average: Average | None = None  # of the parameters
         if config.ema is not None:
-            self.average = Average(model, fabric.device, config.ema, config.ema_warmup)
+            self.average = Average(model, fabric.device, config.ema)
         self.optimizer = make_optimizer(model, config)
         # An epoch has batches of two sizes: a program for each, and none for any size.
         stepped: Any = torch.compile(model, dynamic=False) if config.compile else model
