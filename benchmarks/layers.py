@@ -55,6 +55,7 @@ def cases(quick: bool) -> list[LayerCase]:
         LayerCase("p4m", "dense", 3, 1, 64, 16, 16),
         *(LayerCase("p4m", "g", 3, 1, c, n, 16) for c, n in zip((19, 38, 76), sizes, strict=True)),
         *(LayerCase("p4", "gc", 4 if n == 4 else 3, 0, 30, n, 256) for n in (26, 12, 8, 4)),
+        *(LayerCase("p4m", kind, 3, 1, c, 3, 8) for kind, c in (("gc", 256), ("dense", 64))),  # filters dominate
     ]
     return list({(c.kind, c.kernel): replace(c, batch=2) for c in found}.values()) if quick else found
 
