@@ -46,6 +46,7 @@ def cases(quick: bool) -> list[LayerCase]:
         LayerCase("p4m", "g", 3, 1, 38, in_channels=19, **halving),
         LayerCase("p4m", "dense", 3, 1, 23, in_channels=11, **halving),
         LayerCase("p4m", "dense", 1, 0, 56, in_channels=28, **halving),
+        *(LayerCase("p4m", kind, 3, 1, c, 3, 8) for kind, c in (("gc", 256), ("dense", 64))),  # filters dominate
         *(LayerCase("p4m", "gc", 3, 1, c, n, 16) for c, n in zip((28, 56, 112), sizes, strict=True)),
         LayerCase("p4m", "gc", 3, 1, 112, 8, 64),
         *(LayerCase("p4m", "dense", 1, 0, c, n, 16) for c, n in zip((28, 56, 112), sizes, strict=True)),
@@ -55,7 +56,6 @@ def cases(quick: bool) -> list[LayerCase]:
         LayerCase("p4m", "dense", 3, 1, 64, 16, 16),
         *(LayerCase("p4m", "g", 3, 1, c, n, 16) for c, n in zip((19, 38, 76), sizes, strict=True)),
         *(LayerCase("p4", "gc", 4 if n == 4 else 3, 0, 30, n, 256) for n in (26, 12, 8, 4)),
-        *(LayerCase("p4m", kind, 3, 1, c, 3, 8) for kind, c in (("gc", 256), ("dense", 64))),  # filters dominate
     ]
     return list({(c.kind, c.kernel): replace(c, batch=2) for c in found}.values()) if quick else found
 
@@ -111,8 +111,9 @@ def limit(case: LayerCase, rates: Rates) -> dict[str, Any]:
     """
     layer, group = case.layer(), as_group(case.group)
     backend = select_backend(layer.spec, case.input(torch.device("cpu")), layer.backend).name
-    saved, elements, lifting = fourier_basis(group).multiplications, case.kernel**2, case.kind == "lifting"
-    x_pixels, y_pixels = case.size**2, case.output_size**2
+    saved, elements = fourier_basis(group).multiplications, case.kernel**case.dimension
+    lifting = case.kind == "lifting"
+    x_pixels, y_pixels = case.size**case.dimension, case.output_size**case.dimension
     step = 2 if lifting else 4 if (backend, case.kind) == ("native", "gc") else 3
     if backend == "fourier" or (backend == "native" and case.kind == "gc"):
         macs = saved * (y_pixels if case.kernel == 1 else x_pixels)

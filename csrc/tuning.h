@@ -39,8 +39,9 @@ constexpr index_t TILE_VALUES = 196608;
  * Benchmark: models, two threads. */
 constexpr index_t TILES_PER_THREAD_FORWARD = 4, TILES_PER_THREAD_BACKWARD = 2;
 
-/* Output rows of a band, at the least: bands read rows of their neighbours again. Benchmark: models, batch 1. */
-constexpr index_t BAND_MIN_ROWS = 4;
+/* Output rows of a band, or slices of one of a volume, at the least: bands read those of their neighbours again.
+ * Benchmark: models, batch 1; volumes, dense, inference. */
+constexpr index_t BAND_MIN_ROWS = 4, BAND_MIN_SLICES = 16;
 
 /* ---- blocks of outputs (tiling.h) ---- */
 

@@ -25,7 +25,17 @@ from sepgroupy import cli
 from sepgroupy.errors import ArgumentError, DataError
 from sepgroupy.image_models import ImageModel
 from sepgroupy.paper import RunConfig, read_run_config
-from sepgroupy.training import ImageConfig, ImagePredictor, evaluate, evaluate_images, load_model, read_result, train
+from sepgroupy.training import (
+    ImageConfig,
+    ImagePredictor,
+    evaluate,
+    evaluate_images,
+    export_run,
+    load_model,
+    read_result,
+    train,
+)
+from sepgroupy.training._augmentation import Augmentation
 from sepgroupy.training._engine import restore
 from sepgroupy.training._folder import held
 from sepgroupy.training._image_data import StreamedData, open_run_images
@@ -137,6 +147,35 @@ def test_interrupted_and_resumed_with_workers_is_never_interrupted(
     assert_same(load_model(finished).state_dict(), load_model(tmp_path).state_dict())
     assert history(finished) == history(tmp_path)
     assert (finished / "split.csv").read_bytes() == (tmp_path / "split.csv").read_bytes()
+
+
+def test_mixed_precision_trains_and_resumes_bitwise(
+    shapes: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, linear = set(), nn.functional.linear
+
+    def watched(x: Tensor, *others: Any) -> Tensor:
+        outputs = linear(x, *others)
+        seen.add(outputs.dtype)
+        return outputs
+
+    monkeypatch.setattr(nn.functional, "linear", watched)
+    configs = [config_on(shapes, tmp_path / name, precision="bf16-mixed") for name in ("whole", "parts")]
+    train(configs[0], workers=0)
+    assert torch.bfloat16 in seen
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "_do_step", interrupted_at(3))
+        with pytest.raises(KeyboardInterrupt):
+            train(configs[1], workers=0)
+    train(configs[1], workers=0)
+    whole, parts, single = (load_model(f).state_dict() for f in (tmp_path / "whole", tmp_path / "parts", finished))
+    assert_same(whole, parts)
+    assert history(tmp_path / "whole") == history(tmp_path / "parts")
+    assert {value.dtype for value in whole.values()} == {torch.float32, torch.int64}
+    weights = [name for name in whole if name.endswith("weight")]
+    assert not all(torch.equal(whole[name], single[name]) for name in weights)
+    for name in weights:  # of the same run, but for rounding
+        torch.testing.assert_close(whole[name], single[name], atol=0.02, rtol=0.1)
 
 
 def test_a_time_limit_stops_a_run_to_go_on_another_time(shapes: Path, finished: Path, tmp_path: Path) -> None:
@@ -378,6 +417,77 @@ def test_the_page_opens_in_a_browser(finished: Path, tmp_path: Path) -> None:
     assert found["rows"] == page.count("<tr>") - page.count("<thead>")
 
 
+# ---- volumes -------------------------------------------------------------------------------------------------------
+
+
+def write_volumes(file: Path, side: int = 8) -> Path:
+    """Write balls and cubes in the format of MedMNIST."""
+    grid = np.abs(np.stack(np.mgrid[:side, :side, :side]) - (side - 1) / 2)
+    solids = [np.sqrt((grid**2).sum(0)) < side * 0.32, grid.max(0) < side * 0.3]
+    random, arrays = np.random.default_rng(0), {}
+    for split, count in (("train", 8), ("val", 4), ("test", 4)):
+        labels = np.arange(count) % 2
+        noise = random.normal(0, 20, (count, side, side, side))
+        volumes = 60 + 120 * np.stack([solids[label] for label in labels]) + noise
+        arrays |= {f"{split}_images": volumes.clip(0, 255).astype(np.uint8), f"{split}_labels": labels[:, None]}
+    np.savez_compressed(file, **arrays)
+    return file
+
+
+def test_volumes_are_trained_evaluated_and_exported(tmp_path: Path) -> None:
+    data = write_volumes(tmp_path / "solids.npz")
+    train(config_on(data, tmp_path / "run", model="o-resnet8-w2", batch_size=4), workers=0)
+    found = evaluate_images(tmp_path / "run", "cpu", 0)
+    assert (found.images, found.transformed) == (4, 4)
+    assert found.largest_change < 1e-5  # under the 24 rotations of a cube
+    assert "group O, kind gc: 4 test volumes of 8×8×8 voxels" in found.page.read_text()
+    model = load_model(tmp_path / "run")
+    volume = torch.rand(1, 1, 8, 8, 8)
+    torch.testing.assert_close(model(volume), model(volume.rot90(1, (2, 4)).rot90(1, (3, 4))), atol=1e-5, rtol=1e-5)
+    program = export_run(tmp_path / "run", "torch")
+    torch.testing.assert_close(torch.export.load(program).module()(volume), model(volume), atol=1e-5, rtol=1e-5)
+    with pytest.raises(ArgumentError, match="are of image files, and o-resnet8-w2 reads volumes"):
+        ImagePredictor(tmp_path / "run", "cpu").open(tmp_path)
+
+
+def test_a_network_for_images_is_refused_for_volumes_and_the_reverse(shapes: Path, tmp_path: Path) -> None:
+    data = write_volumes(tmp_path / "solids.npz")
+    with pytest.raises(
+        ArgumentError, match=r"model \(='p4m-resnet8-w2'\) does not fit .* has volumes, .* use o-resnet"
+    ):
+        train(config_on(data, tmp_path / "run"))
+    with pytest.raises(ArgumentError, match=r"model \(='o-resnet'\) does not fit .* has images, .* use p4m-resnet"):
+        train(config_on(shapes, tmp_path / "run", model="o-resnet"))
+    with pytest.raises(ArgumentError, match=r"crop \(=2\) is for images"):
+        config_on(data, tmp_path / "run", model="o-resnet", crop=2)
+    with pytest.raises(ArgumentError, match="p4m"):
+        train(config_on(data, tmp_path / "run", model="o-resnet", group="p4m"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_volume_is_augmented_by_rotations_about_any_axis_and_filled_with_the_mean(tmp_path: Path) -> None:
+    config = config_on(tmp_path, tmp_path, model="o-resnet", recipe="plain", rotation=180.0, shift=0.0, scale=0.0)
+    augment = Augmentation.of(config, [0.25])
+    assert augment is not None
+    side = 24
+    z, y, x = torch.meshgrid(*[torch.arange(side) - (side - 1) / 2] * 3, indexing="ij")
+    radius = (z**2 + y**2 + x**2).sqrt()
+    ball = 0.25 + 0.7 * torch.exp(-((radius / 4) ** 2))
+    rod = 0.25 + 0.7 * torch.exp(-((x / 6) ** 2) - (y**2 + z**2) / 9)
+    angles = []
+    for seed in range(6):
+        moved, target = augment(ball[None], 3, seed)
+        assert target == 3
+        torch.testing.assert_close(moved[0], ball, atol=0.03, rtol=0)  # trilinear
+        rotated = augment(rod[None], 3, seed)[0][0] - 0.25
+        assert float(rotated.sum()) == pytest.approx(float((rod - 0.25).sum()), rel=0.02)  # no volume is lost
+        moments = torch.stack([(rotated * a * b).sum() for a in (z, y, x) for b in (z, y, x)]).view(3, 3)
+        angles.append(torch.linalg.eigh(moments)[1][:, -1].abs())  # the direction of the rod
+    directions = torch.stack(angles)
+    assert (directions.amax(0) - directions.amin(0) > 0.3).all()
+    assert torch.equal(augment(rod[None], 3, 1)[0], augment(rod[None], 3, 1)[0])
+
+
 # ---- the command ---------------------------------------------------------------------------------------------------
 
 Command = Callable[..., tuple[int, str, str]]
@@ -437,6 +547,30 @@ def test_the_four_commands(shapes: Path, tmp_path: Path, command: Command) -> No
     session = onnxruntime.InferenceSession(tmp_path / out.strip())
     (logits,) = session.run(None, {session.get_inputs()[0].name: image[None].numpy()})
     assert torch.from_numpy(logits).softmax(1)[0].tolist() == pytest.approx(chances, abs=1e-5)
+
+
+def test_a_network_of_timm_is_trained_by_the_command(shapes: Path, tmp_path: Path, command: Command) -> None:
+    timm = pytest.importorskip("timm")
+    torch.save(timm.create_model("test_resnet", num_classes=5).state_dict(), tmp_path / "trained.pt")
+    words = ("train", "images", "--data-path", shapes, "--size", "33", "--epochs", "1", "--device", "cpu")
+    words = (*words, "--model", "timm/test_resnet", "--group", "p2", "--workers", "0")
+    code, _, err = command(*words, "--run-dir", "refused", "--weights", "trained.pt", "--match", "width")
+    assert code == 2
+    assert "cannot be lifted to kind 'gc'" in err
+    code, _, err = command(*words, "--run-dir", "refused", "--weights", "pretrained", "--kind", "dense")
+    assert code == 2
+    assert "weights (='pretrained') need match='width', not 'params'" in err
+    assert not (tmp_path / "refused" / "config.json").exists()  # free for the next attempt
+    lifted = ("--kind", "dense", "--match", "width", "--weights", "trained.pt")
+    code, out, _ = command(*words, "--run-dir", "run", *lifted)
+    assert code == 0
+    assert "balanced accuracy" in out
+    config: Any = restore(tmp_path / "run").config
+    start = config.pretrained_model(config.read_facts(tmp_path / "run")).state_dict()
+    trained = load_model(tmp_path / "run").state_dict()
+    assert trained.keys() == start.keys()
+    assert any(not torch.equal(trained[name], start[name]) for name in start)
+    assert command("predict", "run", shapes / "square", "--csv", "p.csv", "--workers", "0")[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def audit(
 
     config, model = read_config(folder), load_model(folder)
     if isinstance(config, ImageConfig):
-        own, usual = config.group, config.read_facts(folder).input_size
+        own, usual = config.point_group, config.read_facts(folder).input_size
     else:
         own, usual = getattr(model, "group", None) or "p4", 32 if isinstance(model, ResNet) else 28
     report = audit(model, own if group is None else group, usual if size is None else size)

@@ -30,7 +30,7 @@ def report(folder: Path, device: str = "auto", workers: int | None = None) -> No
     Console().print(table)
     for name, value in found.scores.metrics.items():
         print(f"{name.replace('_', ' ')}: {value:.4g}")
-    print(f"largest change of a prediction under {found.config.group}: {found.largest_change:.1e}")
+    print(f"largest change of a prediction under {found.config.point_group.name}: {found.largest_change:.1e}")
     print(f"page: {found.page}")
 
 

@@ -13,9 +13,9 @@ from ._image_list import ImageList as ImageList
 from ._image_list import open_image_files as open_image_files
 from ._images import Images as Images
 from ._images import ImageSplits as ImageSplits
-from ._images import open_images as open_images
 from ._microscopy import MICROSCOPY_CLASSES as MICROSCOPY_CLASSES
 from ._microscopy import write_microscopy as write_microscopy
+from ._open_images import open_images as open_images
 from ._rotate import rotate as rotate
 from ._solids import SOLIDS as SOLIDS
 from ._solids import load_solids as load_solids

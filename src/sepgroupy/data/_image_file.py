@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ LONGEST = 8
 """Largest ratio of an image's sides; what is longer is odd-sized."""
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_OBJECT = re.compile(r" ?<[\w.]+ object at 0x[0-9a-f]+>")  # which Pillow writes where the name of a file would be
 _CHANNEL_AXES = "CSIQ"  # tifffile's names: channels, samples, a sequence of images, unknown
 
 
@@ -79,16 +81,22 @@ def with_channels(image: Tensor, channels: int) -> Tensor:
 
 
 def fit(image: Tensor, size: int) -> Tensor:
-    """Crop an image (C, Y, X) to the square in its middle, and resize it: bilinear, antialiased."""
-    image = _middle(image)
+    """Crop an image (C, Y, X) to the square in its middle, and resize it: bilinear, antialiased.
+
+    A volume (C, Z, Y, X) is cropped to the cube in its middle, and resized along every axis in the same manner.
+    """
+    image = _middle(image, image.ndim - 1)
     if image.shape[-1] == size:
         return image.contiguous()
-    return F.interpolate(image[None], (size, size), mode="bilinear", antialias=True, align_corners=False)[0]
+    if image.ndim == 3:
+        return _resize(image, size, size)
+    slices = _resize(image.flatten(0, 1), size, size).view(*image.shape[:2], -1)
+    return _resize(slices, size, slices.shape[-1]).view(len(image), size, size, size)
 
 
 def fit_mask(mask: Tensor, size: int) -> Tensor:
     """Crop and resize a mask (Y, X) as :func:`fit` does its image, each pixel to the nearest."""
-    mask = _middle(mask)
+    mask = _middle(mask, 2)
     if mask.shape[-1] == size:
         return mask.contiguous()
     return F.interpolate(mask[None, None].double(), (size, size), mode="nearest-exact")[0, 0].long()
@@ -108,11 +116,16 @@ def read_file(path: Path) -> bytes:
         raise UnusableError(f"it cannot be read: {error.strerror or error}") from None
 
 
-def _middle(image: Tensor) -> Tensor:
-    rows, columns = image.shape[-2:]
-    side = min(rows, columns)
-    top, left = (rows - side) // 2, (columns - side) // 2
-    return image[..., top : top + side, left : left + side]
+def _middle(image: Tensor, axes: int) -> Tensor:
+    """Return the square, or the cube, in the middle of the last axes."""
+    side = min(image.shape[-axes:])
+    for axis in range(-axes, 0):
+        image = image.narrow(axis, (image.shape[axis] - side) // 2, side)
+    return image
+
+
+def _resize(image: Tensor, rows: int, columns: int) -> Tensor:
+    return F.interpolate(image[None], (rows, columns), mode="bilinear", antialias=True, align_corners=False)[0]
 
 
 def _decode(content: bytes, read_tiff: Any, read_other: Any) -> NDArray[Any]:
@@ -122,9 +135,8 @@ def _decode(content: bytes, read_tiff: Any, read_other: Any) -> NDArray[Any]:
     except UnusableError:
         raise
     except Exception as error:  # which one depends on the format and on where the file is broken
-        raise UnusableError(
-            f"it is broken, truncated or no image ({str(error) or type(error).__name__:.100})"
-        ) from None
+        found = _OBJECT.sub("", str(error)) or type(error).__name__
+        raise UnusableError(f"it is broken, truncated or no image ({found:.100})") from None
 
 
 def _read_tiff(content: bytes, read_other: Any) -> NDArray[Any]:

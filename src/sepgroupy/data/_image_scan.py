@@ -23,7 +23,7 @@ class Scanned:
 
     problem: str = ""
     channels: int = 0
-    pixels: tuple[int, int] = (0, 0)
+    pixels: tuple[int, ...] = (0, 0)
     mean: Tensor = field(default_factory=lambda: torch.zeros(0))
     """Per channel, float64."""
     square: Tensor = field(default_factory=lambda: torch.zeros(0))
@@ -61,13 +61,13 @@ def _scan_one(source: Source, row: Row, size: int | None, masks: bool) -> Scanne
     try:
         content = source.content(row.path)
         image = source.image(content)
-        pixels = (image.shape[1], image.shape[2])
+        pixels = tuple(image.shape[1:])
         values: frozenset[int] = frozenset()
         if masks:
             assert isinstance(source, FileSource)
             mask = source.mask(row.labels[0])
             if tuple(mask.shape) != pixels:
-                sizes = f"{mask.shape[0]}×{mask.shape[1]} pixels, its image {pixels[0]}×{pixels[1]}"
+                sizes = f"{by(mask.shape)} pixels, its image {by(pixels)}"
                 raise UnusableError(f"mask {row.labels[0]} has {sizes}")
             values = frozenset(mask.unique().tolist())
     except UnusableError as error:
@@ -91,20 +91,26 @@ def common_channels(rows: Sequence[Row], found: Sequence[Scanned]) -> int:
 
 
 def common_size(rows: Sequence[Row], found: Sequence[Scanned]) -> int:
-    """Return the number of rows and columns of all images.
+    """Return the number of rows and columns of all images, and of slices of volumes.
 
     Raises:
-        DataError: they are not square, or not all of one size.
+        DataError: they are not square, or cubes, or not all of one size.
     """
     examples = {one.pixels: row.path for row, one in zip(rows, found, strict=True)}
     least, most = min(examples), max(examples)
-    if least != most or least[0] != least[1]:
-        sizes = " to ".join(f"{one[0]}×{one[1]} ({examples[one]})" for one in dict.fromkeys((least, most)))
+    if least != most or len(set(least)) > 1:
+        sizes = " to ".join(f"{by(one)} ({examples[one]})" for one in dict.fromkeys((least, most)))
+        shape = "square" if len(least) == 2 else "cube"
         raise DataError(
-            f"size is missing: the images have {sizes} pixels; give size, to which the square in the middle of each is "
-            "resized"
+            f"size is missing: the images have {sizes} pixels; give size, to which the {shape} in the middle of each "
+            "is resized"
         )
     return least[0]
+
+
+def by(sizes: Sequence[int]) -> str:
+    """Write sizes: 28×28."""
+    return "×".join(map(str, sizes))
 
 
 def statistics(found: Sequence[Scanned], channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

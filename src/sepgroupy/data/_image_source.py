@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -25,11 +25,15 @@ LABELS_FILE = "labels.csv"  # in a folder, is read in place of class folders
 class Source(Protocol):
     """Gives images by the path in their row."""
 
+    @property
+    def dimension(self) -> int:
+        """2 for images, 3 for volumes."""
+
     def content(self, path: str) -> bytes:
         """Return the bytes that an image is made of."""
 
     def image(self, content: bytes) -> Tensor:
-        """Decode them to (C, Y, X)."""
+        """Decode them to (C, Y, X), or to (C, Z, Y, X)."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class FileSource:
     """Image files, by their paths relative to a folder."""
 
     root: Path
+    dimension: ClassVar[int] = 2
 
     def content(self, path: str) -> bytes:
         """Read a file."""
@@ -58,9 +63,14 @@ class FileSource:
 
 @dataclass(frozen=True, eq=False)
 class ArraySource:
-    """Images in uint8 arrays (N, C, Y, X) by split, with paths such as ``train/12``."""
+    """Images in uint8 arrays (N, C, Y, X) by split, or volumes (N, C, Z, Y, X), with paths such as ``train/12``."""
 
     arrays: dict[str, NDArray[np.uint8]]
+
+    @property
+    def dimension(self) -> int:
+        """2 for images, 3 for volumes."""
+        return next(iter(self.arrays.values())).ndim - 2
 
     def content(self, path: str) -> bytes:
         """Return the pixels of an image behind its shape."""
@@ -72,8 +82,9 @@ class ArraySource:
 
     def image(self, content: bytes) -> Tensor:
         """Scale an image to 0..1."""
-        shape = np.frombuffer(content, "<i8", 3)
-        pixels = np.frombuffer(content, np.uint8, offset=24).reshape(shape)
+        axes = self.dimension + 1
+        shape = np.frombuffer(content, "<i8", axes)
+        pixels = np.frombuffer(content, np.uint8, offset=8 * axes).reshape(shape)
         return torch.from_numpy(pixels.astype(np.float32) / np.float32(255))
 
 
@@ -111,7 +122,7 @@ def find_images(path: Path, task: str, labels: Path | None) -> tuple[Table, Sour
 def _read_archive(file: Path) -> tuple[ArraySource, Table]:
     """Read the arrays of MedMNIST: ``train_images`` (N, Y, X), (N, Y, X, 3) or (N, Z, Y, X), ``train_labels`` (N, L).
 
-    The Z slices of a volume are channels. Nothing is unpickled.
+    Volumes have one channel. Nothing is unpickled.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -135,6 +146,8 @@ def _read_archive(file: Path) -> tuple[ArraySource, Table]:
         found = found.reshape(len(found), -1)
         widths.add(found.shape[1])
         rows += [Row(f"{split}/{index:07}", tuple(map(str, row)), split) for index, row in enumerate(found.tolist())]
+    if len({array.ndim for array in images.values()}) > 1:
+        raise DataError(f"{file} has images in one split and volumes in another")
     if not rows or len(widths) != 1:
         raise DataError(f"{file} has {', '.join(arrays) or 'no arrays'}: an archive of MedMNIST has train_images, …")
     (width,) = widths
@@ -144,7 +157,6 @@ def _read_archive(file: Path) -> tuple[ArraySource, Table]:
 
 def _channels_first(file: Path, name: str, array: NDArray[Any]) -> NDArray[np.uint8]:
     if array.dtype != np.uint8 or array.ndim not in (3, 4):
-        raise DataError(f"{file}: {name} is {array.dtype} of shape {array.shape}, not uint8 (N, Y, X) or (N, Y, X, 3)")
-    if array.ndim == 3:
-        return array[:, None]
-    return array.transpose(0, 3, 1, 2) if array.shape[3] in (1, 3) else array
+        wanted = "uint8 (N, Y, X), (N, Y, X, 3) or (N, Z, Y, X)"
+        raise DataError(f"{file}: {name} is {array.dtype} of shape {array.shape}, not {wanted}")
+    return array.transpose(0, 3, 1, 2) if array.ndim == 4 and array.shape[3] in (1, 3) else array[:, None]

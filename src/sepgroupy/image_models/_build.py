@@ -10,8 +10,8 @@ from torch import nn
 
 from ..errors import ArgumentError
 from ..groups import PointGroup, as_group
-from ..models import check_choice, check_counts
-from ._builtin import build_builtin, builtin_size, is_builtin
+from ..models import DEFAULT_GROUPS, check_choice, check_counts
+from ._builtin import build_builtin, builtin_size, is_builtin, model_dimension
 from ._from_library import LIBRARIES, convert_from_library
 
 TASKS = ("classification", "regression", "segmentation")
@@ -23,9 +23,10 @@ class ImageModel:
 
     name: str
     module: nn.Module
-    """From (B, channels, input_size, input_size) to (B, outputs), or for masks (B, outputs, input_size, input_size)."""
+    """From (B, channels, input_size, input_size) to (B, outputs), or for masks (B, outputs, input_size, input_size);
+    volumes have one more axis."""
     input_size: int
-    """Rows and columns at which equivariance is exact: the nearest to the size that was asked for."""
+    """Rows and columns, and slices, at which equivariance is exact: the nearest to the size that was asked for."""
     reason: str = ""
     """Why input_size is not that size; empty if it is."""
 
@@ -36,7 +37,7 @@ def build_image_model(
     channels: int,
     outputs: int,
     size: int,
-    group: PointGroup | str = "p4m",
+    group: PointGroup | str | None = None,
     kind: str = "gc",
     match: str = "params",
     task: str = "classification",
@@ -47,7 +48,8 @@ def build_image_model(
     Built in, with an invariant head and equivariant downsampling: ``p4m-resnet`` of three stages (20 layers, the first
     stage of 16 channels), ``p4m-resnet44-w32`` with another number of layers (6n + 2) and of channels; and for masks
     ``p4m-unet``, ``p4m-unet4-w8`` with another depth (3) and width (16). The numbers are those of the plain network of
-    the same architecture. ``timm/NAME`` and ``torchvision/NAME`` are converted (:func:`sepgroupy.convert`).
+    the same architecture. ``o-resnet`` (``o-resnet8-w8``) is the ResNet for volumes. ``timm/NAME`` and
+    ``torchvision/NAME`` are converted (:func:`sepgroupy.convert`).
 
     A classification or regression is invariant, a mask is transformed like its image, exactly at ``input_size``.
 
@@ -55,8 +57,8 @@ def build_image_model(
         name: of the network.
         channels: of the images.
         outputs: classes, or numbers of a regression.
-        size: rows and columns of the images.
-        group: the point group, also where a name begins with p4m.
+        size: rows and columns of the images, and slices of volumes.
+        group: the point group, whatever the name begins with; None for p4m, of volumes O.
         kind: "dense", "g" or "gc", as :class:`sepgroupy.nn.GroupConv2d`; or "plain" for the plain network, to compare.
         match: what is as in the plain network: "width", the channels of each layer; "params" or "macs", the number of
             parameters or multiplications, by one factor of all widths.
@@ -79,9 +81,10 @@ def build_image_model(
     check_choice("kind", kind, ("dense", "g", "gc", "plain"))
     check_choice("match", match, ("params", "macs", "width"))
     check_choice("task", task, TASKS)
-    group = as_group(group)
     if not isinstance(name, str):
         raise ArgumentError(f"model (={name!r}) must be a name")
+    dimension = model_dimension(name)
+    group = as_group(DEFAULT_GROUPS[dimension] if group is None else group, dimension)
     library = name.partition("/")[0]
     if is_builtin(name, task):
         if weights is not None:
@@ -96,8 +99,8 @@ def build_image_model(
         )
     else:
         raise ArgumentError(
-            f"model (={name!r}) is unknown: use p4m-resnet, p4m-resnet44-w32 or the like, for masks p4m-unet; or "
-            "timm/NAME or torchvision/NAME, such as timm/resnet18"
+            f"model (={name!r}) is unknown: use p4m-resnet, p4m-resnet44-w32 or the like, for masks p4m-unet, for "
+            "volumes o-resnet; or timm/NAME or torchvision/NAME, such as timm/resnet18"
         )
     _check_output(name, model, channels, outputs, input_size, task)
     return ImageModel(name, model, input_size, reason)
@@ -106,7 +109,7 @@ def build_image_model(
 @torch.no_grad()
 def _check_output(name: str, model: nn.Module, channels: int, outputs: int, size: int, task: str) -> None:
     training = model.training
-    found = model.eval()(torch.zeros(1, channels, size, size))
+    found = model.eval()(torch.zeros(1, channels, *(size,) * model_dimension(name)))
     model.train(training)
     wanted = (1, outputs, size, size) if task == "segmentation" else (1, outputs)
     shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__

@@ -1,4 +1,4 @@
-"""The built-in networks: a ResNet with an invariant head and a U-Net, of any depth and width."""
+"""The built-in networks: a ResNet with an invariant head, also of volumes, and a U-Net, of any depth and width."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ..errors import ArgumentError
 from ..groups import PointGroup
 from ..models import ResNet, UNet
 
-_NAME = re.compile(r"p4m-(resnet|unet)(\d+)?(?:-w(\d+))?")
-_USUAL = {"resnet": (20, 16), "unet": (3, 16)}  # depth and width
+_NAME = re.compile(r"(p4m-resnet|p4m-unet|o-resnet)(\d+)?(?:-w(\d+))?")
+_USUAL = {"p4m-resnet": (20, 16), "p4m-unet": (3, 16), "o-resnet": (8, 8)}  # depth and width
 
 
 def is_builtin(name: str, task: str) -> bool:
@@ -24,16 +24,22 @@ def is_builtin(name: str, task: str) -> bool:
     """
     if not (match := _NAME.fullmatch(name)):
         return False
-    if (match[1] == "unet") != (task == "segmentation"):
+    if (match[1] == "p4m-unet") != (task == "segmentation"):
         other = "p4m-unet" if task == "segmentation" else "p4m-resnet"
         raise ArgumentError(f"model (={name!r}) is not for task {task}: use {other}")
     return True
 
 
+def model_dimension(name: str) -> int:
+    """Return the number of spatial axes that a network reads: 3 of volumes for o-resnet, else 2."""
+    match = _NAME.fullmatch(name)
+    return 3 if match and match[1] == "o-resnet" else 2
+
+
 def builtin_size(name: str, size: int) -> tuple[int, str]:
     """Return the nearest size of image at which the network is exact, the larger of two, and the reason."""
     family, depth, _ = _parse(name)
-    halvings = depth if family == "unet" else 2
+    halvings = depth if family == "p4m-unet" else 2
     multiple = 2**halvings
     nearest = max(2, (size + multiple // 2) // multiple) * multiple
     if nearest == size:
@@ -47,19 +53,20 @@ def build_builtin(
 ) -> nn.Module:
     """Build a network; of a group, as wide as ``match`` says."""
     family, depth, width = _parse(name)
+    dimension = model_dimension(name)
 
     def build(kind: str, width: int) -> nn.Module:
-        if family == "unet":
+        if family == "p4m-unet":
             return UNet(kind, width, group, channels, outputs, depth)
         widths = (width, 2 * width, 4 * width)
-        return ResNet(kind, depth, widths, group, channels, outputs, head="invariant", downsampling="equivariant")
+        return ResNet(kind, depth, widths, group, channels, outputs, "invariant", "equivariant", dimension=dimension)
 
     def cost(kind: str, width: int) -> int:
         with torch.device("meta"):
             model = build(kind, width)
             if match == "params":
                 return sum(p.numel() for p in model.parameters())
-            return _multiplications(model.eval(), torch.empty(1, channels, size, size))
+            return _multiplications(model.eval(), torch.empty(1, channels, *(size,) * dimension))
 
     if match == "width" or kind == "plain":
         return build(kind, width)

@@ -6,6 +6,7 @@ from ._build import published_model_names as published_model_names
 from ._checkpoint import find_state as find_state
 from ._checkpoint import load_published as load_published
 from ._checkpoint import misfit as misfit
+from ._layers import DEFAULT_GROUPS as DEFAULT_GROUPS
 from ._layers import check_choice as check_choice
 from ._layers import check_counts as check_counts
 from ._layers import check_images as check_images
@@ -15,6 +16,7 @@ from ._unet import UNet as UNet
 from ._weights import WeightsCard as WeightsCard
 from ._weights import WeightSet as WeightSet
 from ._weights import list_weights as list_weights
+from ._weights import load_weights as load_weights
 from ._weights import save_weights as save_weights
 
 __all__ = [

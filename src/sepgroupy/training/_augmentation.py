@@ -1,13 +1,15 @@
-"""Random flips, rotations, shifts and scales of one image and its mask, by torchvision."""
+"""Random flips, rotations, shifts and scales of one image and its mask, by torchvision, and of one volume."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
 
 from ._objective import IGNORE
 
@@ -17,10 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The augmentation of a training image (C, Y, X) and, in a segmentation, of its mask (Y, X).
+    """The augmentation of a training image (C, Y, X) and, in a segmentation, of its mask (Y, X); or of a volume.
 
     Args:
-        transforms: of ``torchvision.transforms.v2``, one after another.
+        transforms: functions such as those of ``torchvision.transforms.v2``, one after another.
         masks: whether the targets are masks.
     """
 
@@ -44,7 +46,9 @@ class Augmentation:
             transforms.append(v2.RandomHorizontalFlip())
         if config.vflip:
             transforms.append(v2.RandomVerticalFlip())
-        if config.rotation or config.shift or config.scale:
+        if config.dimension == 3 and (config.rotation or config.shift or config.scale):
+            transforms.append(_RandomMotion(config.rotation, config.shift, config.scale, tuple(fill)))
+        elif config.rotation or config.shift or config.scale:
             transforms.append(
                 v2.RandomAffine(
                     config.rotation,
@@ -73,6 +77,34 @@ class Augmentation:
             for transform in self.transforms:
                 pair = transform(*pair)
             return tuple(part.as_subclass(Tensor) for part in pair)  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class _RandomMotion:
+    """A random rotation of a cubic volume (C, Z, Y, X) about its center, a scale and a shift, trilinear.
+
+    ``y(p) = x(R⁻¹(p − t)/s)``: R rotates by an angle in ±rotation degrees about an axis in any direction, s is in
+    1 ± scale, and t in ±shift, in parts of the volume's side.
+    """
+
+    rotation: float
+    shift: float
+    scale: float
+    fill: tuple[float, ...]
+
+    def __call__(self, volume: Tensor) -> Tensor:
+        axis = torch.nn.functional.normalize(torch.randn(3), dim=0)
+        angle, factor, *shift = (2 * torch.rand(5) - 1).unbind()
+        x, y, z = axis.tolist()
+        cross = torch.tensor([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
+        angle = angle * math.radians(self.rotation)
+        inverse = torch.eye(3) - angle.sin() * cross + (1 - angle.cos()) * (cross @ cross)  # Rodrigues' formula
+        inverse = inverse / (1 + self.scale * factor)
+        matrix = torch.cat([inverse, inverse @ (-2 * self.shift * torch.stack(shift))[:, None]], 1)
+        grid = affine_grid(matrix[None], [1, *volume.shape], align_corners=False)  # whose sides are 2
+        fill = torch.tensor(self.fill).view(-1, 1, 1, 1)
+        moved = grid_sample(volume.as_subclass(Tensor)[None] - fill, grid, mode="bilinear", align_corners=False)
+        return moved[0] + fill
 
 
 @dataclass(frozen=True)

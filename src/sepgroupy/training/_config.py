@@ -107,9 +107,6 @@ class TrainingConfig:
 
     recipes: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {}
     """Values of the fields by recipe and task, the usual recipe first; a field that is missing has its default."""
-    ema_warmup: ClassVar[bool] = False
-    """Whether the average of the parameters follows them faster at first, and has the running batch statistics of the
-    last step: averages of these, which are averages already, are stale while the learning rate is high."""
 
     task: str
     """The task."""
@@ -150,7 +147,7 @@ class TrainingConfig:
     schedule: Literal["step", "cosine"] = "step"
     """Learning rate: step drops it at the milestones, cosine lets it fall to 0 along half a cosine wave."""
     ema: Annotated[FiniteFloat, Field(gt=0, lt=1)] | None = None
-    """Evaluate an exponential moving average of parameters and batch statistics with this decay a step. None: no."""
+    """Evaluate an exponential moving average of parameters with this decay a step, smaller at first. None: no."""
     select: Literal["last", "best"] = "last"
     """Parameters to test and to save: those of the last epoch, or of the lowest error on the validation images."""
     patience: Count | None = None
@@ -159,6 +156,8 @@ class TrainingConfig:
     """Parts of a batch that are computed one after another, to need less memory; their gradients are added."""
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
     """Precision of the training steps."""
+    compile: bool = False
+    """Compile the network of the training steps (torch.compile), which takes a minute or more at the start."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device."""
     seed: CountFrom0 = 1

@@ -174,14 +174,17 @@ def _take_up(
 ) -> tuple[dict[str, Any] | None, dict[str, Tensor] | None]:
     """Return the checkpoint that the folder holds of a run, and the parameters to go on from or to start from."""
     _require_own(folder, config)  # once more: now nobody else can change it
-    if not (folder / CONFIG).exists():
-        _folder.write_config(folder, config)
-        data.save(folder)
+    checkpoint = None
     if (folder / CHECKPOINT).exists():
         checkpoint = _folder.read_checkpoint(folder / CHECKPOINT)
         _trained(checkpoint, folder / CHECKPOINT, config, data.facts)
-        return checkpoint, _fitting(checkpoint, folder / CHECKPOINT, config, data.facts)
-    return None, _start(config, data.facts)
+        start: dict[str, Tensor] | None = _fitting(checkpoint, folder / CHECKPOINT, config, data.facts)
+    else:
+        start = _start(config, data.facts)
+    if not (folder / CONFIG).exists():  # weights that are refused leave the folder free for the next attempt
+        _folder.write_config(folder, config)
+        data.save(folder)
+    return checkpoint, start
 
 
 def _start(config: TrainingConfig, facts: Any = None) -> dict[str, Tensor] | None:

@@ -9,14 +9,15 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, FiniteFloat
 from pydantic.dataclasses import dataclass
 
 from ..errors import ArgumentError
-from ..image_models import ImageModel, build_image_model
+from ..groups import PointGroup, as_group
+from ..image_models import ImageModel, build_image_model, model_dimension
+from ..models import DEFAULT_GROUPS
 from ._config import STRICT, Count, Text, TrainingConfig, raises_argument_error, register_tasks
 from ._image_facts import ImageFacts, Normalize, Rescale
 
@@ -77,26 +78,24 @@ class ImageConfig(TrainingConfig):
     """
 
     recipes: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = IMAGE_RECIPES
-    ema_warmup: ClassVar[bool] = True
 
     task: Literal["classification", "regression", "segmentation"]
     """What is predicted: a class, numbers (from a CSV file), or the class of each pixel."""
     model: Text
-    """Network: p4m-resnet (or p4m-resnet44-w32: layers, width), for masks p4m-unet; timm/NAME; torchvision/NAME."""
+    """Network: p4m-resnet (or p4m-resnet44-w32: layers, width), for masks p4m-unet, for volumes o-resnet; timm/NAME;
+    torchvision/NAME."""
     data_path: Text | None = None
     """Folder of class folders (or images and masks), CSV file of paths and labels, or MedMNIST archive (.npz)."""
     weights: Text | None = None
     """Start from these parameters: folder of a run, state dict, or for timm and torchvision a name, as pretrained."""
-    ema: Annotated[FiniteFloat, Field(gt=0, lt=1)] | None = None
-    """Evaluate an exponential moving average of parameters with this decay a step, smaller at first. None: no."""
     folder: Text | None = None
     """Folder of the run; None for runs/<task>-<model>-<digest of this configuration>."""
     labels: Text | None = None
     """CSV file of paths, relative to data_path, and labels; with the columns split and group if there are such."""
     size: Count | None = None
     """Rows and columns to which images are resized; None if all are square and of one size."""
-    group: Text = "p4m"
-    """Point group of the network, such as p4 (rotations by 90°) or p4m (also reflections)."""
+    group: Text | None = None
+    """Point group, such as p4 (rotations by 90°). None for p4m (also reflections), of volumes O (rotations)."""
     kind: Literal["dense", "g", "gc", "plain"] = "gc"
     """Kind of group convolution; plain for the plain network, to compare."""
     match: Literal["params", "macs", "width"] = "params"
@@ -113,6 +112,8 @@ class ImageConfig(TrainingConfig):
     def __post_init__(self) -> None:
         if self.data_path is None:
             raise ArgumentError("data_path is missing: name a folder of images, a CSV file or a MedMNIST archive")
+        if self.dimension == 3 and self.crop:
+            raise ArgumentError(f"crop (={self.crop}) is for images, and {self.model} reads volumes: use shift")
         for name in ("class_weights", "balanced_sampling"):
             if getattr(self, name) and self.task != "classification":
                 raise ArgumentError(f"{name} (=True) needs the task classification, not {self.task}")
@@ -127,10 +128,26 @@ class ImageConfig(TrainingConfig):
         digest = hashlib.sha256(json.dumps(unusual, sort_keys=True).encode()).hexdigest()[:8]
         return Path("runs") / f"{self.task}-{self.model.replace('/', '-')}-{digest}"
 
+    @property
+    def dimension(self) -> int:
+        """The spatial axes of what the network reads: 2 of images, 3 of volumes."""
+        return model_dimension(self.model)
+
+    @property
+    def point_group(self) -> PointGroup:
+        """The point group of the network; of a plain one, that with which it is compared."""
+        return as_group(DEFAULT_GROUPS[self.dimension] if self.group is None else self.group, self.dimension)
+
     def export_metadata(self, facts: Any = None) -> dict[str, str]:
         """Facts that an exported file names; its input are images in 0..1."""
         outputs = json.dumps(facts.classes or facts.target_names, ensure_ascii=False)
-        return {"model": self.model, "task": self.task, "group": self.group, "kind": self.kind, "outputs": outputs}
+        return {
+            "model": self.model,
+            "task": self.task,
+            "group": self.point_group.name,
+            "kind": self.kind,
+            "outputs": outputs,
+        }
 
     @property
     def least_batch(self) -> int:
@@ -138,8 +155,8 @@ class ImageConfig(TrainingConfig):
         return 2
 
     def input_shape(self, facts: Any = None) -> tuple[int, ...]:
-        """Channels, rows and columns of an image."""
-        return facts.channels, facts.input_size, facts.input_size
+        """Channels, rows and columns of an image, or channels and three sizes of a volume."""
+        return facts.channels, *(facts.input_size,) * self.dimension
 
     def load_data(self, workers: int | None = None, folder: Path | None = None, progress: bool = False) -> RunData:
         """Open the images in the splits that the folder of the run holds, or in new ones."""
@@ -178,7 +195,7 @@ class ImageConfig(TrainingConfig):
             return self.build_model(facts).state_dict()
 
     def _whole(self, network: nn.Module, facts: ImageFacts) -> nn.Module:
-        modules = {"normalize": Normalize(facts.mean, facts.std), "network": network}
+        modules = {"normalize": Normalize(facts.mean, facts.std, self.dimension), "network": network}
         if self.task == "regression":
             modules["rescale"] = Rescale(facts.target_mean, facts.target_std)
         return torch.nn.Sequential(OrderedDict(modules))

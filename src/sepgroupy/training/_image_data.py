@@ -59,10 +59,16 @@ def open_run_images(config: ImageConfig, workers: int | None, folder: Path, prog
     )
     for name, reason in splits.skipped:
         _log.warning("skipped: %s: %s", name, reason)
+    if splits.dimension != config.dimension:
+        what, remedy = (
+            ("images, not volumes", "p4m-resnet") if config.dimension == 3 else ("volumes, not images", "o-resnet")
+        )
+        raise ArgumentError(f"model (={config.model!r}) does not fit {path}, which has {what}: use {remedy}")
     with torch.random.fork_rng(devices=[]):
         found = config.image_model(splits.channels, splits.outputs, splits.size)
     if found.reason:
-        _log.info("images are resized to %d×%d: %s", found.input_size, found.input_size, found.reason)
+        size = "×".join([str(found.input_size)] * splits.dimension)
+        _log.info("images are resized to %s: %s", size, found.reason)
     target_mean, target_std = _spread(splits.train.targets) if config.task == "regression" else ((), ())
     facts = ImageFacts(
         splits.classes, splits.target_names, splits.channels, splits.size, found.input_size, splits.mean, splits.std,

@@ -19,7 +19,6 @@ from .._files import atomic
 from ..data import Images
 from ..errors import ArgumentError
 from ..functional import transform
-from ..groups import as_group
 from ._engine import restore
 from ._image_config import ImageConfig
 from ._image_data import StreamedData, open_run_images, outputs_of
@@ -131,7 +130,7 @@ def evaluate_images(
 @torch.no_grad()
 def largest_change(model: nn.Module, data: StreamedData, images: Images) -> tuple[float, int]:
     """Return the largest change of a prediction under the group, and the number of images that were transformed."""
-    group, masks = as_group(data.config.group), data.config.task == "segmentation"
+    group, masks = data.config.point_group, data.config.task == "segmentation"
     largest, count = 0.0, min(len(images), MOST_TRANSFORMED)
     for x, _ in data.read(images, slice(count)):
         before = _comparable(outputs_of(model, x), data.facts)
@@ -234,7 +233,7 @@ def _write(folder: Path, evaluation: ImageEvaluation) -> None:
         "loss": evaluation.loss,
         **evaluation.scores.metrics,
         "largest_change_under_the_group": evaluation.largest_change,
-        "group": evaluation.config.group,
+        "group": evaluation.config.point_group.name,
         "transformed_images": evaluation.transformed,
         "table": [dict(zip(evaluation.scores.head, row, strict=True)) for row in evaluation.scores.rows],
     }

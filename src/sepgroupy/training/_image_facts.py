@@ -99,15 +99,15 @@ class ImageFacts:
 
 
 class Normalize(nn.Module):
-    """``(x − mean) / std`` of each channel of images (B, C, Y, X)."""
+    """``(x − mean) / std`` of each channel of images (B, C, Y, X), or of volumes (B, C, Z, Y, X)."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, mean: Sequence[float], std: Sequence[float], dimension: int = 2) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, *(1,) * dimension))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, *(1,) * dimension))
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize."""

@@ -113,12 +113,15 @@ def _caption(one: WorstImage, facts: ImageFacts) -> str:
 
 
 def _show(axes: Axes, image: Tensor, classes: int) -> None:
-    """Draw an image (C, Y, X) in 0..1, three channels as colours and of others the first as gray; or a mask."""
+    """Draw an image (C, Y, X) in 0..1, three channels as colours and of others the first as gray; or a mask.
+
+    Of a volume the slice in the middle is drawn.
+    """
     if classes:
         axes.imshow(image.masked_fill(image == IGNORE, 0).numpy(), cmap="viridis", vmin=0, vmax=classes - 1)
         return
     options: dict[str, Any] = {"interpolation": "nearest"}
-    image = image.clamp(0, 1)
+    image = (image if image.ndim == 3 else image[:, image.shape[1] // 2]).clamp(0, 1)
     if len(image) == 3:
         axes.imshow(image.permute(1, 2, 0).numpy(), **options)
     else:

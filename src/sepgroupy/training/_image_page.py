@@ -23,9 +23,11 @@ def page_of(evaluation: ImageEvaluation) -> str:
     """Return the page as one HTML file that needs nothing else."""
     e, c = evaluation, evaluation.config
     title = f"{c.model} on {c.data_path}"
+    things, elements = ("images", "pixels") if c.dimension == 2 else ("volumes", "voxels")
+    size = "×".join([str(e.facts.input_size)] * c.dimension)
     text = [
-        f"{c.task}, group {c.group}, kind {c.kind}: {e.images:,} test images of {e.facts.input_size}×"
-        f"{e.facts.input_size} pixels and {e.facts.channels} channel{'s' * (e.facts.channels > 1)}.",
+        f"{c.task}, group {c.point_group.name}, kind {c.kind}: {e.images:,} test {things} of {size} {elements} and "
+        f"{e.facts.channels} channel{'s' * (e.facts.channels > 1)}.",
     ]
     if c.select == "best":
         text.append(
@@ -58,9 +60,10 @@ def _scores(e: ImageEvaluation) -> Section:
 def _equivariance(e: ImageEvaluation) -> Section:
     what = "number, in standard deviations of the training targets," if e.facts.target_names else "probability"
     back = ", the output being transformed back" if e.config.task == "segmentation" else ""
+    group = e.config.point_group.name
     text = (
-        f"The largest change of a predicted {what} when a test image is transformed by an element of {e.config.group} "
-        f"(rotations and reflections that map the pixel grid to itself{back}): {e.largest_change:.1e}, over "
+        f"The largest change of a predicted {what} when a test image is transformed by an element of {group} "
+        f"(which maps the grid of pixels to itself{back}): {e.largest_change:.1e}, over "
         f"{e.transformed:,} images. Rounding is about 1e-6."
     )
     return Section("Change under the group", [text])

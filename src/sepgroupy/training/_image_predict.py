@@ -64,7 +64,16 @@ class ImagePredictor:
         self.model = model.to(device_of(device))
 
     def open(self, paths: Paths) -> ImageList:
-        """Open image files, folders or patterns, see :func:`sepgroupy.data.open_image_files`."""
+        """Open image files, folders or patterns, see :func:`sepgroupy.data.open_image_files`.
+
+        Raises:
+            ArgumentError: the network reads volumes, which no image file holds.
+        """
+        if self.config.dimension == 3:
+            raise ArgumentError(
+                f"paths (={paths!r}) are of image files, and {self.config.model} reads volumes: call the network that "
+                "sepgroupy.training.load_model returns"
+            )
         return open_image_files(paths, channels=self.facts.channels, size=self.facts.input_size)
 
     def predict(self, files: ImageList, batch_size: int = 64, workers: int | None = None) -> Iterator[list[Prediction]]:

@@ -68,7 +68,7 @@ def checked_optimizer_states(
 
 
 def checked_average(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Return what a checkpoint says of the average of a network's parameters and buffers, in each step, by their names.
+    """Return what a checkpoint says of the average of a network's parameters, and its buffers, by their names.
 
     Raises:
         DataError: it has none, or that of another number of steps.
