@@ -557,6 +557,7 @@ def test_medmnist(tmp_path: Path, shape: tuple[int, ...], channels: int) -> None
     assert target == 1
     again = open_images(file, labels=write_csv(tmp_path / "split.csv", *images.split_table()))
     assert splits_by_path(again) == splits_by_path(images)
+    assert again.fingerprint == images.fingerprint
 
 
 def test_volumes_are_cropped_to_a_cube_and_resized_along_each_axis(tmp_path: Path) -> None:
