@@ -15,7 +15,6 @@ test: .venv/ready  ## lint, types, tests and doctests; the layers' tests once mo
 	SEPGROUPY_NATIVE=0 OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist loadfile tests/test_nn_*.py tests/test_functional_*.py tests/test_native_missing.py docs/native.md
 
 docs: .venv/ready  ## the site, into site/: runs the tutorials, stops at a broken link or reference
-	$(BIN)/pip install --quiet --editable '.[dev,docs]'
 	$(BIN)/sphinx-build -W --keep-going -b html -d build/doctrees docs site
 
 format: .venv/ready

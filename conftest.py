@@ -1,4 +1,4 @@
-"""Leave out pages on packages that are not installed here, and warnings of those packages."""
+"""Leave out tests and pages that this machine cannot run, and warnings of other packages."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
 NEEDS = {
     "accelerate.md": ("accelerate",),
@@ -13,6 +14,7 @@ NEEDS = {
     "grad-cam.md": ("pytorch_grad_cam",),
     "hugging-face.md": ("huggingface_hub", "safetensors"),
     "lightning.md": ("lightning",),
+    "nifti.md": ("nibabel",),
     "onnx-runtime.md": ("onnx", "onnxruntime", "onnxscript"),
     "timm.md": ("timm",),
 }
@@ -29,7 +31,9 @@ def pytest_report_header() -> list[str]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let other packages warn on the pages about them."""
+    """Let other packages warn on the pages about them; skip what needs a CUDA device where there is none."""
     for item in items:
+        if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
         if item.path.parent.name == "integrations":
             item.add_marker(pytest.mark.filterwarnings("default"))

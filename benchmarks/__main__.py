@@ -1,6 +1,7 @@
 """Measure layers, networks and their scaling, write CSV files and plots, and print the tables of targets.
 
 python -m benchmarks
+python -m benchmarks --device cuda  # one table of the eleven networks on a GPU, in ten minutes
 python -m benchmarks compare OLD    # the same rows with an earlier version of the library
 """
 
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 
-from . import compare, cross_model, layers, models, scaling
+from . import compare, converted, cross_model, gpu, layers, models, scaling
 from .arguments import RESULTS, ROOT, add_common, folder, positive
 from .hardware import describe
 from .measure import DisagreementError
@@ -22,7 +23,13 @@ from .plots import draw
 from .results import read, write
 from .summary import slower, targets
 
-SUITES = {"layers": layers.jobs, "models": models.jobs, "cross_model": cross_model.jobs, "scaling": scaling.jobs}
+SUITES = {
+    "layers": layers.jobs,
+    "models": models.jobs,
+    "cross_model": cross_model.jobs,
+    "converted": converted.jobs,
+    "scaling": scaling.jobs,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,6 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     refused: list[str] = []
     before = torch.get_num_threads()
     for suite in options.only:
+        if suite == "gpu":
+            if lines := gpu.measure(device, options.rounds, options.quick, refused):
+                write(results / "gpu.csv", lines)
+            continue
         rows: list[dict[str, Any]] = []
         every = device.type == "cpu" and suite in ("layers", "models")
         for threads in options.threads if every else options.threads[-1:]:
@@ -45,11 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if rows:
             write(results / f"{suite}{'' if device.type == 'cpu' else '-' + device.type}.csv", rows)
     torch.set_num_threads(before)
-    if device.type == "cpu":
+    if device.type == "cpu" and options.only != ["gpu"]:
         found = read(results)
         draw(found, images)
         print("", targets(found), "", *(slower(found) or ["no row is slower than the baseline"]), sep="\n")
-    print(f"\nresults in {results}, plots in {images}" if device.type == "cpu" else f"\nresults in {results}")
+    print(f"\nresults in {results}")
     for line in refused:
         print(f"REFUSED {line}")
     return 1 if refused else 0
@@ -61,11 +72,16 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     most = torch.get_num_threads()
     cuda = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--only", nargs="+", choices=SUITES, default=list(SUITES), help="suites to run (all)")
+    suites = [*SUITES, "gpu"]
+    parser.add_argument("--only", nargs="+", choices=suites, help="suites to run (on a GPU gpu, else all others)")
     add_common(parser, rounds=5)
     parser.add_argument("--threads", type=positive, nargs="+", default=sorted({1, most}), help="CPU threads (1, all)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default=cuda, help="device (%(default)s)")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error(f"argument --device: cuda is not on this machine (torch {torch.__version__}): use cpu")
+    options.only = options.only or (["gpu"] if options.device == "cuda" else list(SUITES))
+    return options
 
 
 def _measure(suite: str, device: torch.device, options: argparse.Namespace, refused: list[str]) -> list[dict[str, Any]]:

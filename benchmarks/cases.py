@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from sepgroupy import nn
 from sepgroupy.groups import as_group
-from sepgroupy.nn import GroupConv2d, LiftingConv2d
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,17 @@ class LayerCase:
     Args:
         group: name of the point group.
         kind: "lifting", "dense", "g" or "gc".
-        kernel: rows and columns of the kernel.
-        padding: as stride, of both axes.
+        kernel: elements per side of the kernel.
+        padding: as stride, of all axes.
         channels: of the output.
         size: pixels per side of the input.
         batch: images or feature maps.
-        stride: of both axes.
+        stride: of all axes.
         in_channels: of the input; None for as many as of the output.
     """
+
+    dimension: ClassVar[int] = 2
+    """Spatial axes."""
 
     group: str
     kind: str
@@ -39,9 +42,10 @@ class LayerCase:
     in_channels: int | None = None
 
     def __str__(self) -> str:
-        kernel = f"{self.kernel}x{self.kernel}" + (f" stride {self.stride}" if self.stride > 1 else "")
+        kernel, size = ("x".join([str(n)] * self.dimension) for n in (self.kernel, self.size))
+        kernel += f" stride {self.stride}" if self.stride > 1 else ""
         channels = f"{self.channels}ch" if self.in_channels is None else f"{self.in_channels}-{self.channels}ch"
-        return f"{self.group} {self.kind} {kernel} {channels} {self.size}x{self.size} batch {self.batch}"
+        return f"{self.group} {self.kind} {kernel} {channels} {size} batch {self.batch}"
 
     @property
     def input_channels(self) -> int:
@@ -58,21 +62,27 @@ class LayerCase:
         """Pixels per side of the output."""
         return (self.size + 2 * self.padding - self.kernel) // self.stride + 1
 
-    def layer(self, backend: str = "auto") -> LiftingConv2d | GroupConv2d:
+    def layer(self, backend: str = "auto") -> Any:
         """Build the layer."""
         chosen: dict[str, Any] = (
             {} if backend == "auto" else {"backend": backend}
         )  # earlier versions do not know the argument
         sizes = (self.input_channels, self.channels, self.kernel, self.stride, self.padding)
         if self.kind == "lifting":
-            return LiftingConv2d(*sizes, group=self.group, **chosen)
-        return GroupConv2d(*sizes, group=self.group, kind=self.kind, **chosen)
+            return getattr(nn, f"LiftingConv{self.dimension}d")(*sizes, group=self.group, **chosen)
+        return getattr(nn, f"GroupConv{self.dimension}d")(*sizes, group=self.group, kind=self.kind, **chosen)
 
     def input(self, device: torch.device) -> Tensor:
-        """Draw the input, (B, I, |H|, Y, X), or (B, I, Y, X) if lifting."""
+        """Draw the input, (B, I, |H|, …), or (B, I, …) if lifting."""
         axes = () if self.kind == "lifting" else (self.input_elements,)
-        shape = (self.batch, self.input_channels, *axes, self.size, self.size)
+        shape = (self.batch, self.input_channels, *axes, *(self.size,) * self.dimension)
         return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
+
+
+class VolumeCase(LayerCase):
+    """The same in three dimensions."""
+
+    dimension = 3
 
 
 @dataclass(frozen=True)

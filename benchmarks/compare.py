@@ -19,6 +19,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -127,7 +128,7 @@ def main(arguments: Sequence[str]) -> int:
     with ExitStack() as stack:
         old, new = (stack.enter_context(Worker(path / "src", options.threads)) for path in (options.old, ROOT))
         print(f"{cpu_name()}, {options.threads} threads\nold: {options.old}, {old.kernels}\nnew: {ROOT}, {new.kernels}")
-        found = subjects(options.quick)
+        found = [subject for subject in subjects(options.quick) if options.rows in str(subject)]
         for number, subject in enumerate(found, start=1):
             print(f"{number}/{len(found)}  {subject}", end="", flush=True)
             try:
@@ -159,6 +160,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("old", type=Path, metavar="OLD", help="checkout of an earlier version, its kernels compiled")
     parser.add_argument("--threads", type=positive, default=1, help="CPU threads of each process (%(default)s)")
+    parser.add_argument("--rows", default="", metavar="TEXT", help="rows whose name contains a text (all)")
     add_common(parser, rounds=9)
     options = parser.parse_args(arguments)
     options.old = options.old.resolve()
@@ -190,14 +192,18 @@ def measure(subject: Subject, old: Worker, new: Worker, rounds: int) -> Iterator
 
 
 def import_time(old: Mapping[str, str], new: Mapping[str, str], rounds: int) -> dict[str, Any]:
-    """Return the line of ``import sepgroupy`` in new processes that have imported torch."""
+    """Return the line of ``import sepgroupy`` in new processes that have imported torch; from byte code."""
     code = "import time, torch; begin = time.perf_counter(); import sepgroupy; print(time.perf_counter() - begin)"
+    with TemporaryDirectory() as folder:
+        cached = {"PYTHONPYCACHEPREFIX": folder, "PYTHONDONTWRITEBYTECODE": ""}
 
-    def turn(env: Mapping[str, str]) -> float:
-        command = [sys.executable, "-c", code]
-        return 1e3 * float(subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout)
+        def turn(env: Mapping[str, str]) -> float:
+            command, environment = [sys.executable, "-c", code], {**env, **cached}
+            run = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+            return 1e3 * float(run.stdout)
 
-    return _line("import sepgroupy", "ms", [(turn(old), turn(new)) for _ in range(rounds)])
+        turn(old), turn(new)  # write the byte code
+        return _line("import sepgroupy", "ms", [(turn(old), turn(new)) for _ in range(rounds)])
 
 
 def _check(old: Sequence[float], new: Sequence[float]) -> None:

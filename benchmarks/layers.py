@@ -110,8 +110,9 @@ def limit(case: LayerCase, rates: Rates) -> dict[str, Any]:
     """
     layer, group = case.layer(), as_group(case.group)
     backend = select_backend(layer.spec, case.input(torch.device("cpu")), layer.backend).name
-    saved, elements, lifting = fourier_basis(group).multiplications, case.kernel**2, case.kind == "lifting"
-    x_pixels, y_pixels = case.size**2, case.output_size**2
+    saved, elements = fourier_basis(group).multiplications, case.kernel**case.dimension
+    lifting = case.kind == "lifting"
+    x_pixels, y_pixels = case.size**case.dimension, case.output_size**case.dimension
     step = 2 if lifting else 4 if (backend, case.kind) == ("native", "gc") else 3
     if backend == "fourier" or (backend == "native" and case.kind == "gc"):
         macs = saved * (y_pixels if case.kernel == 1 else x_pixels)

@@ -63,7 +63,7 @@ class Run:
     def __init__(self, variant: Variant, x: Tensor, labels: Tensor | None = None, autocast: bool = False) -> None:
         self.variant, self.module, self.labels, self.autocast = variant, variant.module, labels, autocast
         self.x = _in_layout_of(variant, x).detach().clone(memory_format=torch.preserve_format)
-        self.x.requires_grad_(labels is None and x.ndim == 5)
+        self.x.requires_grad_(labels is None and x.ndim >= 5)
         self._gradient: Tensor | None = None
 
     def forward(self) -> Tensor:
@@ -135,10 +135,10 @@ def measure_variants(
     Raises:
         DisagreementError: outputs or gradients of a variant differ from those of the first.
     """
-    with _tf32(x.device, False):
+    with tf32(x.device, False):
         reference = compute_reference(variants[0], x, labels, training)
         errors = [(None, None), *(check(variant, reference, x, labels) for variant in variants[1:])]
-    with _tf32(x.device, precision == "tf32"):
+    with tf32(x.device, precision == "tf32"):
         runs = [Run(variant, x, labels, precision == "bfloat16") for variant in variants]
         for run in runs:
             run.module.train()
@@ -160,15 +160,17 @@ def measure_variants(
 
 
 def time_interleaved(
-    named: Mapping[str, Variant], x: Tensor, labels: Tensor | None = None, rounds: int = 5
+    named: Mapping[str, Variant], x: Tensor, labels: Tensor | None = None, rounds: int = 5, inference: bool = False
 ) -> list[dict[str, Any]]:
-    """Time training steps as :func:`measure_variants` does, of variants that may compute different things."""
+    """Time training steps as :func:`measure_variants` does, of variants that may compute different things.
+
+    ``inference`` asks for the times of inference too.
+    """
     runs = [Run(variant, x, labels) for variant in named.values()]
-    for run in runs:
-        run.module.train()
+    infer = _seconds_by_round(runs, False, rounds) if inference else None
     step = _seconds_by_round(runs, True, rounds)
     return [
-        {"variant": name, **_summary("inference", None, n), **_summary("step", step, n), "rounds": rounds}
+        {"variant": name, **_summary("inference", infer, n), **_summary("step", step, n), "rounds": rounds}
         for n, name in enumerate(named)
     ]
 
@@ -316,7 +318,7 @@ def _summary(measure: str, times: list[list[float]] | None, index: int) -> dict[
 
 
 @contextmanager
-def _tf32(device: torch.device, allowed: bool) -> Iterator[None]:
+def tf32(device: torch.device, allowed: bool) -> Iterator[None]:
     """Allow or forbid TF32 in the products of float32, on a GPU."""
     if device.type != "cuda":
         yield

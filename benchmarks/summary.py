@@ -50,6 +50,7 @@ def targets(results: Mapping[str, Sequence[Row]]) -> str:
     construction = [float(row["construction_ms"]) for row in select(deep, variant="sepgroupy")]
     pairs = [row for row in results.get("cross_model", ()) if row["variant"] == row["model"]]
     cross_model = {row["model"]: float(row["step_speedup"]) for row in pairs}
+    converted = [row for row in results.get("converted", ()) if row["variant"] == row["model"]]
     torch_lines: list[tuple[str, str, float | None]] = [
         *(
             (f"pointwise step, {channels} channels, inference", ">= 2.2",
@@ -90,6 +91,12 @@ def targets(results: Mapping[str, Sequence[Row]]) -> str:
         ("plain ResNet44's training step over gc-p4m-ResNet44's", ">= 0.33", cross_model.get("gc-p4m-resnet44")),
         ("p4m-ResNet44's baseline step over g-p4m-ResNet44's", ">= 2", cross_model.get("g-p4m-resnet44")),
         ("P4CNN's baseline step over gc-P4CNN's, batch 256", ">= 1", cross_model.get("gc-p4cnn")),
+        *(
+            (f"{row['row']}, {words}, times the plain network's", f"<= {bound}", 1 / float(row[column]))
+            for row in converted
+            for bound in [2.2 if "dense" in row["model"] else 3.0]
+            for words, column in (("inference", "inference_speedup"), ("step", "step_speedup"))
+        ),
         ("gc-p4m-ResNet44, memory saved for backward", "<= 0.6", 1 / saved if saved else None),
         ("slowest of all rows against the baseline", ">= 1", _slowest(results)),
         ("slowest of all rows against PyTorch alone", ">= 1", _slowest(results, reference="sepgroupy torch")),

@@ -21,21 +21,21 @@ template <class S> struct Workspace {
     using T = typename S::Scalar;
     PhaseElements elements;
     Plan<S> plan;
-    Array<T> basis, blocks, affine, slope; /* (order, order); of the filter; (2, I) of the norm; (2, I), see batch_norm.h */
+    Basis<T> basis;
+    Array<T> blocks, affine, slope; /* of the filter; (2, I) of the norm; (2, I), see batch_norm.h */
     Array<Stats> stats;                    /* (tiles, O), forward */
     index_t parts;                         /* of the tiles, backward: gradients of each follow */
     Array<T> dblocks, ddepthwise, dnorm;
     PerThread<Thread<S>> threads;
 
     Workspace(Arena &arena, const Problem &p, Pass pass)
-        : elements(arena, p), plan(p, elements, pass, fuses_products<S>(p)), basis(arena.take<T>(p.order * p.order)),
+        : elements(arena, p), plan(p, elements, pass, fuses_products<S>(p)), basis(arena, p),
           blocks(arena.take<T>(plan.blocks)), affine(arena.take<T>(2 * p.in_channels)),
           slope(arena.take<T>(2 * p.in_channels)),
           stats(arena.take<Stats>(pass == BACKWARD ? 0 : plan.division.tiles * p.out_channels)), parts(parts_of(p)),
           dblocks(arena.take<T>(parts * plan.blocks)), ddepthwise(arena.take<T>(parts * depthwise_step(p))),
           dnorm(arena.take<T>(parts * norm_step(p))), threads(arena, p.threads, p, plan)
     {
-        for (index_t i = 0; i < basis.size && !arena.measures(); i++) basis[i] = (T)p.basis[i];
     }
 
     static index_t depthwise_step(const Problem &p) { return round_up(depthwise_size(p), S::pair); }
@@ -110,24 +110,24 @@ NOINLINE void forward_tile(const Problem &p, const Tile &t, const Workspace<S> &
                            Affine<T> affine, const T *blocks, const T *depthwise, const Epilogue<T> &end)
 {
     const Blocking blocking = shared.plan.blocking;
-    const bool square = is_square(p);
+    const int slices = slices_of_square(p);
     if (shared.plan.fused)
         fourier_of_input(p, t, w, x, affine, true, Dihedral4{});
     else
-        with_transform(p, shared.basis.data, [&](auto transform) INLINE_LAMBDA {
+        with_transform(p, shared.basis, [&](auto transform) INLINE_LAMBDA {
             fourier_of_input(p, t, w, x, affine, false, transform);
         });
     for (index_t first = 0; first < p.out_channels; first += blocking.outputs) {
         const index_t outputs = smaller(blocking.outputs, p.out_channels - first);
         if (shared.plan.fused) {
             fused_mid(p, w, blocks, first, outputs);
-            depthwise_forward(p, shared.elements, t, w, first, outputs, blocking, depthwise, end, square);
+            depthwise_forward(p, shared.elements, t, w, first, outputs, blocking, depthwise, end, slices);
             continue;
         }
         if (p.kind != SEPARABLE) memset(w.padded_out, 0, outputs * p.order * w.layout.size * sizeof(T));
         for_ranges(p, shared.elements, w.layout, blocking, first, outputs, S::pair, [&](const ProductRange &range) {
             multiply_filters(p, w, blocks, depthwise, range, blocking.step);
-            with_transform(p, shared.basis.data, [&](auto transform) INLINE_LAMBDA {
+            with_transform(p, shared.basis, [&](auto transform) INLINE_LAMBDA {
                 if (p.kind == SEPARABLE)
                     store_mid(w, range, blocking, transform);
                 else
@@ -135,7 +135,7 @@ NOINLINE void forward_tile(const Problem &p, const Tile &t, const Workspace<S> &
             });
         });
         if (p.kind == SEPARABLE)
-            depthwise_forward(p, shared.elements, t, w, first, outputs, blocking, depthwise, end, square);
+            depthwise_forward(p, shared.elements, t, w, first, outputs, blocking, depthwise, end, slices);
         else
             write_planes(p, t, w, first, outputs, end.bias, end.residual, end.y, end.stats);
     }
@@ -180,7 +180,7 @@ NOINLINE void backward_tile(const Problem &p, const Tensors &t, const Tile &tile
     const T *x = t.x, *depthwise = t.depthwise, *grad = t.grad, *other_grad = t.other_grad, *blocks = shared.blocks;
     T *dx = t.dx;
     const bool wants_filters = (bool)t.dweight;
-    with_transform(p, shared.basis.data, [&](auto transform) INLINE_LAMBDA {
+    with_transform(p, shared.basis, [&](auto transform) INLINE_LAMBDA {
         fourier_of_input(p, tile, w, x, affine, false, transform);
     });
     for (index_t first = 0; first < p.out_channels; first += blocking.outputs) {
@@ -189,7 +189,7 @@ NOINLINE void backward_tile(const Problem &p, const Tensors &t, const Tile &tile
         for_ranges(p, shared.elements, w.layout, blocking, first, outputs, S::pair, [&](const ProductRange &range) {
             if (p.kind == SEPARABLE && wants_filters) /* u is read by the gradient of the depthwise factor alone */
                 multiply_filters(p, w, blocks, depthwise, range, blocking.step);
-            with_transform(p, shared.basis.data, [&](auto transform) INLINE_LAMBDA {
+            with_transform(p, shared.basis, [&](auto transform) INLINE_LAMBDA {
                 if (p.kind == SEPARABLE)
                     with_elements(p.elements, [&](auto count) INLINE_LAMBDA {
                         depthwise_backward(shared.elements, w, range, blocking.step, depthwise, transform, count);
@@ -201,7 +201,7 @@ NOINLINE void backward_tile(const Problem &p, const Tensors &t, const Tile &tile
         });
     }
     if (dx)
-        with_transform(p, shared.basis.data, [&](auto transform) INLINE_LAMBDA {
+        with_transform(p, shared.basis, [&](auto transform) INLINE_LAMBDA {
             input_grad_from_fourier(p, tile, w, x, other_grad, dx, affine, transform);
         });
 }

@@ -20,30 +20,41 @@ template <class S, int Vectors, class Count, typename T = typename S::Scalar>
 INLINE void weighted_sum(const T *weight, const T *const *from, index_t at, T bias, const T *residual, T *to, index_t count,
                          Count elements)
 {
+    constexpr int Parts = larger(1, WEIGHTED_SUMS / Vectors); /* sums of a vector, that none waits for the one before */
     const int many = elements;
-    typename S::Vector sum[Vectors];
-#pragma GCC unroll 2
-    for (int v = 0; v < Vectors; v++) {
-        sum[v] = S::broadcast(bias);
-        if (residual) sum[v] += S::load(residual + v * S::lanes, count - v * S::lanes);
-    }
+    typename S::Vector sum[Vectors][Parts] = {};
+    auto add = [&](int k, int part) INLINE_LAMBDA {
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; v++) sum[v][part] += weight[k] * S::load(from[k] + at + v * S::lanes);
+    };
+    int k = 0;
 #pragma GCC unroll 9
-    for (int k = 0; k < many; k++)
-#pragma GCC unroll 2
-        for (int v = 0; v < Vectors; v++) sum[v] += weight[k] * S::load(from[k] + at + v * S::lanes);
-#pragma GCC unroll 2
-    for (int v = 0; v < Vectors; v++) S::store(to + v * S::lanes, sum[v], count - v * S::lanes);
+    for (; k + Parts <= many; k += Parts)
+#pragma GCC unroll 4
+        for (int part = 0; part < Parts; part++) add(k + part, part);
+#pragma GCC unroll 4
+    for (; k < many; k++) add(k, 0);
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; v++) {
+#pragma GCC unroll 4
+        for (int part = 1; part < Parts; part++) sum[v][0] += sum[v][part];
+        sum[v][0] += bias;
+        if (residual) sum[v][0] += S::load(residual + v * S::lanes, count - v * S::lanes);
+        S::store(to + v * S::lanes, sum[v][0], count - v * S::lanes);
+    }
 }
 
 template <class S, class Count, typename T = typename S::Scalar>
 INLINE void weighted_row(const T *weight, const T *const *from, index_t at, T bias, const T *residual, T *to, index_t count,
                          Count elements)
 {
-    index_t c = 0;
-    for (; c + S::lanes < count; c += S::pair)
-        weighted_sum<S, 2>(weight, from, at + c, bias, residual ? residual + c : nullptr, to + c, count - c, elements);
-    if (c < count)
-        weighted_sum<S, 1>(weight, from, at + c, bias, residual ? residual + c : nullptr, to + c, count - c, elements);
+    for (index_t c = 0, vectors; c < count; c += vectors * S::lanes) {
+        vectors = block_rows(ceil_div(count - c, S::lanes), WEIGHTED_SUMS);
+        with_rows<WEIGHTED_SUMS>(vectors, [&](auto many) INLINE_LAMBDA {
+            weighted_sum<S, decltype(many)::value>(weight, from, at + c, bias, residual ? residual + c : nullptr, to + c,
+                                                   count - c, elements);
+        });
+    }
 }
 
 /* What the output gets besides the convolution, and its statistics, if they are wanted. */
@@ -81,21 +92,29 @@ INLINE void depthwise_any(const Problem &p, const PhaseElements &phases, const T
         }
 }
 
-/* ---- 3×3 elements side by side, at stride 1: each value is read once for all rows that it reaches ---- */
+/* ---- 3×3 or 3×3×3 elements side by side, at stride 1: each value is read once for all rows that it reaches ---- */
 
-/* Whether every group element moves the kernel to the same 3×3 pixels of one slice. */
-INLINE bool is_square(const Problem &p)
+/* Return 1 or 3 if every group element moves the kernel to the same 3×3 pixels of as many slices, else 0. */
+INLINE int slices_of_square(const Problem &p)
 {
-    bool square = product(p.stride) == 1 && p.elements == 9;
-    for (index_t i = 0; i < p.elements * p.order; i++)
-        square &= p.offset[AXES * i] == 0 && p.offset[AXES * i + 1] < 3 && p.offset[AXES * i + 2] < 3;
-    return square;
+    const int slices = p.elements == 9 ? 1 : 3;
+    bool square = product(p.stride) == 1 && p.elements == 9 * slices;
+    for (index_t i = 0; i < p.elements * p.order; i++) {
+        const int32_t *offset = p.offset + AXES * i;
+        square &= offset[0] < slices && offset[1] < 3 && offset[2] < 3;
+    }
+    return square ? slices : 0;
 }
 
-/* One vector in each of `Rows` rows of bias + residual + a 3×3 correlation; `count` values of it are wanted. */
-template <class S, int Rows, typename T = typename S::Scalar>
-INLINE void correlate(const typename S::Vector *weight, const T *from, index_t row_step, T bias, const T *residual, T *to,
-                      index_t to_step, index_t count)
+/* What a correlation reads: weights (slices, 3, 3), and the steps of a plane. */
+template <class S> struct Square {
+    const typename S::Vector *weight;
+    index_t slice_step, row_step;
+};
+
+/* One vector in each of `Rows` rows of bias + residual + a correlation; `count` values of it are wanted. */
+template <class S, int Slices, int Rows, typename T = typename S::Scalar>
+INLINE void correlate(Square<S> square, const T *from, T bias, const T *residual, T *to, index_t to_step, index_t count)
 {
     using Vector = typename S::Vector;
     Vector sum[Rows];
@@ -104,33 +123,34 @@ INLINE void correlate(const typename S::Vector *weight, const T *from, index_t r
         sum[r] = S::broadcast(bias);
         if (residual) sum[r] += S::load(residual + r * to_step, count);
     }
-#pragma GCC unroll 6
-    for (int row = 0; row < Rows + 2; row++)
 #pragma GCC unroll 3
-        for (int column = 0; column < 3; column++) {
-            Vector value = S::load(from + row * row_step + column);
+    for (int slice = 0; slice < Slices; slice++, from += square.slice_step)
+#pragma GCC unroll 6
+        for (int row = 0; row < Rows + 2; row++)
+#pragma GCC unroll 3
+            for (int column = 0; column < 3; column++) {
+                Vector value = S::load(from + row * square.row_step + column);
 #pragma GCC unroll 4
-            for (int r = 0; r < Rows; r++)
-                if (row - r >= 0 && row - r < 3) sum[r] += weight[3 * (row - r) + column] * value;
-        }
+                for (int r = 0; r < Rows; r++)
+                    if (row - r >= 0 && row - r < 3) sum[r] += square.weight[9 * slice + 3 * (row - r) + column] * value;
+            }
 #pragma GCC unroll 4
     for (int r = 0; r < Rows; r++) S::store(to + r * to_step, sum[r], count);
 }
 
-template <class S, int Rows, typename T = typename S::Scalar>
-INLINE void correlate_rows(const typename S::Vector *weight, const T *from, index_t row_step, T bias, const T *residual,
-                           T *to, index_t to_step, index_t count)
+template <class S, int Slices, int Rows, typename T = typename S::Scalar>
+INLINE void correlate_rows(Square<S> square, const T *from, T bias, const T *residual, T *to, index_t to_step, index_t count)
 {
     index_t c = 0;
     for (; c + S::lanes <= count; c += S::lanes)
-        correlate<S, Rows>(weight, from + c, row_step, bias, residual ? residual + c : nullptr, to + c, to_step, S::lanes);
+        correlate<S, Slices, Rows>(square, from + c, bias, residual ? residual + c : nullptr, to + c, to_step, S::lanes);
     if (c == count) return;
     const index_t back = c ? c + S::lanes - count : 0; /* the last vector overlaps the one before if it can */
     c -= back, count = smaller(count - c, S::lanes);
-    correlate<S, Rows>(weight, from + c, row_step, bias, residual ? residual + c : nullptr, to + c, to_step, count);
+    correlate<S, Slices, Rows>(square, from + c, bias, residual ? residual + c : nullptr, to + c, to_step, count);
 }
 
-template <class S, typename T = typename S::Scalar>
+template <class S, int Slices, typename T = typename S::Scalar>
 NOINLINE void depthwise_square(const Problem &p, const Tile &t, const Thread<S> &w, index_t first, index_t outputs,
                                const T *depthwise, const Epilogue<T> &end)
 {
@@ -139,11 +159,12 @@ NOINLINE void depthwise_square(const Problem &p, const Tile &t, const Thread<S> 
     const index_t width = out.width, step = l.row_step, rows = t.out_size[1];
     for (index_t o = 0; o < outputs; o++)
         for (index_t g = 0; g < p.order; g++) {
-            typename S::Vector weight[9];
+            typename S::Vector weight[9 * Slices];
+            const Square<S> square = {weight, l.slice_step, step};
             const T added = end.bias ? end.bias[first + o] : 0;
-            for (int k = 0; k < 9; k++) {
+            for (int k = 0; k < 9 * Slices; k++) {
                 const int32_t *offset = p.offset + AXES * (k * p.order + g);
-                weight[3 * offset[1] + offset[2]] = S::broadcast(depthwise[(first + o) * 9 + k]);
+                weight[9 * offset[0] + 3 * offset[1] + offset[2]] = S::broadcast(depthwise[(first + o) * 9 * Slices + k]);
             }
             for (index_t image = 0; image < t.images; image++) {
                 const T *plane = w.padded_mid + (o * p.order + g) * l.size + l.margin + image * l.image_step
@@ -156,9 +177,9 @@ NOINLINE void depthwise_square(const Problem &p, const Tile &t, const Thread<S> 
                     for (index_t r = 0, many; r < rows; r += many, from += many * step, to += many * width) {
                         many = r + CORRELATION_ROWS <= rows ? CORRELATION_ROWS : 1;
                         if (many == 1)
-                            correlate_rows<S, 1>(weight, from, step, added, residual, to, width, width);
+                            correlate_rows<S, Slices, 1>(square, from, added, residual, to, width, width);
                         else
-                            correlate_rows<S, CORRELATION_ROWS>(weight, from, step, added, residual, to, width, width);
+                            correlate_rows<S, Slices, CORRELATION_ROWS>(square, from, added, residual, to, width, width);
                         if (residual) residual += many * width;
                     }
                 }
@@ -171,10 +192,12 @@ NOINLINE void depthwise_square(const Problem &p, const Tile &t, const Thread<S> 
 template <class S, typename T = typename S::Scalar>
 INLINE void depthwise_forward(const Problem &p, const PhaseElements &elements, const Tile &t, const Thread<S> &w,
                               index_t first, index_t outputs, Blocking blocking, const T *depthwise, const Epilogue<T> &end,
-                              bool square)
+                              int slices)
 {
-    if (square)
-        depthwise_square(p, t, w, first, outputs, depthwise, end);
+    if (slices == 1)
+        depthwise_square<S, 1>(p, t, w, first, outputs, depthwise, end);
+    else if (slices == 3)
+        depthwise_square<S, 3>(p, t, w, first, outputs, depthwise, end);
     else
         with_elements(p.elements, [&](auto count) INLINE_LAMBDA {
             depthwise_any(p, elements, t, w, first, outputs, blocking.outputs, depthwise, end, count);

@@ -24,6 +24,15 @@ INLINE void for_rows(const Problem &p, const Tile &t, const Phase &phase, Functi
             }
 }
 
+/* Call a function, which is compiled for stride 1 and for others, with a stride. */
+template <class Function> INLINE void with_stride(index_t stride, Function function)
+{
+    if (stride == 1)
+        function(Constant<1>{});
+    else
+        function(Variable<MAX_STRIDE>{(int)stride});
+}
+
 /* Where x_fourier has a value: (order, I, columns) or, as fused products read it, (columns / lanes, I, order, lanes). */
 struct FourierSteps {
     index_t channel, group, column;
@@ -35,43 +44,37 @@ template <class S> INLINE FourierSteps fourier_steps(const Problem &p, const Lay
     return {layout.columns, p.in_channels * layout.columns, 1};
 }
 
-/* A row of one channel: to = H relu(scale·from + shift), without the norm if `normalizes` is not set. */
-template <class S, class Transform, typename T = typename S::Scalar>
-INLINE void fourier_of_row(const T *from, index_t group_step, index_t stride, index_t pixels, bool normalizes, T scale,
+/* Vectors, or single values, of one channel: to = H relu(scale·from + shift), without the norm if `normalizes` is not set. */
+template <class S, class V, class Stride, class Transform, typename T = typename S::Scalar>
+INLINE void fourier_of_values(const T *from, index_t group_step, Stride stride, bool normalizes, T scale, T shift, T *to,
+                              index_t to_step, Transform transform)
+{
+    V v[Transform::capacity];
+#pragma GCC unroll 8
+    for (int g = 0; g < transform.order; g++) {
+        S::read(v[g], from + g * group_step, stride);
+        if (normalizes) {
+            v[g] = v[g] * scale + shift;
+            v[g] = S::where_positive(v[g], v[g]);
+        }
+    }
+    transform.forward(v);
+#pragma GCC unroll 8
+    for (int g = 0; g < transform.order; g++) S::write(to + g * to_step, v[g], Constant<1>{});
+}
+
+/* The same for a row. */
+template <class S, class Stride, class Transform, typename T = typename S::Scalar>
+INLINE void fourier_of_row(const T *from, index_t group_step, Stride stride, index_t pixels, bool normalizes, T scale,
                            T shift, T *to, FourierSteps steps, Transform transform)
 {
-    using Vector = typename S::Vector;
-    const Vector none = {};
     index_t c = 0;
-    if (stride == 1)
-        for (; c + S::lanes <= pixels; c += S::lanes) {
-            Vector v[Transform::capacity];
-#pragma GCC unroll 8
-            for (int g = 0; g < transform.order; g++) {
-                v[g] = S::load(from + g * group_step + c);
-                if (normalizes) {
-                    v[g] = v[g] * scale + shift;
-                    v[g] = S::where(~(v[g] < none), v[g]); /* NaN stays */
-                }
-            }
-            transform.forward(v);
-#pragma GCC unroll 8
-            for (int g = 0; g < transform.order; g++) S::store(to + g * steps.group + c * steps.column, v[g]);
-        }
-    for (; c < pixels; c++) {
-        T v[Transform::capacity];
-#pragma GCC unroll 8
-        for (int g = 0; g < transform.order; g++) {
-            v[g] = from[g * group_step + c * stride];
-            if (normalizes) {
-                v[g] = v[g] * scale + shift;
-                v[g] = v[g] < 0 ? 0 : v[g];
-            }
-        }
-        transform.forward(v);
-#pragma GCC unroll 8
-        for (int g = 0; g < transform.order; g++) to[g * steps.group + c] = v[g];
-    }
+    for (; c + S::lanes <= pixels; c += S::lanes)
+        fourier_of_values<S, typename S::Vector>(from + c * stride, group_step, stride, normalizes, scale, shift,
+                                                 to + c * steps.column, steps.group, transform);
+    for (; c < pixels; c++)
+        fourier_of_values<S, T>(from + c * stride, group_step, stride, normalizes, scale, shift, to + c, steps.group,
+                                transform);
 }
 
 /* x_fourier ← H x for one tile; values between the rows stay the zeros that they are. */
@@ -90,66 +93,62 @@ INLINE void fourier_of_input(const Problem &p, const Tile &t, const Thread<S> &w
             for_rows(p, t, phase, [&](index_t image, index_t pixel, index_t column, index_t pixels) INLINE_LAMBDA {
                 const T *from = x + image * transform.order * group_step + i * plane + pixel;
                 T *to = w.x_fourier + i * steps.channel + column * steps.column;
-                fourier_of_row<S>(from, group_step, p.stride[2], pixels, affine.scale != nullptr, scale, shift, to, steps,
-                                  transform);
+                with_stride(p.stride[2], [&](auto stride) INLINE_LAMBDA {
+                    fourier_of_row<S>(from, group_step, stride, pixels, affine.scale != nullptr, scale, shift, to, steps,
+                                      transform);
+                });
             });
         }
     }
 }
 
 /* The gradients of scale and shift of one channel, as they are summed. */
-template <class S> struct AffineSums {
-    typename S::Vector scale = {}, shift = {};
-    typename S::Scalar scale_rest = 0, shift_rest = 0;
+template <class V> struct AffineSums {
+    V scale = {}, shift = {};
 };
 
-/* A row of one channel: dx = other + scale·(Hᵀ from where the ReLU let values pass). */
-template <class S, class Transform, typename T = typename S::Scalar>
-INLINE void input_grad_from_row(const T *from, index_t from_step, const T *x, const T *other, T *dx, index_t group_step,
-                                index_t stride, index_t pixels, bool normalizes, T scale, T shift, AffineSums<S> &sums,
-                                Transform transform)
+/* Vectors, or single values, of one channel: dx = other + scale·(Hᵀ from where the ReLU let values pass). */
+template <class S, class V, class Stride, class Transform, typename T = typename S::Scalar>
+INLINE void input_grad_of_values(const T *from, index_t from_step, const T *x, const T *other, T *dx, index_t group_step,
+                                 Stride stride, bool normalizes, T scale, T shift, AffineSums<V> &sums,
+                                 Transform transform)
 {
-    using Vector = typename S::Vector;
-    const Vector none = {};
-    Vector dscale = sums.scale, dshift = sums.shift;
-    index_t c = 0;
-    if (stride == 1)
-        for (; c + S::lanes <= pixels; c += S::lanes) {
-            Vector v[Transform::capacity];
+    V v[Transform::capacity];
+    AffineSums<V> sum = sums; /* a local: dx is written between, and could be anything */
 #pragma GCC unroll 8
-            for (int g = 0; g < transform.order; g++) v[g] = S::load(from + g * from_step + c);
-            transform.inverse(v);
+    for (int g = 0; g < transform.order; g++) S::read(v[g], from + g * from_step, Constant<1>{});
+    transform.inverse(v);
 #pragma GCC unroll 8
-            for (int g = 0; g < transform.order; g++) {
-                const index_t at = g * group_step + c;
-                if (normalizes) {
-                    Vector value = S::load(x + at);
-                    v[g] = S::where(~(value * scale + shift <= none), v[g]);
-                    dshift += v[g];
-                    dscale += v[g] * value;
-                    v[g] *= scale;
-                }
-                if (other) v[g] += S::load(other + at);
-                S::store(dx + at, v[g]);
-            }
+    for (int g = 0; g < transform.order; g++) {
+        const index_t at = g * group_step;
+        V value;
+        if (normalizes) {
+            S::read(value, x + at, stride);
+            v[g] = S::where_positive(value * scale + shift, v[g]);
+            sum.shift += v[g];
+            sum.scale += v[g] * value;
+            v[g] *= scale;
         }
-    sums.scale = dscale, sums.shift = dshift;
-    for (; c < pixels; c++) {
-        T v[Transform::capacity];
-#pragma GCC unroll 8
-        for (int g = 0; g < transform.order; g++) v[g] = from[g * from_step + c];
-        transform.inverse(v);
-#pragma GCC unroll 8
-        for (int g = 0; g < transform.order; g++) {
-            const index_t at = g * group_step + c * stride;
-            if (normalizes) {
-                v[g] = x[at] * scale + shift <= 0 ? 0 : v[g];
-                sums.shift_rest += v[g];
-                sums.scale_rest += v[g] * x[at];
-                v[g] *= scale;
-            }
-            dx[at] = v[g] + (other ? other[at] : 0);
+        if (other) {
+            S::read(value, other + at, stride);
+            v[g] += value;
         }
+        S::write(dx + at, v[g], stride);
+    }
+    sums = sum;
+}
+
+/* dx ← other, or zeros, for one tile. */
+template <typename T> void copy_input_grad(const Problem &p, const Tile &t, const T *other, T *dx)
+{
+    const index_t plane = product(p.in_size), maps = p.order * p.in_channels;
+    const index_t start = (t.in_start[0] * p.in_size[1] + t.in_start[1]) * p.in_size[2];
+    for (index_t map = t.first_image * maps; map < (t.first_image + t.images) * maps; map++) {
+        const index_t at = map * plane + start;
+        if (other)
+            memcpy(dx + at, other + at, product(t.in_size) * sizeof(T));
+        else
+            memset(dx + at, 0, product(t.in_size) * sizeof(T));
     }
 }
 
@@ -158,31 +157,36 @@ template <class S, class Transform, typename T = typename S::Scalar>
 INLINE void input_grad_from_fourier(const Problem &p, const Tile &t, const Thread<S> &w, const T *x, const T *other, T *dx,
                                     Affine<T> affine, Transform transform)
 {
+    using Vector = typename S::Vector;
     const Layout &l = w.layout;
     const index_t plane = product(p.in_size), group_step = p.in_channels * plane;
     const FourierSteps steps = fourier_steps<S>(p, l, false);
+    const bool normalizes = affine.scale != nullptr;
+    if (l.has_unread_pixels()) copy_input_grad(p, t, other, dx);
     for (index_t f = 0; f < l.phases; f++) {
         const Phase &phase = l.phase[f];
+        if (!phase.count) continue;
         for (index_t i = 0; i < p.in_channels; i++) {
-            const T scale = affine.scale ? affine.scale[i] : 1, shift = affine.shift ? affine.shift[i] : 0;
-            AffineSums<S> sums;
+            const T scale = normalizes ? affine.scale[i] : 1, shift = normalizes ? affine.shift[i] : 0;
+            AffineSums<Vector> sums;
+            AffineSums<T> rest;
             for_rows(p, t, phase, [&](index_t image, index_t pixel, index_t column, index_t pixels) INLINE_LAMBDA {
-                const index_t at = image * transform.order * group_step + i * plane + pixel;
-                if (phase.count) {
-                    const T *from = w.x_fourier_grad + i * steps.channel + column;
-                    input_grad_from_row<S>(from, steps.group, x + at, other ? other + at : nullptr, dx + at, group_step,
-                                           p.stride[2], pixels, affine.scale != nullptr, scale, shift, sums, transform);
-                    return;
-                }
-                for (int g = 0; g < transform.order; g++) /* no output reads these */
-                    for (index_t c = 0, to = at + g * group_step; c < pixels; c++, to += p.stride[2])
-                        dx[to] = other ? other[to] : 0;
+                const index_t start = image * transform.order * group_step + i * plane + pixel;
+                const T *from = w.x_fourier_grad + i * steps.channel + column;
+                with_stride(p.stride[2], [&](auto stride) INLINE_LAMBDA {
+                    auto values = [&](index_t c, auto &sum) INLINE_LAMBDA {
+                        const index_t at = start + c * stride;
+                        input_grad_of_values<S>(from + c, steps.group, x + at, other ? other + at : nullptr, dx + at,
+                                                group_step, stride, normalizes, scale, shift, sum, transform);
+                    };
+                    index_t c = 0;
+                    for (; c + S::lanes <= pixels; c += S::lanes) values(c, sums);
+                    for (; c < pixels; c++) values(c, rest);
+                });
             });
-            if (affine.scale) {
-                for (index_t lane = 0; lane < S::lanes; lane++)
-                    sums.scale_rest += sums.scale[lane], sums.shift_rest += sums.shift[lane];
-                w.dnorm[i] += sums.scale_rest;
-                w.dnorm[p.in_channels + i] += sums.shift_rest;
+            if (normalizes) {
+                w.dnorm[i] += S::sum(sums.scale) + rest.scale;
+                w.dnorm[p.in_channels + i] += S::sum(sums.shift) + rest.shift;
             }
         }
     }

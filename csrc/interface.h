@@ -4,7 +4,7 @@
 #pragma once
 #include <stdint.h>
 
-constexpr int INTERFACE_VERSION = 7; /* changes with everything declared here */
+constexpr int INTERFACE_VERSION = 8; /* changes with everything declared here */
 constexpr int AXES = 3;              /* spatial axes; an image has one slice, and its slice axis has stride 1 */
 constexpr int MAX_ORDER = 48;        /* group elements, those of the cube with its reflections */
 constexpr int MAX_STRIDE = 3;        /* along each axis */
@@ -12,7 +12,7 @@ constexpr int MAX_ELEMENTS = 343;    /* of a kernel: 7×7×7 */
 
 enum DataType { FLOAT32 = 0, FLOAT64 = 1 };
 enum Kind { DENSE = 0, SEPARABLE = 1, FACTORED = 2, LIFTING = 3 }; /* gc layers are separable; g layers have factors */
-enum TransformKind { GENERAL = 0, CYCLIC4 = 4, DIHEDRAL4 = 8 };
+enum TransformKind { GENERAL = 0, CYCLIC4 = 4, DIHEDRAL4 = 8, OCTAHEDRAL = 24, FULL_OCTAHEDRAL = 48 };
 enum Pass { FORWARD = 0, BACKWARD = 1, EXPAND = 2 };
 
 /* One convolution: y (batch, order, out_channels, out_size) of x (batch, order or 1, in_channels, in_size). */

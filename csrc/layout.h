@@ -130,6 +130,14 @@ struct Layout {
         }
     }
 
+    /* Whether no output reads the pixels of some phase. */
+    INLINE bool has_unread_pixels() const
+    {
+        bool unread = false;
+        for (index_t f = 0; f < phases; f++) unread |= !phase[f].count;
+        return unread;
+    }
+
 private:
     void find_phases(const Problem &p)
     {

@@ -41,20 +41,53 @@ template <typename T, int Bytes> struct Simd {
     static INLINE Wide load_wide(const T *from) { return *reinterpret_cast<const WideMemory *>(from); }
     static INLINE void store_wide(T *to, Wide v) { *reinterpret_cast<WideMemory *>(to) = v; }
 
-    /* Read up to a vector of values, zeros after them; write as many. */
+    /* Read up to a vector of values, zeros after them; write as many: in parts of sizes that the compiler knows. */
     static INLINE Vector load(const T *from, index_t count)
     {
         if (count >= lanes) return load(from);
-        Vector some = {};
-        memcpy(&some, from, count * sizeof(T));
-        return some;
+        T some[lanes] = {};
+        copy_some<lanes / 2>(some, from, count);
+        return load(some);
     }
     static INLINE void store(T *to, Vector v, index_t count)
     {
-        if (count >= lanes)
+        if (count >= lanes) return store(to, v);
+        T some[lanes];
+        store(some, v);
+        copy_some<lanes / 2>(to, some, count);
+    }
+
+    /* The same for a vector and for one number, V: read and write every stride-th value; */
+    template <class V, class Stride> static INLINE void read(V &v, const T *from, Stride stride)
+    {
+        if constexpr (sizeof(V) == sizeof(T))
+            v = *from;
+        else if constexpr (Stride::capacity == 1)
+            v = load(from);
+        else {
+            Vector some = {};
+#pragma GCC unroll 16
+            for (index_t lane = 0; lane < lanes; lane++) some[lane] = from[lane * stride];
+            v = some;
+        }
+    }
+    template <class V, class Stride> static INLINE void write(T *to, V v, Stride stride)
+    {
+        if constexpr (sizeof(V) == sizeof(T))
+            *to = v;
+        else if constexpr (Stride::capacity == 1)
             store(to, v);
         else
-            memcpy(to, &v, count * sizeof(T));
+#pragma GCC unroll 16
+            for (index_t lane = 0; lane < lanes; lane++) to[lane * stride] = v[lane];
+    }
+    /* and v where gate > 0, else 0; where the gate is NaN, v. */
+    template <class V> static INLINE V where_positive(V gate, V v)
+    {
+        if constexpr (sizeof(V) == sizeof(T))
+            return gate <= 0 ? 0 : v;
+        else
+            return where(~(gate <= V{}), v);
     }
 
     static INLINE Vector broadcast(T value) { return Vector{} + value; }
@@ -68,6 +101,15 @@ template <typename T, int Bytes> struct Simd {
     /* Where the mask is set, v, else 0; NaN is left out too. */
     static INLINE Vector where(Mask mask, Vector v) { return (Vector)(mask & (Mask)v); }
     static INLINE Vector select(Mask mask, Vector a, Vector b) { return (Vector)((mask & (Mask)a) | (~mask & (Mask)b)); }
+
+private:
+    /* Copy fewer values than 2·Part. */
+    template <index_t Part> static INLINE void copy_some(T *to, const T *from, index_t count)
+    {
+        const index_t part = count & Part;
+        if (part) memcpy(to, from, Part * sizeof(T));
+        if constexpr (Part > 1) copy_some<Part / 2>(to + part, from + part, count);
+    }
 };
 
 /* Keep a value in a register: not read from memory by each product in turn. Only worth it where there are many. */

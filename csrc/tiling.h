@@ -48,7 +48,7 @@ Division divide(const Problem &p, Pass pass)
         d.images = larger(1, target / larger(pixels, 1));
     d.images = larger(1, smaller(d.images, p.batch / (tiles_per_thread * p.threads)));
     if (p.batch * d.bands < p.threads) d.bands = ceil_div(p.threads, p.batch);
-    d.bands = larger(1, smaller(d.bands, rows / BAND_MIN_ROWS));
+    d.bands = larger(1, smaller(d.bands, rows / (band_axis(p) == 0 ? BAND_MIN_SLICES : BAND_MIN_ROWS)));
     d.tiles = ceil_div(p.batch, d.images) * d.bands;
     return d;
 }

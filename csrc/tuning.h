@@ -39,8 +39,9 @@ constexpr index_t TILE_VALUES = 196608;
  * Benchmark: models, two threads. */
 constexpr index_t TILES_PER_THREAD_FORWARD = 4, TILES_PER_THREAD_BACKWARD = 2;
 
-/* Output rows of a band, at the least: bands read rows of their neighbours again. Benchmark: models, batch 1. */
-constexpr index_t BAND_MIN_ROWS = 4;
+/* Output rows of a band, or slices of one of a volume, at the least: bands read those of their neighbours again.
+ * Benchmark: models, batch 1; volumes, dense, inference. */
+constexpr index_t BAND_MIN_ROWS = 4, BAND_MIN_SLICES = 16;
 
 /* ---- blocks of outputs (tiling.h) ---- */
 
@@ -63,6 +64,10 @@ constexpr int FUSED_ROWS = 3;
 constexpr index_t PARTS_PER_THREAD = 4, PART_VALUES = 786432;
 
 /* ---- depthwise (depthwise.h) ---- */
+
+/* Vectors of a row that are weighted together, or sums of one: a weight is read once for all vectors, and no sum waits for
+ * the one before. Benchmark: layers, lifting, 3 channels; p4 gc 4x4. */
+constexpr int WEIGHTED_SUMS = 4;
 
 /* Output rows of a 3×3 correlation computed together: each value is read once for all rows that it reaches.
  * Benchmark: layers, gc, inference. */

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,10 +17,13 @@ import sepgroupy
 from sepgroupy.play import build_page
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "docs"))
+from equations import typeset  # noqa: E402
+
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 project = "sepgroupy"
-author = "The sepgroupy authors"
+author = "The sepgroupy developers"
 release = version = sepgroupy.__version__
 
 extensions = [
@@ -76,9 +80,10 @@ def setup(app: Sphinx) -> None:
         """Let a link to a file outside this folder, which works in a repository, lead to the page that includes it."""
         source[0] = source[0].replace("](../benchmarks/README.md)", "](benchmarks.md)")
 
-    def escape_bars(_: Sphinx, kind: str, name: str, item: object, options: object, lines: list[str]) -> None:
-        """Let |H| be the order of a group, where reStructuredText reads a substitution."""
-        parts = re.split(r"(``.*?``|>>>.*)", "\n".join(lines), flags=re.DOTALL)  # literals; examples, which end a text
+    def prepare(_: Sphinx, kind: str, name: str, item: object, options: object, lines: list[str]) -> None:
+        """Typeset equations. Let |H| be the order of a group, where reStructuredText reads a substitution."""
+        text = typeset("\n".join(lines))
+        parts = re.split(r"(``.*?``|:math:`.*?`|\.\. math::.*?\n|>>>.*)", text, flags=re.DOTALL)  # examples end a text
         escaped = (part if i % 2 else re.sub(r"\||\*(?=spatial)", r"\\\g<0>", part) for i, part in enumerate(parts))
         lines[:] = "".join(escaped).split("\n")
 
@@ -93,4 +98,4 @@ def setup(app: Sphinx) -> None:
 
     app.add_html_math_renderer("mathml", (write_math("inline"), None), (write_math("block"), None))
     app.connect("source-read", relink)
-    app.connect("autodoc-process-docstring", escape_bars)
+    app.connect("autodoc-process-docstring", prepare)

@@ -1,6 +1,6 @@
 """Study which initialization is the best default of the layers: published, variance-preserving, or one between.
 
-python -m studies.initialization            # train what is missing, write results/initialization/runs.csv, print
+python -m studies.initialization            # train the runs that results/initialization/runs.csv lacks, print the table
 python -m studies.initialization --deep     # the counter-example: a deep stack without batch norm
 
 Scale ``t`` draws every factor from ±b with ``b = published^(1-t) · variance^t``, and biases from ±(1-t) · published:
@@ -22,11 +22,15 @@ from torch import Tensor, nn
 
 import sepgroupy
 from sepgroupy import GroupConv2d, LiftingConv2d
+from sepgroupy._files import atomic
 from sepgroupy.paper import RunConfig
 from sepgroupy.training import train
 
+Row = dict[str, str]
+
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "results" / "initialization"
+RESULTS = ROOT / "results" / "initialization" / "runs.csv"
+HEAD = ("model", "optimizer", "scale", "seed", "validation_error")
 MODELS = ("p4cnn", "g-p4cnn", "gc-p4cnn")
 SCALES = (0.0, 0.5, 1.0)
 OPTIMIZERS = {"adam": {"lr": 0.01}, "sgd": {"lr": 0.05, "momentum": 0.9}}
@@ -50,10 +54,10 @@ def draw(model: str, scale: float, seed: int) -> dict[str, Tensor]:
     return published.state_dict()
 
 
-def runs(folder: Path) -> Iterator[tuple[dict[str, object], RunConfig, dict[str, Tensor]]]:
-    """Yield the description of each run, its configuration and its first parameters."""
-    for seed in SEEDS:
-        for optimizer, settings in OPTIMIZERS.items():
+def runs(folder: Path) -> Iterator[tuple[Row, RunConfig]]:
+    """Yield the description of each run and its configuration."""
+    for optimizer, settings in OPTIMIZERS.items():
+        for seed in SEEDS:
             for model in MODELS:
                 for scale in SCALES:
                     name = f"{model}-{optimizer}-{scale}-{seed}"
@@ -62,28 +66,41 @@ def runs(folder: Path) -> Iterator[tuple[dict[str, object], RunConfig, dict[str,
                         validation=VALIDATION, log_every=EPOCHS, weights=str(folder / f"{name}.pt"),
                         folder=str(folder / name), **settings,
                     )  # fmt: skip
-                    row = {"model": model, "optimizer": optimizer, "scale": scale, "seed": seed}
-                    yield row, config, draw(model, scale, seed)
+                    yield {"model": model, "optimizer": optimizer, "scale": str(scale), "seed": str(seed)}, config
 
 
-def measure(folder: Path) -> list[dict[str, object]]:
-    """Train what is missing and return a row for each run."""
+def measure(folder: Path) -> list[Row]:
+    """Train what the table lacks, write each result into it at once, and return its rows."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for row, config, parameters in runs(folder):
+    rows = read_table()
+    done = [{name: row[name] for name in HEAD[:-1]} for row in rows]
+    for run, config in runs(folder):
+        if run in done:
+            continue
         if not Path(config.weights or "").exists():
-            torch.save(parameters, config.weights)
-        result = train(config)
-        rows.append(row | {"validation_error": result.validation_error, "train_loss": result.train_loss})
+            torch.save(draw(run["model"], float(run["scale"]), int(run["seed"])), config.weights)
+        rows.append(run | {"validation_error": str(train(config).validation_error)})
         print(*rows[-1].values(), flush=True)
+        with atomic(RESULTS) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, HEAD, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
     return rows
 
 
-def table(rows: list[dict[str, object]]) -> str:
-    """Return validation errors in per cent, mean ± standard deviation of the seeds."""
+def read_table() -> list[Row]:
+    """Return the rows of the table."""
+    if not RESULTS.exists():
+        return []
+    with RESULTS.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def table(rows: list[Row]) -> str:
+    """Return validation errors in per cent, mean ± standard error of the seeds."""
     cells = defaultdict(list)
     for row in rows:
-        cells[row["model"], row["optimizer"], float(str(row["scale"]))].append(float(str(row["validation_error"])))
+        cells[row["model"], row["optimizer"], float(row["scale"])].append(float(row["validation_error"]))
     lines = [
         "| model | optimizer | " + " | ".join(f"scale {scale}" for scale in SCALES) + " |",
         "| :-- | :-- |" + " --: |" * len(SCALES),
@@ -91,7 +108,7 @@ def table(rows: list[dict[str, object]]) -> str:
     for model in MODELS:
         for optimizer in OPTIMIZERS:
             found = [cells[model, optimizer, scale] for scale in SCALES]
-            texts = [f"{mean(values):.1f} ± {stdev(values):.1f}" for values in found]
+            texts = [f"{mean(v):.2f} ± {stdev(v) / len(v) ** 0.5:.2f}" if len(v) > 1 else "" for v in found]
             lines.append(f"| {model} | {optimizer} | {' | '.join(texts)} |")
     return "\n".join(lines)
 
@@ -125,13 +142,7 @@ def main() -> None:
     if options.deep:
         print(deep())
         return
-    rows = measure(options.runs)
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    with (RESULTS / "runs.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    print(table(rows))
+    print(table(measure(options.runs)))
 
 
 if __name__ == "__main__":

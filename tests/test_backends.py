@@ -338,7 +338,7 @@ def test_a_specification_keeps_its_meaning_in_another_process(tmp_path: Path) ->
 
 SOURCE = Path(sepgroupy.__file__).parent
 LEVELS = (
-    ("errors", "_files", "_nested"),
+    ("errors", "_devices", "_files", "_nested"),
     ("groups",),
     ("backends",),
     ("functional",),

@@ -6,6 +6,7 @@ import sys
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partialmethod
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ from sepgroupy.models import published_model_names
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/ belongs to the repository, not to the library
 
-from benchmarks import arguments, compare, hardware, layers, measure, plots, results, scaling, summary, worker
+from benchmarks import arguments, compare, gpu, hardware, layers, measure, plots, results, scaling, summary, worker
 from benchmarks.__main__ import main
 from benchmarks.baseline import BaselineConv, baseline
 from benchmarks.cases import LayerCase, NetworkCase
@@ -64,6 +65,51 @@ def test_quick_run_writes_every_row(tmp_path: Path, capsys: pytest.CaptureFixtur
             assert float(row["output_error"]) <= 1e-5
     assert {path.name for path in tmp_path.glob("*.png")} == {f"benchmark-{suite}.png" for suite in found}
     assert "| with the kernels | target | measured | met |" in capsys.readouterr().out
+
+
+def test_the_table_of_a_gpu_has_every_row_that_fits_into_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(torch, "compile", lambda module, dynamic: compiled.append(module) or module)
+    options = ["--only", "gpu", "--quick", "--rounds", "1", "--device", "cpu", "--out", str(tmp_path)]
+    assert main(options) == 0
+    lines = rows_of(tmp_path / "gpu.csv")
+    assert [(line["model"], line["variant"], line["memory_format"], line["mode"]) for line in lines] == [
+        *(("z2cnn", "sepgroupy", layout, "eager") for layout in ("contiguous", "channels_last")),
+        *(("gc-p4cnn", name, layout, "eager") for name in ("baseline", "sepgroupy") for layout in
+          ("contiguous", "channels_last")),
+        *((name, "sepgroupy", layout, "compiled") for layout in ("contiguous", "channels_last") for name in
+          ("gc-p4cnn", "z2cnn")),
+    ]  # fmt: skip
+    assert len(compiled) == 4
+    for line in lines:
+        assert float(line["step_images_per_s"]) > 0
+        assert float(line["paper_mib_2_images"]) == {"z2cnn": 0.84, "gc-p4cnn": 5.83}[line["model"]]
+        assert float(line["peak_mib_2_images"]) > 0
+        assert line["device"] == "cpu"
+    monkeypatch.setattr(gpu, "SECONDS", -1.0)
+    assert main(options) == 0
+    assert "not measured, beyond -1 s: z2cnn sepgroupy batch 4, float32, contiguous, eager" in capsys.readouterr().out
+    assert rows_of(tmp_path / "gpu.csv") == lines
+
+
+def test_the_rows_of_a_gpu_are_the_whole_table() -> None:
+    table = gpu.rows(torch.device("cuda"), quick=False)
+    assert len(set(table)) == len(table)
+    for name, batch in product(published_model_names(), (128, 512)):
+        found = {(row.precision, row.memory_format) for row in table if (row.model, row.batch) == (name, batch)}
+        assert found == set(product(("float32", "tf32", "bfloat16"), ("contiguous", "channels_last")))
+    compiled = [row for row in table if row.mode == "compiled"]
+    assert {row.model for row in compiled} == set(published_model_names())
+    assert (compiled[0].model, compiled[0].precision) == ("gc-p4m-resnet44", "bfloat16")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--device", "cuda"])
+    assert "argument --device: cuda is not on this machine" in capsys.readouterr().err
 
 
 def test_a_row_that_disagrees_is_refused_and_not_written(

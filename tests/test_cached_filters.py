@@ -7,6 +7,7 @@ import io
 import pickle
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -14,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from conftest import Build, assert_as_defined, random_input
+from host_reads import NoMethodReads
 from sepgroupy import build_model, cached_filters
 from sepgroupy.backends import ConvSpec, Filters, register, unregister
 from sepgroupy.backends.expanded import Expanded
 from sepgroupy.errors import ArgumentError
 from sepgroupy.groups import C4
-from sepgroupy.nn import GroupConv2d, GroupConvTranspose2d, LiftingConv2d
+from sepgroupy.nn import GroupConv2d, GroupConvTranspose2d, LiftingConv2d, filter_cache
 
 pytestmark = pytest.mark.usefixtures("as_if_large")
 
@@ -383,3 +385,61 @@ def test_edits_through_data_on_another_device(lazy_device: str) -> None:
             torch.testing.assert_close(y, copy.deepcopy(layer).to("cpu")(x))
             for parameter in layer.parameters():
                 parameter.data = parameter.data * 2
+
+
+# ---- where the comparison of values would wait for the device, here as if a CPU were one -----------------------------
+
+WITHOUT_TRACE = (change_data, change_through_numpy, change_the_storage)
+
+
+@pytest.fixture
+def as_if_comparing_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filter_cache, "comparing_waits", lambda parameter: True)
+
+
+@pytest.mark.usefixtures("as_if_comparing_waits")
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_an_edit_is_seen_at_once_or_refused_at_the_end(change: Any, mode: Any) -> None:
+    layer = GroupConv2d(2, 3, 3, group=C4, kind="gc", backend="two_step", dtype=torch.float64).eval()
+    x = random_input(layer, 5, 5)
+    refusal = pytest.raises(
+        ArgumentError, match=r"edited within cached_filters .* of depthwise_weight, pointwise_weight"
+    )
+    with refusal if change in WITHOUT_TRACE else nullcontext(), cached_filters(layer):
+        with mode():
+            before = layer(x)
+        change(layer)
+        with mode():
+            after = layer(x)
+        assert torch.equal(before, after) is (change in WITHOUT_TRACE)
+    assert layer.filter_cache is None
+    assert_as_defined(layer, x)
+
+
+@pytest.mark.usefixtures("as_if_comparing_waits")
+def test_no_call_reads_a_value_where_that_waits(counting: Counting, layer: GroupConv2d) -> None:
+    with torch.no_grad(), cached_filters(layer):
+        layer(X)
+        assert counting.counts() == (0, 1)
+        with NoMethodReads():
+            layer(X)
+        assert counting.counts() == (0, 0)
+
+
+@pytest.mark.usefixtures("as_if_comparing_waits")
+def test_values_that_are_not_numbers_are_no_edit_and_errors_pass(counting: Counting, layer: GroupConv2d) -> None:
+    with torch.no_grad():
+        layer.pointwise_weight[0] = torch.nan
+        with cached_filters(layer):
+            layer(X)
+
+    @torch.no_grad()
+    def edit_and_fail() -> None:
+        with cached_filters(layer):
+            layer(X)
+            change_data(layer)
+            layer(layer(X))  # of three channels
+
+    with pytest.raises(ArgumentError, match="x has"):
+        edit_and_fail()

@@ -88,6 +88,7 @@ OPTIONS = {  # of every field of RunConfig that is not the task: the option's wo
     "label_smoothing": "--label-smoothing 0.21", "schedule": "--schedule cosine", "ema": "--ema 0.22",
     "validation": "--validation 23", "weights": "--weights there", "folder": "--folder place",
     "init": "--init variance", "select": "--select best", "patience": "--patience 24", "accumulate": "--accumulate 25",
+    "compile": "--compile",
 }  # fmt: skip
 
 

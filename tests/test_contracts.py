@@ -30,7 +30,14 @@ from sepgroupy.backends import constants
 from sepgroupy.fusion import restore
 from sepgroupy.groups import C4, D4
 from sepgroupy.models import ResNet, RotMNISTNet, UNet
-from sepgroupy.nn import GroupBatchNorm2d, GroupConv3d, GroupConvolution, GroupConvTranspose2d, GroupPool
+from sepgroupy.nn import (
+    GroupBatchNorm2d,
+    GroupConv1d,
+    GroupConv3d,
+    GroupConvolution,
+    GroupConvTranspose2d,
+    GroupPool,
+)
 
 pytestmark = [
     pytest.mark.usefixtures("as_if_large"),
@@ -54,6 +61,10 @@ def resnet(kind: str, **options: Any) -> tuple[nn.Module, tuple[int, ...]]:
     return ResNet(kind, depth=8, widths=(2, 3, 4), **options), (3, 8, 8)
 
 
+def volumes_resnet() -> tuple[nn.Module, tuple[int, ...]]:
+    return ResNet("gc", depth=8, widths=(2, 2, 3), dimension=3, group="C2v"), (3, 4, 4, 4)
+
+
 def fused(module: nn.Module, shape: tuple[int, ...]) -> tuple[nn.Module, tuple[int, ...]]:
     return fuse(module), shape
 
@@ -68,11 +79,15 @@ for name in ("auto", "expanded", "two_step", "reference"):
     )
 SUBJECTS["norm-pool"] = lambda: (nn.Sequential(GroupBatchNorm2d(2), GroupPool("max")), (2, 8, 5, 6))
 SUBJECTS["volumes-gc"] = lambda: (GroupConv3d(2, 3, 3, padding=1, group="C2v", kind="gc"), (2, 4, 4, 4, 4))
+SUBJECTS["volumes-dense"] = lambda: (GroupConv3d(2, 3, 3, padding=1, group="C4"), (2, 4, 4, 4, 4))
+SUBJECTS["signals-g"] = lambda: (GroupConv1d(2, 3, 3, padding=1, group="reflection", kind="g"), (2, 2, 9))
 MODELS = {
     "rotmnist-gc": lambda: rotmnist("gc"),
     "resnet-g": lambda: resnet("g"),
     "resnet-gc": lambda: resnet("gc"),
     "unet-gc": lambda: (UNet("gc", 2, depth=1), (3, 4, 6)),
+    "volumes-resnet-gc": lambda: volumes_resnet(),
+    "fused-volumes-resnet-gc": lambda: fused(*volumes_resnet()),
     "fused-rotmnist-gc": lambda: fused(*rotmnist("gc")),
     "fused-resnet-gc": lambda: fused(*resnet("gc")),
 }
@@ -310,7 +325,7 @@ def test_a_hook_that_changes_what_a_norm_gives(network: tuple[Any, Tensor]) -> N
     with torch.no_grad():
         before = module.eval()(x)
         for part in module.modules():
-            if isinstance(part, nn.BatchNorm2d):
+            if isinstance(part, nn.BatchNorm2d | nn.BatchNorm3d):
                 part.register_forward_hook(lambda m, args, y: torch.zeros_like(y))
         assert not torch.allclose(module(x), before)
 

@@ -173,7 +173,7 @@ def test_gradients_reach_every_parameter():
         ({"kind": "gc", "depth": "44"}, r"depth \(='44'\)"),
         ({"kind": "gc", "widths": (8, 16)}, r"widths \(=\(8, 16\)\) must be three"),
         ({"kind": "gc", "widths": (8, 0, 16)}, r"=0\) must be a positive integer"),
-        ({"kind": "gc", "group": "p6"}, "group 'p6' is unknown"),
+        ({"kind": "gc", "group": "p6"}, r"group \(='p6'\) is unknown"),
         ({"kind": "gc", "head": "mean"}, r"head \(='mean'\) must be one of oriented, invariant"),
         ({"kind": "gc", "downsampling": "blur"}, r"downsampling \(='blur'\) must be one of strided, equivariant"),
         ({"kind": "gc", "backend": "fast"}, r"backend \(='fast'\) must be one of"),

@@ -1,4 +1,7 @@
-"""The kernels know no plane and no group: volumes and orders up to 48, stated to them directly, computed by numpy."""
+"""The kernels know no plane and no group: volumes and orders up to 48, stated to them directly, computed by numpy.
+
+Then layers on the symmetries of a cube, whose transforms have functions of their own.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from sepgroupy.backends import ConvSpec
 from sepgroupy.backends.native import launch, library
 from sepgroupy.backends.native.library import Problem, kernels
+from sepgroupy.groups import PointGroup, as_group
+from stress import native as stress
 
 pytestmark = pytest.mark.skipif(not kernels(), reason=kernels().summary)
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -166,3 +172,29 @@ def test_volumes(kind: str) -> None:
             continue
         padding = (0, 1, 1) if kernel[0] == 1 else one
         Convolution(kind, 5, size, kernel, stride, padding, channels=(2, 3), threads=threads).check()
+
+
+ROTATIONS = as_group("O")
+REVERSED = PointGroup((ROTATIONS.elements[0], *reversed(ROTATIONS.elements[1:])), "reversed O")
+SIZES = (((3, 4, 8), torch.float32, 1), ((4, 2, 3), torch.float64, 2))
+
+
+@pytest.mark.parametrize("kind", ["dense", "g", "gc"])
+@pytest.mark.parametrize("group", [ROTATIONS, REVERSED, as_group("Oh")], ids=lambda group: group.name)
+def test_symmetries_of_a_cube(group: PointGroup, kind: str) -> None:
+    """Outputs, statistics and all gradients, with norm and residual; whole vectors and others; tiles that are bands."""
+    for size, dtype, stride in SIZES[1:] if group.order > 24 else SIZES:
+        spec = ConvSpec.parse(group, "dense", 3, stride, 1)
+        problem = stress.Problem(spec, 1, 2, 3, size, dtype, kind, True, True, 1, residual=True, batch_stats=True)
+        assert problem.check() < (1e-4 if dtype is torch.float32 else 1e-11)
+
+
+def test_a_group_in_another_order_has_the_general_transform() -> None:
+    assert launch._transform(REVERSED)[0] == launch.GENERAL
+
+
+def test_bands_of_a_volume() -> None:
+    """Tall volumes are cut into bands of slices; the 3×3×3 kernel of a gc layer reads beyond its band."""
+    spec = ConvSpec.parse(as_group("Cs", 3), "dense", 3, 1, 1)
+    for kind in ("dense", "gc"):
+        assert stress.Problem(spec, 1, 2, 2, (50, 9, 8), torch.float64, kind, True, False, 2).check() < 1e-11

@@ -1,21 +1,23 @@
 from __future__ import annotations
 
+import csv
 import html
 import math
 import re
+import shutil
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from statistics import stdev
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import torch
 
 from browser import BROWSER, open_page
 from sepgroupy.data import ImageData, Split, rotate
 from sepgroupy.errors import ArgumentError, DataError
-from sepgroupy.paper import RunConfig, load_digits
+from sepgroupy.paper import RunConfig, load_digits, save_run_weights
 from sepgroupy.paper import _data as data_module
 from sepgroupy.paper.report import _angles, _groups, _rotations, write_report
 from sepgroupy.paper.report._angles import ANGLES, errors_by_angle
@@ -138,7 +140,7 @@ def test_errors_by_angle_are_those_of_rotated_upright_digits_and_are_kept(
         assert score(model, Split(rotate(test.images, math.radians(angle)), test.labels)).error == error
     assert errors[:4] == errors[4:8] == errors[8:12]
     with monkeypatch.context() as patch:
-        patch.setattr(_angles, "load_model", lambda folder: pytest.fail("measured again"))
+        patch.setattr(_angles, "score", lambda *_: pytest.fail("measured again"))
         assert errors_by_angle(run) == errors
     for broken in ("", "angle_degrees,test_error_percent\n0,1\n", "\0"):
         (run.folder / "angles.csv").write_text(broken)
@@ -168,7 +170,6 @@ def test_the_tables_say_what_the_runs_say(runs: Path, report: Path) -> None:
 def test_the_error_averaged_over_rotations_is_measured_once(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_rotations, "evaluate", partial(evaluate, device="cpu"))
     write_report([runs], tmp_path, rotations=2)
     for model in ("z2cnn", "p4cnn"):
         found = [run for run in find_runs([runs]) if (run.config.model, run.config.samples) == (model, None)]
@@ -178,13 +179,56 @@ def test_the_error_averaged_over_rotations_is_measured_once(
         assert f" | 2 | {cells[0]} | {cells[1]} | " in (tmp_path / "report.md").read_text()
     assert "k·45°, k = 0..1" in (tmp_path / "report.md").read_text()
     with monkeypatch.context() as patch:
-        patch.setattr(_rotations, "evaluate", lambda *_, **__: pytest.fail("measured again"))
+        patch.setattr(_rotations, "score", lambda *_, **__: pytest.fail("measured again"))
         assert _rotations.error_averaged(found[0], 2) == errors[0]
     for broken in ("", "[]", "{}", '{"test_error": "low"}'):
         (found[0].folder / "rotations-2.json").write_text(broken)
         assert _rotations.error_averaged(found[0], 2) == errors[0]
     with pytest.raises(ArgumentError, match="rotations"):
         write_report([runs], tmp_path, rotations=0)
+
+
+def test_a_table_of_runs_says_what_the_runs_say(runs: Path, report: Path, tmp_path: Path) -> None:
+    """A committed table and the parameters of some runs make the report again, without the folders of the runs."""
+    table = shutil.copy(report / "runs.csv", tmp_path / "runs.csv")
+    found, rows = [run for run in find_runs([runs]) if run.result], find_runs([table])
+    assert [run.identity for run in rows] == [run.identity for run in found]
+    assert [run.result for run in rows] == [run.result for run in found]
+    assert not any(run.has_parameters for run in rows)
+    write_report([table], tmp_path / "without", rotations=2)
+    text = (tmp_path / "without" / "report.md").read_text()
+    assert "### Cost" in text
+    assert "Redundancy" not in text
+    assert "against angle" not in text
+
+    kept = next(run for run in found if (run.config.model, run.config.samples) == ("p4cnn", None))
+    row = next(run for run in rows if run.identity == kept.identity)
+    row.folder.mkdir()
+    save_run_weights(kept.folder, row.folder / "p4cnn.npz")
+    torch.testing.assert_close(row.load_model().state_dict(), kept.load_model().state_dict(), rtol=0, atol=0)
+    assert not row.load_model().training
+    write_report([table], tmp_path / "with", rotations=2)
+    text = (tmp_path / "with" / "report.md").read_text()
+    assert f" | {evaluate(kept.folder, 'cpu', rotations=2).error:.2f} (1 of 2) | " in text
+    assert "Redundancy of p4cnn" in text
+    assert f"| p4cnn | {errors_by_angle(kept)[0]:.2f} | " in text.split("against angle")[1]
+
+
+@pytest.mark.parametrize(
+    ("column", "text"), [("epochs", "many"), ("model", "resnet44"), ("test_error", ""), ("schedule", "slow")]
+)
+def test_a_broken_row_of_a_table_is_named_and_left_out(
+    column: str, text: str, report: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (report / "runs.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    rows[3][column] = text
+    with (tmp_path / "runs.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+    assert len(find_runs([tmp_path / "runs.csv"])) == len(rows) - 1
+    assert f"left out: a row of {tmp_path / 'runs.csv'} is not that of a run" in caplog.text
 
 
 def test_html_and_markdown_have_the_same_tables(report: Path) -> None:

@@ -36,9 +36,9 @@ import oracle
 from oracle import Array
 from sepgroupy.backends import BatchNormReLU, ConvSpec
 from sepgroupy.backends.native import batch_statistics, library, norm_relu_max_pool
-from sepgroupy.backends.native.launch import ConvInputs, NativeConv, native_conv, supports_lifting
+from sepgroupy.backends.native.launch import ConvInputs, NativeConv, lifting_unsupported_reason, native_conv
 from sepgroupy.errors import ArgumentError
-from sepgroupy.groups import C1, C2, C4, D1, D2, D4, PointGroup
+from sepgroupy.groups import C1, C2, C4, D1, D2, D4, PointGroup, as_group
 
 SOURCE = Path(__file__).parents[2] / "csrc" / "kernels.cpp"
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover"]
@@ -57,6 +57,8 @@ BOTH_DIAGONALS = PointGroup.generate([[[0, 1], [1, 0]], [[0, -1], [-1, 0]]], "bo
 DIAGONAL = PointGroup.generate([[[0, 1], [1, 0]]], "diagonal")
 SHUFFLED = PointGroup((D4.elements[0], *reversed(D4.elements[1:])), "shuffled p4m")
 GROUPS = (C1, C2, C4, C4, D1, D2, D4, D4, D4, DIAGONAL, BOTH_DIAGONALS, SHUFFLED)
+VOLUMES = tuple(as_group(name, 3) for name in ("Cs", "D2", "C4", "C4h"))
+SIGNALS = (as_group("reflection", 1),)
 GEOMETRIES = (
     (1, 2, 3, 3, 3, 4, 5, 6, 7),
     (1, 1, 2, 3),
@@ -69,7 +71,7 @@ EPS = 1 / 16
 
 
 class Definition:
-    """The convolution of float64 arrays (B, |H| or 1, I, Y, X) with a filter (O, I, |H| or 1, k, k), and its gradients.
+    """The convolution of float64 arrays (B, |H| or 1, I, …) with a filter (O, I, |H| or 1, k, …), and its gradients.
 
     As ``oracle.layer``, with which it is compared, for all output channels at once. Gradients are sums over the same
     pairs of windows and kernel elements.
@@ -81,7 +83,7 @@ class Definition:
         self.x = np.pad(x, self.pads)
         self.size = [
             (self.x.shape[3 + a] - spec.dilation[a] * (spec.kernel_size[a] - 1) - 1) // spec.stride[a] + 1
-            for a in range(2)
+            for a in range(spec.dimension)
         ]
 
     def _transformed(self, weight: Array, element: int) -> Array:
@@ -90,16 +92,16 @@ class Definition:
             return oracle.move(weight, self.group.arrays[element])
         return oracle.move_feature_map(weight, self.group, element)
 
-    def _windows(self) -> Iterator[tuple[tuple[int, int], Any]]:
+    def _windows(self) -> Iterator[tuple[tuple[int, ...], Any]]:
         """Yield each kernel element with the pixels of the padded input that it meets."""
         spec = self.spec
-        for row, column in np.ndindex(spec.kernel_size):
-            starts = row * spec.dilation[0], column * spec.dilation[1]
+        for tap in np.ndindex(spec.kernel_size):
+            starts = [place * dilation for place, dilation in zip(tap, spec.dilation, strict=True)]
             ends = (start + s * (n - 1) + 1 for start, s, n in zip(starts, spec.stride, self.size, strict=True))
-            yield (row, column), (..., *map(slice, starts, ends, spec.stride))
+            yield tap, (..., *map(slice, starts, ends, spec.stride))
 
     def forward(self) -> Array:
-        """Return (B, |H|, O, Y', X')."""
+        """Return (B, |H|, O, …)."""
         y = np.zeros((len(self.x), self.group.order, len(self.weight), *self.size))
         for g in range(self.group.order):
             bank = self._transformed(self.weight, g)
@@ -114,13 +116,13 @@ class Definition:
         for g, matrix in enumerate(self.group.arrays):
             bank, dbank = self._transformed(self.weight, g), np.zeros_like(self.weight)
             for tap, window in self._windows():
-                dx[window] += np.tensordot(grad[:, g], bank[(..., *tap)], axes=([1], [0])).transpose(0, 4, 3, 1, 2)
-                products = np.tensordot(grad[:, g], self.x[window], axes=([0, 2, 3], [0, 3, 4]))
+                dx[window] += np.moveaxis(np.tensordot(grad[:, g], bank[(..., *tap)], ([1], [0])), (-1, -2), (1, 2))
+                pixels = [axis + 2 for axis in range(self.spec.dimension)]
+                products = np.tensordot(grad[:, g], self.x[window], ([0, *pixels], [0, *(a + 1 for a in pixels)]))
                 dbank[(..., *tap)] = products.swapaxes(1, 2)
             dweight += self._transformed(dbank, oracle.index_of(self.group, matrix.T))
-        (top, _), (left, _) = self.pads[3:]
-        rows, columns = self.x.shape[3] - 2 * top, self.x.shape[4] - 2 * left
-        return dx[..., top : top + rows, left : left + columns], dweight
+        inner = [slice(before, n - after) for n, (before, after) in zip(self.x.shape[3:], self.pads[3:], strict=True)]
+        return dx[(..., *inner)], dweight
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ class Problem:
     batch: int
     inputs: int
     outputs: int
-    size: tuple[int, int]
+    size: tuple[int, ...]
     dtype: torch.dtype
     kind: str
     bias: bool
@@ -145,7 +147,7 @@ class Problem:
     def is_fused(self) -> bool:
         """Whether the kernels keep products and transform in registers, where vectors are of 64 bytes."""
         usual = self.spec.group == D4 and self.kind == "gc" and self.dtype is torch.float32
-        return usual and self.spec.stride == (1, 1) and self.size[1] % 16 == 0
+        return usual and self.spec.stride == (1, 1) and self.size[-1] % 16 == 0
 
     @classmethod
     def draw(cls, chance: random.Random) -> Problem:
@@ -154,11 +156,12 @@ class Problem:
         One in five is of what networks are made of, for which the kernels have functions of their own.
         """
         usual = chance.random() < 0.2
+        groups = (D4,) if usual else chance.choice((GROUPS, GROUPS, GROUPS, VOLUMES, VOLUMES, SIGNALS))
         while True:
-            group, large = D4 if usual else chance.choice(GROUPS), chance.random() < 0.2
-            sizes = [chance.choice((1, 2, 3, 5, 8, 9, 16, 17, 31, 32)) for _ in range(2)]
+            group, large = chance.choice(groups), chance.random() < 0.2
+            sizes = [chance.choice((1, 2, 3, 5, 8, 9, 16, 17, 31, 32)) for _ in range(group.dimension)]
             if large:
-                sizes[chance.randrange(2)] = chance.randrange(60, 400)
+                sizes[chance.randrange(group.dimension)] = chance.randrange(60, 400)
             if usual:
                 sizes[1] = -(-sizes[1] // 16) * 16  # rows fill vectors of any width
             channels = [chance.choice((1, 2, 3, 5, 8, 13) if large else (1, 3, 4, 6, 9, 25, 40)) for _ in range(2)]
@@ -166,7 +169,7 @@ class Problem:
             if chance.random() < 0.1:
                 counts[chance.randrange(3)] = 0
             kernel, stride, padding, dilation = (
-                (a, chance.choice((a, a, b)))
+                (*(a,) * (group.dimension - 1), chance.choice((a, a, b)))
                 for a, b in (chance.choices(known, k=2) for known in (USUAL if usual else GEOMETRIES))
             )
             try:
@@ -174,13 +177,12 @@ class Problem:
                 spec.check_size(1, *sizes)
             except ArgumentError:
                 continue
-            rows, columns = spec.output_size(*sizes)
-            if math.prod((rows, columns, *kernel, *counts)) * group.order**2 < MULTIPLICATIONS:
+            if math.prod((*spec.output_size(*sizes), *kernel, *counts)) * group.order**2 < MULTIPLICATIONS:
                 dtype = chance.choice((torch.float32, torch.float32 if usual else torch.float64))
                 kind = chance.choice(("dense", "g", "gc"))
                 bias, norm, residual, batch_stats = (chance.random() < 0.5 for _ in range(4))
                 batch, inputs, outputs = counts
-                size, threads, affine = (sizes[0], sizes[1]), chance.choice((1, 2)), chance.random() < 0.8
+                size, threads, affine = tuple(sizes), chance.choice((1, 2)), chance.random() < 0.8
                 options = kind, bias, norm, threads, residual, norm and batch_stats, affine
                 return cls(spec, batch, inputs, outputs, size, dtype, *options)
 
@@ -203,7 +205,7 @@ class Problem:
         errors = [_error(_join_norm((y, *gradients)), _join_norm(expected))]
         errors.append(self._stats_error(y, stats))
         self._check_same_bits(conv, inputs, grad, other_grad, (y, *stats), gradients)
-        if x.numel():
+        if x.numel() and self.spec.dimension == 2:
             errors += [self._statistics_error(x.flatten(0, 1)), self._pooling_error(x.flatten(0, 1))]
         if self.is_lifted:
             errors.append(self._lifting_error(x[:, :1].contiguous()))
@@ -212,7 +214,7 @@ class Problem:
     @property
     def is_lifted(self) -> bool:
         """Whether the kernels lift such images to the group, too."""
-        return supports_lifting(self._lifting, self.inputs)
+        return lifting_unsupported_reason(self._lifting, self.inputs) is None
 
     @property
     def _lifting(self) -> ConvSpec:
@@ -248,7 +250,8 @@ class Problem:
         )
         assert x is not None
         assert weight is not None
-        by_channel = (slice(None), None, None)
+        by_channel = (slice(None), *(None,) * self.spec.dimension)
+        axes = tuple(range(3, x.ndim))
         normalized = scale = read = x
         if mean is not None and var is not None:
             normalized = (x - mean[by_channel]) / np.sqrt(var + EPS)[by_channel]
@@ -260,11 +263,11 @@ class Problem:
         dx, dkernel = definition.gradients(grad.double().numpy())
         dweight, ddepthwise, dgamma, dbeta = dkernel, None, None, None
         if depthwise is not None:
-            dweight = (dkernel * depthwise).sum((3, 4), keepdims=True)
+            dweight = (dkernel * depthwise).sum(axes, keepdims=True)
             ddepthwise = (dkernel * weight).sum((2,) if self.kind == "g" else (1, 2), keepdims=True)
         if mean is not None and var is not None:
             dx = dx * (read > 0)
-            dgamma, dbeta = (dx * normalized).sum((0, 1, 3, 4)), dx.sum((0, 1, 3, 4))
+            dgamma, dbeta = (dx * normalized).sum((0, 1, *axes)), dx.sum((0, 1, *axes))
             factor = scale / np.sqrt(var + EPS)
             if self.batch_stats and x.size:  # as if mean and var were those of x
                 count = x.size // x.shape[2]
@@ -314,9 +317,9 @@ class Problem:
         dweight, dbias = conv.backward_of_lifting(grad, x, weight)
         definition = Definition(x.double().numpy(), weight.double().numpy(), spec)
         expected = torch.from_numpy(definition.forward())
-        expected = expected if bias is None else expected + bias.double().view(-1, 1, 1)
+        expected = expected if bias is None else expected + bias.double().view(-1, *(1,) * spec.dimension)
         exact = (expected, torch.from_numpy(definition.gradients(grad.double().numpy())[1]))
-        error = _error([y, dweight, dbias], [*exact, grad.double().sum((0, 1, 3, 4))])
+        error = _error([y, dweight, dbias], [*exact, grad.double().transpose(0, 2).flatten(1).sum(1)])
         return max(error, self._stats_error(y, stats))
 
     def _drawn(self, *shape: int, digits: bool = False) -> Tensor:
@@ -333,7 +336,7 @@ class Problem:
         drawn = self._drawn
         order, kernel = self.spec.group.order, self.spec.kernel_size
         x = drawn(self.batch, order, self.inputs, *self.size, digits=True)
-        weight = drawn(self.outputs, self.inputs, order, *(kernel if self.kind == "dense" else (1, 1)))
+        weight = drawn(self.outputs, self.inputs, order, *(kernel if self.kind == "dense" else (1,) * len(kernel)))
         inputs = {"g": self.inputs, "gc": 1}.get(self.kind)
         depthwise = None if inputs is None else drawn(self.outputs, inputs, 1, *kernel)
         bias = drawn(self.outputs) if self.bias else None
@@ -414,7 +417,8 @@ def check(problems: int, seed: int = 0) -> Counter[str]:
             counts["with residual"] += problem.residual
             counts["lifted"] += problem.is_lifted
             counts["empty"] += 0 in (problem.batch, problem.inputs, problem.outputs)
-            counts["of a pixel"] += problem.size == (1, 1)
+            counts["of a pixel"] += set(problem.size) == {1}
+            counts[f"in {problem.spec.dimension}-D"] += 1
             counts["gc of long rows"] += problem.is_fused
     finally:
         torch.set_num_threads(threads)

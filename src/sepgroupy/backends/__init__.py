@@ -1,7 +1,8 @@
 """Ways to compute the same convolutions, a file or folder each, and the rule that chooses between them.
 
-``conv_spec`` says what is computed, ``base`` what a backend must offer, ``dispatch`` which one is taken when, with
-every threshold. To add one, see docs/extend.md. Nothing here knows modules or networks.
+``conv_spec`` specifies a convolution, ``geometry`` parses its kernel sizes and paddings, ``base`` defines a backend,
+``dispatch`` selects one and has every threshold. To add one, see docs/extend.md. Nothing here knows modules or
+networks.
 """
 
 from .base import CONV as CONV
@@ -18,8 +19,6 @@ from .constants import pointwise_index as pointwise_index
 from .conv_spec import KINDS as KINDS
 from .conv_spec import PADDING_MODES as PADDING_MODES
 from .conv_spec import ConvSpec as ConvSpec
-from .conv_spec import Pair as Pair
-from .conv_spec import Sizes as Sizes
 from .conv_spec import exceeds_any_memory as exceeds_any_memory
 from .dispatch import RULES as RULES
 from .dispatch import available_backends as available_backends
@@ -32,6 +31,8 @@ from .dispatch import unregister as unregister
 from .filter_bank import expand_filter as expand_filter
 from .filter_bank import full_filter as full_filter
 from .filter_bank import with_group_axis as with_group_axis
+from .geometry import Pair as Pair
+from .geometry import Sizes as Sizes
 from .group_axis import check_group_feature_map as check_group_feature_map
 from .group_axis import merge_group as merge_group
 from .group_axis import split_group as split_group

@@ -57,6 +57,12 @@ def band_sizes(spec: ConvSpec) -> tuple[tuple[int, int], ...]:
     return tuple(irreps.shape[:2] for irreps in split_basis(spec.group)[1::2])  # type: ignore[misc]
 
 
+@constant_to_dynamo
+def fourier_rows(spec: ConvSpec) -> tuple[tuple[float, ...], ...]:
+    """Return the rows of the Fourier basis as numbers, |H| of |H| each, which a compiler writes into its kernels."""
+    return tuple(tuple(row.tolist()) for row in fourier_basis(spec.group).matrix)
+
+
 def clear() -> None:
     """Clear the cache; constants are built again at their next use."""
     _cache.clear()
@@ -101,7 +107,8 @@ def _look_up(name: str, spec: ConvSpec, device: torch.device, dtype: torch.dtype
         return _cache[key]
     with _outside_all_modes() as modes:
         fake = [mode for mode in modes if hasattr(mode, "from_tensor")]  # FakeTensorMode
-        real = not fake or (device.type == "cpu" and fake[0].allow_non_fake_inputs)  # as in export
+        here = device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_available())
+        real = not fake or (here and fake[0].allow_non_fake_inputs)  # as in export
         tensors = tuple(
             torch.from_numpy(array.copy()).to(device=device if real else "cpu", dtype=dtype)
             for array in _arrays(name, spec)
@@ -110,7 +117,8 @@ def _look_up(name: str, spec: ConvSpec, device: torch.device, dtype: torch.dtype
             if len(_cache) >= MAX_ENTRIES:
                 _cache.clear()
             return _cache.setdefault(key, tensors)
-    return tuple(fake[0].from_tensor(tensor).to(device) for tensor in tensors)
+        with fake[0]:
+            return tuple(fake[0].from_tensor(tensor, static_shapes=True).to(device) for tensor in tensors)
 
 
 @contextmanager

@@ -9,20 +9,15 @@ from functools import lru_cache
 from numbers import Integral
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
-from ..groups import PointGroup, as_group, axis_names, group_names
+from ..groups import PointGroup, axis_names
+from .geometry import MAX_SIZE, Sizes, by_axis, one_per_axis, output_padding_by_axis, padding_by_side
 
-Sizes = int | Sequence[int]
-"""One number for all spatial axes, or one for each."""
-Pair = Sizes  # the name in two dimensions
 KINDS = ("dense", "g", "gc")
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
-MAX_SIZE = 2**31 - 1
-"""Largest value of any argument that counts something: torch's convolutions count pixels in 32 bits."""
 MAX_NUMEL = 2**40
 """Largest number of values in a tensor: 4 TiB in float32. A larger one is refused."""
 DIMENSIONS = {1: "samples", 2: "pixels", 3: "voxels"}
@@ -223,107 +218,23 @@ def _parse(
         raise ArgumentError(
             f"group (={group}) must act on {', '.join(map(str, DIMENSIONS))} axes to convolve over them"
         )
-    kernel = _by_axis("kernel_size", kernel_size, 1, group)
-    strides = _by_axis("stride", stride, 1, group)
-    dilations = _by_axis("dilation", dilation, 1, group)
+    kernel = by_axis("kernel_size", kernel_size, 1, group)
+    strides = by_axis("stride", stride, 1, group)
+    dilations = by_axis("dilation", dilation, 1, group)
     if not isinstance(groups, Integral) or not 1 <= int(groups) <= MAX_SIZE:
         raise ArgumentError(f"groups (={groups!r}) must be a positive integer below 2³¹")
     if padding_mode not in PADDING_MODES:
         raise ArgumentError(f"padding_mode (={padding_mode!r}) must be one of {', '.join(PADDING_MODES)}")
     if transposed and isinstance(padding, str):
-        raise ArgumentError(f"padding (={padding!r}) must be an integer or {_one_per_axis(group)}")
-    pads = _padding(padding, kernel, strides, dilations, group)
-    spec = ConvSpec(group, kind, kernel, strides, pads, dilations, int(groups), padding_mode, transposed)
-    added = _output_padding(group, output_padding, spec) if transposed else (0,) * group.dimension
+        raise ArgumentError(f"padding (={padding!r}) must be an integer or {one_per_axis(group)}")
+    pads = padding_by_side(padding, kernel, strides, dilations, group)
+    added = output_padding_by_axis(output_padding, strides, dilations, group) if transposed else (0,) * group.dimension
     return ConvSpec(group, kind, kernel, strides, pads, dilations, int(groups), padding_mode, transposed, added)
 
 
 def exceeds_any_memory(shape: Sequence[int]) -> bool:
     """Whether a tensor of this shape would be too large for any machine."""
     return math.prod(shape) > MAX_NUMEL or max(shape, default=0) > MAX_SIZE
-
-
-def _output_padding(group: PointGroup, value: Sizes, spec: ConvSpec) -> tuple[int, ...]:
-    added = _by_axis("output_padding", value, 0, group)
-    if any(pad >= max(steps) for pad, *steps in zip(added, spec.stride, spec.dilation, strict=True)):
-        raise ArgumentError(
-            f"output_padding (={value!r}) must be smaller than stride (={spec.stride}) or dilation (={spec.dilation})"
-        )
-    for axis, pad in enumerate(added):
-        if pad and (group.arrays[:, axis] < 0).any():
-            raise ArgumentError(
-                f"output_padding (={value!r}) lengthens one side of an axis that {group} reverses: use 0, and a "
-                "kernel_size that gives the size you want, "
-                "(n - 1)·stride - 2·padding + dilation·(kernel_size - 1) + 1"
-            )
-    return added
-
-
-def _by_axis(name: str, value: Sizes, least: int, group: PointGroup) -> tuple[int, ...]:
-    values: Any = (value,) * group.dimension if isinstance(value, Integral) else value
-    if (
-        not isinstance(values, Sequence)
-        or len(values) != group.dimension
-        or not all(isinstance(v, Integral) and least <= int(v) <= MAX_SIZE for v in values)
-    ):
-        raise ArgumentError(
-            f"{name} (={value!r}) must be an integer of at least {least}, below 2³¹, or {_one_per_axis(group)}"
-        )
-    parsed = tuple(map(int, values))
-    for axes in np.abs(group.arrays).argmax(2):  # of each element, the axis that each axis comes from
-        for axis, source in enumerate(axes):
-            if parsed[axis] != parsed[source]:
-                first, second = sorted((axis, source))
-                names = axis_names(group.dimension)
-                raise ArgumentError(
-                    f"{name} (={value!r}) must be the same on axes {names[first]} and {names[second]}: {group} "
-                    "exchanges them. Use equal values, or a group that does not exchange these axes "
-                    f"({', '.join(_groups_that_preserve(parsed))})"
-                )
-    return parsed
-
-
-def _one_per_axis(group: PointGroup) -> str:
-    return "a pair of integers" if group.dimension == 2 else f"{group.dimension} of them"
-
-
-def _groups_that_preserve(values: tuple[int, ...]) -> list[str]:
-    """Name the groups that exchange no axes of unequal values."""
-    groups = [as_group(name, len(values)) for name in group_names(len(values))]
-    return [
-        group.name
-        for group in groups
-        if group.order > 1 and (np.array(values)[np.abs(group.arrays).argmax(2)] == values).all()
-    ]
-
-
-def _padding(
-    padding: Sizes | str,
-    kernel: tuple[int, ...],
-    stride: tuple[int, ...],
-    dilation: tuple[int, ...],
-    group: PointGroup,
-) -> tuple[int, ...]:
-    if isinstance(padding, str):
-        if padding == "valid":
-            return (0, 0) * group.dimension
-        if padding != "same":
-            raise ArgumentError(f"padding (={padding!r}) must be 'same', 'valid', an integer or {_one_per_axis(group)}")
-        if max(stride) > 1:
-            raise ArgumentError(f"padding='same' needs stride 1, not {stride}")
-        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-        sides = [(t // 2, t - t // 2) for t in total]
-        for matrix in group.arrays:
-            for axis, row in enumerate(matrix):
-                source = int(abs(row).argmax())
-                if sides[axis] != sides[source][:: int(row[source])]:
-                    raise ArgumentError(
-                        f"padding='same' pads {sides} (before, after) by axis for kernel_size (={kernel}), "
-                        f"dilation (={dilation}), which {group} does not map to itself: use an odd kernel_size"
-                    )
-    else:
-        sides = [(p, p) for p in _by_axis("padding", padding, 0, group)]
-    return tuple(pad for side in sides for pad in side)
 
 
 def _sides(padding: tuple[int, ...]) -> list[tuple[int, int]]:

@@ -32,6 +32,12 @@ Fourier domain are faster than a plain convolution (benchmarks/layers.py)."""
 FOURIER_MIN_SAVING = 2.0
 """Smallest quotient, multiplications along the group axis by those in the Fourier domain, at which the transform is
 faster. A gc layer needs more than 1, because of its depthwise step (benchmarks/layers.py)."""
+FOURIER_MIN_SAVED_ON_GPU = 800
+"""As FOURIER_MIN_WORK on a GPU: smallest number of multiplications saved for each value of a feature map. An estimate
+from data sheets, measured on no GPU: the transforms read and write two feature maps more, 8 bytes for each value in
+bfloat16, in which time the tensor cores of an A100 or H100 do 200 to 300 operations for each byte."""
+FOURIER_MIN_SAVED_ON_GPU_COMPILED = 400
+"""The same in compiled programs, where the first transform is fused with the batch norm before it."""
 TRACED_SIZE = (64, 2**18)
 """Channels and values of a feature map that are assumed during tracing, when sizes may be symbols."""
 
@@ -107,8 +113,9 @@ def select_backend(spec: ConvSpec, x: Tensor, requested: str = "auto") -> Backen
     if torch.compiler.is_compiling():
         # The kernels' operator has no rules for function transforms; PyTorch's operations have them.
         transformed = torch._C._are_functorch_transforms_active()
-        native = x.device.type == "cpu" and x.dtype in NATIVE_DTYPES and not (is_exporting() or transformed)
-        return _registry[_select_while_tracing(spec, requested, native, is_exporting(), transformed)]
+        on_cpu = x.device.type == "cpu"
+        native = on_cpu and x.dtype in NATIVE_DTYPES and not (is_exporting() or transformed)
+        return _registry[_select_while_tracing(spec, requested, on_cpu, native, is_exporting(), transformed)]
     candidates = _candidates(spec, requested)
     if requested not in RULES:
         (backend,) = candidates
@@ -131,7 +138,9 @@ def _serves_transforms(backend: Backend) -> bool:
 
 
 @constant_to_dynamo
-def _select_while_tracing(spec: ConvSpec, requested: str, native: bool, exporting: bool, transformed: bool) -> str:
+def _select_while_tracing(
+    spec: ConvSpec, requested: str, on_cpu: bool, native: bool, exporting: bool, transformed: bool
+) -> str:
     """Return the name of the backend for an input whose sizes may be symbols. Thresholds would specialize them."""
     for backend in (candidates := _candidates(spec, requested)):
         if requested not in RULES:
@@ -141,7 +150,7 @@ def _select_while_tracing(spec: ConvSpec, requested: str, native: bool, exportin
         if isinstance(backend, Native):
             if native and spec.kind != "lifting":  # has no operator
                 return backend.name
-        elif not isinstance(backend, Fourier) or _fourier_pays(spec, *TRACED_SIZE):
+        elif not isinstance(backend, Fourier) or _fourier_pays(spec, *TRACED_SIZE, on_cpu, not exporting):
             return backend.name
     return candidates[-1].name
 
@@ -184,13 +193,15 @@ def _pays(backend: Backend, spec: ConvSpec, x: Tensor) -> bool:
         return plain and _native_pays(backend, x)
     if isinstance(backend, Fourier):
         size = (x.shape[1], x.numel()) if is_plain_eager_tensor(x) else TRACED_SIZE
-        return _fourier_pays(spec, *size)
+        return _fourier_pays(spec, *size, on_cpu=x.device.type == "cpu", compiled=False)
     return True
 
 
-def _fourier_pays(spec: ConvSpec, channels: int, numel: int) -> bool:
+def _fourier_pays(spec: ConvSpec, channels: int, numel: int, on_cpu: bool, compiled: bool) -> bool:
     saved = channels * spec.group.order * (1 - 1 / fourier_saving(spec))
-    return numel * saved**2 >= FOURIER_MIN_WORK
+    if on_cpu:
+        return numel * saved**2 >= FOURIER_MIN_WORK
+    return saved >= (FOURIER_MIN_SAVED_ON_GPU_COMPILED if compiled else FOURIER_MIN_SAVED_ON_GPU)
 
 
 def native_for(x: Tensor) -> Native | None:
@@ -202,7 +213,11 @@ def native_for(x: Tensor) -> Native | None:
 
 
 def _native_pays(native: Native, x: Tensor) -> bool:
-    """Whether the kernels are faster than PyTorch's operations for an eager tensor, as they are at every size."""
+    """Whether the kernels are the fastest for an eager tensor.
+
+    They are at every size, in training and inference (benchmarks/layers.py, volumes.py). Groups of volumes without a
+    fast transform, such as Td, are about as fast in inference by PyTorch's operations, and slower in training.
+    """
     if not (x.is_cpu and x.dtype in NATIVE_DTYPES):
         return False
     return native.threaded() or torch.get_num_threads() <= NATIVE_MAX_THREADS_WITHOUT_OPENMP

@@ -14,7 +14,7 @@ from .group_axis import merge_group_into_channels, split_group_from_channels
 
 
 class Expanded(Backend):
-    """Multiply the factors of a separable filter out, expand the filter, and convolve once."""
+    """Multiply the factors of a separable filter, expand the filter, and convolve once."""
 
     name = "expanded"
 

@@ -85,14 +85,14 @@ def feature_page() -> str:
     lines = [
         "# Backends",
         "",
-        "After reading this page you can choose a backend by hand and know what it supports. The page is printed by",
-        "`python -m sepgroupy.backends`, which asks the backends.",
+        "After reading this page you can choose a backend by hand and know what it supports. The command",
+        "`python -m sepgroupy.backends` asks every backend and prints this page.",
         "",
-        '`backend="auto"`, the default of every layer, takes the fastest backend that supports the input;',
-        '`backend="torch"` takes the fastest of PyTorch\'s own operations; a name takes that backend, or says',
-        "why it cannot.",
-        "All backends give the same result to rounding. `sepgroupy.available_backends()` tells what this machine has.",
-        "[Add a backend](extend.md) shows how to write one.",
+        '`backend="auto"`, the default of every layer, selects the fastest backend that supports the input.',
+        '`backend="torch"` selects the fastest one that uses PyTorch\'s operations only. A name selects that backend,',
+        "and raises an error with the reason if it does not support the input. All backends give the same result",
+        "to rounding. `sepgroupy.available_backends()` lists those of your installation. [Extend](extend.md) shows how",
+        "to add one.",
         "",
     ]
     for backend in backends:

@@ -7,6 +7,11 @@ for the rotations of a cube, 128 of 2,304 for all its symmetries.
 
 Neighbouring blocks of one size d make a *band*: m blocks, copies counted, which are one batched product. Its rows of
 Q are (m·d, |H|), its representations (m, d, d, |H|), its matrices (m, d·O, d·I).
+
+The algorithm has two forms. Called directly, each transform is a product with Q. In a compiled program, each is written
+out as sums of feature maps with numbers, which Inductor fuses with the batch norm and ReLU before it: a layer is then
+a kernel for both and the transform, one ``bmm`` for each band, a kernel for the inverse transform, and the depthwise
+convolution.
 """
 
 from __future__ import annotations
@@ -18,14 +23,18 @@ import torch
 from torch import Tensor
 
 from .base import Backend, Filters, convolve, pad_all, repeat_bias
-from .constants import band_sizes, fourier_matrices, planar_index
+from .constants import band_sizes, fourier_matrices, fourier_rows, planar_index
 from .conv_spec import ConvSpec
 from .filter_bank import expand_filter, with_group_axis
 from .group_axis import split_group_from_channels
+from .tracing import is_exporting
+
+MAX_SUMS = 256
+"""Largest |H|² for which a compiled program has transforms written out as sums: the time to compile grows with it."""
 
 
 class Fourier(Backend):
-    """The pointwise step of a gc layer, or all of a 1×1 dense one, in the Fourier domain."""
+    """Compute the pointwise step of a gc layer, or a whole 1×1 dense layer, in the group's Fourier domain."""
 
     name = "fourier"
 
@@ -55,7 +64,8 @@ class Fourier(Backend):
         depthwise, *bands = filters
         if depthwise is None:
             x = _pixels_of_stride(x, spec)
-        u = pointwise(x.transpose(1, 2), bands, band_sizes(spec))
+        written_out = torch.compiler.is_compiling() and not is_exporting() and spec.group.order**2 <= MAX_SUMS
+        u = (pointwise_by_sums if written_out else pointwise)(x.transpose(1, 2), bands, spec)
         if depthwise is None:
             u = u if bias is None else u + bias.to(u.dtype).view(-1, *(1,) * spec.dimension)
             return u.transpose(1, 2)
@@ -79,15 +89,15 @@ def band_matrices(
 def pointwise(
     x: Tensor,  # (B, |H|, I, *spatial)
     bands: Sequence[Tensor | None],  # rows and matrices of each
-    sizes: Sequence[tuple[int, int]],  # m and d of each
+    spec: ConvSpec,
 ) -> Tensor:  # (B, |H|, O, *spatial)
-    """Compute ``u = Σ_bands Qᵀ (W (Q x))``."""
+    """Compute ``u = Σ_bands Qᵀ (W (Q x))`` by matrix products."""
     total: Tensor | None = None
     channels, pixels = 0, 1
     for size_of_axis in x.shape[3:]:
         pixels = pixels * size_of_axis
     maps = x.flatten(2)
-    for index, (blocks, size) in enumerate(sizes):
+    for index, (blocks, size) in enumerate(band_sizes(spec)):
         rows, matrices = bands[2 * index], bands[2 * index + 1]
         assert rows is not None
         assert matrices is not None
@@ -100,6 +110,35 @@ def pointwise(
         total = torch.bmm(inverse, product) if total is None else torch.baddbmm(total, inverse, product)
     assert total is not None
     return total.reshape(*x.shape[:2], channels, *x.shape[3:])
+
+
+def pointwise_by_sums(
+    x: Tensor,  # (B, |H|, I, *spatial)
+    bands: Sequence[Tensor | None],  # rows and matrices of each
+    spec: ConvSpec,
+) -> Tensor:  # (B, |H|, O, *spatial)
+    """Compute ``u = Qᵀ (W (Q x))``, both transforms as sums, for a compiler.
+
+    The group axis comes first and the pixels of all images last, so that a band is one ``bmm`` of m products.
+    """
+    batch, order = x.shape[:2]
+    rows, maps = fourier_rows(spec), x.flatten(3).transpose(1, 2).unbind(2)  # |H| of (B, I, P)
+    products: list[Tensor] = []
+    for index, (blocks, size) in enumerate(band_sizes(spec)):
+        matrices, start = bands[2 * index + 1], len(products)
+        assert matrices is not None
+        transformed = [_combine(row, maps).transpose(0, 1) for row in rows[start : start + blocks * size]]
+        x_fourier = torch.stack(transformed).reshape(blocks, matrices.shape[2], -1)  # (m, d·I, B·P)
+        product = torch.bmm(matrices, x_fourier)
+        products += product.reshape(blocks * size, matrices.shape[1] // size, batch, -1).unbind(0)
+    inverse = [_combine([row[g] for row in rows], products).transpose(0, 1) for g in range(order)]
+    return torch.stack(inverse, 1).unflatten(3, x.shape[3:])
+
+
+def _combine(numbers: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
+    """Return ``Σ_i numbers[i]·tensors[i]``, without the terms that are zero."""
+    terms = [number * tensor for number, tensor in zip(numbers, tensors, strict=True) if number]
+    return sum(terms[1:], terms[0])
 
 
 def _pixels_of_stride(x: Tensor, spec: ConvSpec) -> Tensor:

@@ -14,7 +14,7 @@ from .filter_bank import full_filter
 
 
 class Reference(Backend):
-    """``y[o, g] = Σ_h Σ_i (g·w[o,i])[h] ⋆ x[i, h] + b[o]``, a loop over g and h."""
+    """Loop over g and h: ``y[o, g] = Σ_h Σ_i (g·w[o,i])[h] ⋆ x[i, h] + b[o]``."""
 
     name = "reference"
 

@@ -15,9 +15,10 @@ from .group_axis import merge_group_into_channels, split_group_from_channels
 
 
 class TwoStep(Backend):
-    """``u[o,i,g] = Σ_h pw[o,i,g⁻¹h] x[i,h]``, then ``y[o,g] = Σ_i (g·dw[o,i]) ⋆ u[o,i,g] + b[o]``.
+    """Convolve pointwise, then depthwise.
 
-    For gc the sum over i is part of the first step. A transposed convolution reverses the steps.
+    ``u[o,i,g] = Σ_h pw[o,i,g⁻¹h] x[i,h]``, then ``y[o,g] = Σ_i (g·dw[o,i]) ⋆ u[o,i,g] + b[o]``. For gc the sum over i
+    is part of the first step. A transposed convolution reverses the steps.
     Source: Lengyel & van Gemert (2021), section 3.2.
     """
 

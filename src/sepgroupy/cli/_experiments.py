@@ -122,7 +122,10 @@ def sweep(
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Folders of runs, or folders that hold such.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUNS...", help="Folders of runs, folders that hold such, or runs.csv files."),
+    ],
     folder: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("report"),
     rotations: Annotated[
         int, typer.Option(help="Also test with class probabilities averaged over this many rotations.")

@@ -9,6 +9,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import pad
 
+from .._devices import send
 from ..errors import ArgumentError
 from ._rotate import move
 
@@ -54,8 +55,8 @@ class RandomCropFlip:
             raise ArgumentError(f"images must have the shape (N, C, Y, X), not {tuple(images.shape)}")
         count, channels, height, width = images.shape
         device = images.device
-        top, left = torch.randint(2 * self.padding + 1, (2, count, 1), generator=generator).to(device)
-        flipped = torch.rand(count, 1, generator=generator).to(device) < (0.5 if self.hflip else 0)
+        top, left = send(torch.randint(2 * self.padding + 1, (2, count, 1), generator=generator), device)
+        flipped = send(torch.rand(count, 1, generator=generator), device) < (0.5 if self.hflip else 0)
         columns = torch.arange(width, device=device).expand(count, width)
         columns = left + torch.where(flipped, columns.flip(1), columns)
         rows = top + torch.arange(height, device=device)
@@ -107,6 +108,6 @@ class RandomAffine:
         if images.ndim != 4 or not images.is_floating_point():
             shape = f"{images.dtype} of shape {tuple(images.shape)}"
             raise ArgumentError(f"images must be floating point of shape (N, C, Y, X), not {shape}")
-        drawn = (2 * torch.rand(4, len(images), generator=generator) - 1).to(images)
+        drawn = send(2 * torch.rand(4, len(images), generator=generator) - 1, images.device).to(images.dtype)
         angles, factors = math.radians(self.rotation) * drawn[0], 1 + self.scale * drawn[1]
         return move(images, angles, factors, self.shift * drawn[2:].T)

@@ -190,10 +190,11 @@ def _new_fused(original: Any) -> nn.Module:
 def _fused_class(original: Any) -> Any:
     @wraps(original.forward)  # tools such as torch.export read its signature
     def forward(self: _Fused, *args: Any, **kwargs: Any) -> Any:
-        if not kwargs and len(args) == 1 and isinstance(args[0], Tensor) and can_bypass_dispatcher(args[0]):
+        x = args[0] if len(args) == 1 and not kwargs else None
+        if isinstance(x, Tensor) and x.device.type == "cpu" and can_bypass_dispatcher(x):
             program = _fusion_of(self).program()
             if program is not None:
-                return program(args[0])
+                return program(x)
         return original.forward(self, *args, **kwargs)
 
     names = {"__module__": original.__module__, "__doc__": original.__doc__, "__qualname__": original.__qualname__}

@@ -16,6 +16,7 @@ from ._unet import UNet as UNet
 from ._weights import WeightsCard as WeightsCard
 from ._weights import WeightSet as WeightSet
 from ._weights import list_weights as list_weights
+from ._weights import load_weights as load_weights
 from ._weights import save_weights as save_weights
 
 __all__ = [

@@ -12,7 +12,7 @@ import torch.fx
 from torch import Tensor, nn
 
 from ..backends import Backend, ConvSpec, Filters, check_backend, exceeds_any_memory, select_backend
-from ..backends.conv_spec import MAX_SIZE
+from ..backends.geometry import MAX_SIZE
 from ..errors import ArgumentError
 from ..groups import PointGroup
 from .filter_cache import FilterCache

@@ -21,6 +21,7 @@ from ._engine import initial_model as initial_model
 from ._engine import load_model as load_model
 from ._engine import train as train
 from ._export_run import export_run as export_run
+from ._folder import CHECKPOINT as CHECKPOINT
 from ._folder import CONFIG as CONFIG
 from ._folder import RESULT as RESULT
 from ._folder import Result as Result
@@ -44,6 +45,7 @@ from ._score import predict as predict
 from ._score import score as score
 
 __all__ = [
+    "CHECKPOINT",
     "CONFIG",
     "HELD_OUT",
     "IMAGE_RECIPES",

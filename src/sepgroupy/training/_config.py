@@ -156,6 +156,8 @@ class TrainingConfig:
     """Parts of a batch that are computed one after another, to need less memory; their gradients are added."""
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
     """Precision of the training steps."""
+    compile: bool = False
+    """Compile the network of the training steps (torch.compile), which takes a minute or more at the start."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device."""
     seed: CountFrom0 = 1

@@ -9,14 +9,15 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import torch
 from rich.progress import Progress
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from .._devices import start_reading
 from ..errors import ArgumentError, DataError, RunError
+from ._average import Average
 from ._config import TrainingConfig
 from ._folder import CHECKPOINT, COLUMNS, require_room, write_checkpoint, write_metrics
 from ._interrupt import Interruption
@@ -64,19 +65,6 @@ def require_full_parts(config: TrainingConfig, data: RunData, processes: int) ->
         )
 
 
-def warming_average(decay: float, step: Callable[[], int]) -> Any:
-    """Return what :class:`AveragedModel` does in step n, with the decay ``min(decay, (1+n)/(10+n))``.
-
-    Without this warm-up the average of a short run would still be that of its first steps.
-    """
-
-    def update(averages: Any, values: Any, count: Any) -> None:
-        n = step()  # count is the same number, but may be on a GPU
-        get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(averages, values, count)
-
-    return update
-
-
 def best_epoch(history: Sequence[Mapping[str, float]]) -> int:
     """Return the epoch of the lowest validation error, of several the one of the lowest loss; 0 if there is none.
 
@@ -87,6 +75,26 @@ def best_epoch(history: Sequence[Mapping[str, float]]) -> int:
     rows = [row for row in history if "validation_error" in row]
     best = min(rows, key=lambda row: (row["validation_error"], row["validation_loss"]), default={"epoch": 0})
     return int(best["epoch"])
+
+
+class _Report(NamedTuple):
+    """The result of a step, which may still be computed: read it a step later, and the device never idles.
+
+    Args:
+        step: counted from 1.
+        images: of all processes.
+        read: return the sums over all processes of losses and errors, and how many of these were asked to stop.
+    """
+
+    step: int
+    images: int
+    read: Callable[[], list[float]]
+
+    @property
+    def totals(self) -> tuple[float, float, float]:
+        """Losses, errors and images."""
+        losses, errors, _ = self.read()
+        return losses, errors, self.images
 
 
 class Loop:
@@ -103,13 +111,14 @@ class Loop:
         self.totals = [0.0, 0.0, 0.0]  # of the epoch under way: losses, errors, images
         self.best: dict[str, Any] | None = None  # the epoch and the state dict of the lowest validation error
         self.steps = data.steps  # an epoch
-        self.average: AveragedModel | None = None  # of the parameters
+        self.average: Average | None = None  # of the parameters
         if config.ema is not None:
-            # Batch statistics are those of the last step: averages of these, which are averages already, are stale.
-            mean_of = warming_average(config.ema, lambda: self.step)
-            self.average = AveragedModel(model, fabric.device, multi_avg_fn=mean_of)
+            self.average = Average(model, fabric.device, config.ema)
         self.optimizer = make_optimizer(model, config)
-        self.wrapped, self.stepper = fabric.setup(model, self.optimizer)
+        # An epoch has batches of two sizes: a program for each, and none for any size.
+        stepped: Any = torch.compile(model, dynamic=False) if config.compile else model
+        self.wrapped, self.stepper = fabric.setup(stepped, self.optimizer)
+        self._unread: _Report | None = None  # of the last step
         self._clock = self._saved = time.monotonic()
         self._epoch = -1
         self._batches: Iterator[Batch] = iter(())  # the remaining ones of that epoch
@@ -121,6 +130,7 @@ class Loop:
 
     def checkpoint(self) -> dict[str, Any]:
         """Return all that the run is."""
+        totals = self.totals if self._unread is None else _added(self.totals, self._unread.totals)
         return {
             "state_dict": {f"model.{name}": value for name, value in self.model.state_dict().items()},
             **({} if self.average is None else {"average": dict(self.average.state_dict())}),
@@ -130,7 +140,7 @@ class Loop:
             "global_step": self.step,
             "run": {
                 "history": self.history,
-                "totals": self.totals,
+                "totals": totals,
                 "seconds": time.monotonic() - self._clock,
                 "fingerprint": self.data.fingerprint,
             },
@@ -191,8 +201,8 @@ class Loop:
         logger.finalize("success")
 
     def save(self) -> None:
-        """Write the checkpoint."""
-        if self.fabric.is_global_zero:
+        """Write the checkpoint; but not after a step whose loss is NaN or infinite, which ends the run."""
+        if self.fabric.is_global_zero and (self._unread is None or math.isfinite(self._unread.read()[0])):
             write_checkpoint(self.folder, self.checkpoint())
         self._saved = time.monotonic()
 
@@ -226,24 +236,42 @@ class Loop:
                 report[0] += loss.detach() * len(y)
                 report[1] += objective.errors(outputs, y).sum()
         report[2] = float(bool(stop.signal))
-        total, errors, stops = summed(fabric, report).tolist()
-        if not math.isfinite(total):
-            end_together(fabric, RunError(self._bad_number(total / count)))
+        report = summed(fabric, report)
         if config.clip is not None:
             fabric.clip_gradients(self.wrapped, self.stepper, max_norm=config.clip, error_if_nonfinite=False)
         for group in self.optimizer.param_groups:
             group["lr"] = rate(config, self.step, self.steps)
         self.stepper.step()
         if self.average is not None:
-            self.average.update_parameters(self.model)
+            self.average.follow(self.model, self.step)
         self.step += 1
-        self.totals = [a + b for a, b in zip(self.totals, (total, errors, count), strict=True)]
-        if stops:
-            self.save()
-            self._stop(stop)
+        stops = self._read_report()  # of the step before
+        self._unread = _Report(self.step, count, start_reading(report))
+        if stops or (stop.signal and fabric.world_size == 1):  # several processes agree on it through the report
+            self._save_and_stop(stop)
+
+    def _read_report(self) -> bool:
+        """Add the unread report, if there is one, to the totals; return whether it asks to stop.
+
+        All processes call it at the same places, so that they agree on the end of the run.
+        """
+        if self._unread is None:
+            return False
+        report, self._unread = self._unread, None
+        if not math.isfinite(report.totals[0]):
+            end_together(self.fabric, RunError(self._bad_number(report)))
+        self.totals = _added(self.totals, report.totals)
+        return bool(report.read()[2])
+
+    def _save_and_stop(self, stop: Interruption) -> NoReturn:
+        self._read_report()
+        self.save()
+        self._stop(stop)
 
     def _close_epoch(self, stop: Interruption) -> dict[str, float]:
         """Record the epoch that has just ended, and evaluate if it is due."""
+        if self._read_report():
+            self._save_and_stop(stop)
         config, data, epoch = self.config, self.data, len(self.history) + 1
         loss, errors, count = self.totals
         row: dict[str, float] = {"epoch": epoch, "lr": rate(config, self.step - 1, self.steps)}
@@ -288,19 +316,23 @@ class Loop:
         loss, errors, count = summed(self.fabric, self.data.tally(model, name, self.fabric, between)).tolist()
         return {f"{name}_loss": loss / count, f"{name}_error": self.data.objective.scale * errors / count}
 
-    def _stop(self, stop: Interruption) -> None:
+    def _stop(self, stop: Interruption) -> NoReturn:
         if self.fabric.is_global_zero:
             asked = stop.signal or "a signal to another process"
             end = self.config.epochs * self.steps
             _log.warning("%s: stopped after step %d of %d and saved in %s", asked, self.step, end, self.folder)
         end_together(self.fabric, KeyboardInterrupt())
 
-    def _bad_number(self, loss: float) -> str:
-        path = self.folder / CHECKPOINT
+    def _bad_number(self, report: _Report) -> str:
+        loss, path = report.totals[0] / report.images, self.folder / CHECKPOINT
         return (
-            f"the loss is {loss} in step {self.step + 1} (epoch {len(self.history) + 1} of {self.config.epochs}): "
+            f"the loss is {loss} in step {report.step} (epoch {len(self.history) + 1} of {self.config.epochs}): "
             f"{path} holds the last state before it that was saved. Try a lower lr, clip or warmup, in another folder"
         )
+
+
+def _added(first: Sequence[float], second: Sequence[float]) -> list[float]:
+    return [a + b for a, b in zip(first, second, strict=True)]
 
 
 def _copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

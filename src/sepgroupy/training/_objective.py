@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss
 
+from .._devices import send
+
 IGNORE = 255
 """Value of a pixel of a mask that has no class: what an augmentation moves in from outside the image."""
 
@@ -48,7 +50,7 @@ class Classification(Objective):
         """Return ``mean(w[t] · l)``, l the smoothed cross-entropy; torch would divide by Σw[t]."""
         if self.weights is None:
             return cross_entropy(outputs, targets, label_smoothing=self.smoothing)
-        weights = self.weights.to(outputs.device)
+        weights = send(self.weights, outputs.device)
         return cross_entropy(outputs, targets, weights, label_smoothing=self.smoothing, reduction="none").mean()
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -75,7 +77,7 @@ class Regression(Objective):
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean over the targets of ``((y − t) / std)²``."""
-        std = self.std.to(outputs.device)
+        std = send(self.std, outputs.device)
         return mse_loss(outputs.float() / std, targets / std, reduction="none").mean(1)
 
     def errors(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -99,7 +101,7 @@ class Segmentation(Objective):
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean over the images of the smoothed and weighted loss."""
-        weights = None if self.weights is None else self.weights.to(outputs.device)
+        weights = None if self.weights is None else send(self.weights, outputs.device)
         return self._per_image(
             cross_entropy(
                 outputs, targets, weights, ignore_index=IGNORE, label_smoothing=self.smoothing, reduction="none"

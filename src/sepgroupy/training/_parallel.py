@@ -138,8 +138,8 @@ def summed(fabric: Fabric, values: Tensor) -> Tensor:
     """Return the sum of all processes' values, in all of them."""
     if fabric.world_size == 1:
         return values
-    total = fabric.all_reduce(values.to(fabric.device), reduce_op="sum")
-    assert isinstance(total, Tensor)
+    total = values.to(fabric.device, copy=True)
+    dist.all_reduce(total)  # Fabric's own would wait for the device before it
     return total
 
 

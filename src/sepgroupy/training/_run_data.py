@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
+from .._devices import send
 from ..data import ImageData, RandomAffine, RandomCropFlip, Split
 from ._config import TrainingConfig
 from ._objective import Classification, Objective
@@ -117,7 +118,7 @@ class MemoryData(RunData):
         order = order_of(self.train_images, c.seed, epoch).split(c.batch_size)
         for position, indices in enumerate(order[first:], start=first):
             step = epoch * self.steps + position
-            images, labels = (values.to(fabric.device) for values in self.images.train[indices])
+            images, labels = (send(values, fabric.device) for values in self.images.train[indices])
             if crop_flip is not None:  # the whole batch, so that it is the same for any number of processes
                 images = crop_flip(images, generator(c.seed, CROP_FLIP, step))
             if affine is not None:

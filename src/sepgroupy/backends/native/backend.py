@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.grad import conv2d_input
+from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
 
 from ...errors import ArgumentError
-from ...groups import PointGroup
-from ..base import Backend, Filters, can_bypass_dispatcher, pad
+from ..base import CONV, Backend, Filters, can_bypass_dispatcher, pad
 from ..batch_norm import BatchNormReLU
 from ..constants import group_index, planar_index
 from ..conv_spec import ConvSpec
@@ -21,10 +20,19 @@ from ..expanded import Expanded
 from ..filter_bank import expand_filter, full_filter, with_group_axis
 from ..tracing import constant_to_dynamo
 from . import flops
-from .launch import ConvInputs, NativeConv, native_conv, supports_lifting, unsupported_reason
+from .launch import (
+    ConvInputs,
+    NativeConv,
+    group_of_entries,
+    lifting_unsupported_reason,
+    native_conv,
+    unsupported_reason,
+)
 from .library import DTYPES, kernels
 
 Integers = Sequence[int]
+
+_INPUT_GRAD: dict[int, Any] = {1: conv1d_input, 2: conv2d_input, 3: conv3d_input}
 
 
 class Native(Backend):
@@ -49,14 +57,12 @@ class Native(Backend):
         return device == "cpu"
 
     def unsupported_reason(self, spec: ConvSpec, x: Tensor | None = None) -> str | None:
-        """Compute small kernels and strides, without blocks of channels, for groups of order up to 8, on a CPU."""
+        """Compute small kernels and strides, without blocks of channels, for groups of order up to 48, on a CPU."""
         if (reason := unsupported_reason(spec)) is not None or x is None:
             return reason
         if x.device.type not in ("cpu", "meta"):
             return f"an input on a CPU, not on {x.device}"
-        if spec.kind == "lifting" and not supports_lifting(spec, x.shape[1]):
-            return "at most 49 kernel elements times channels in lifting layers"
-        return None
+        return lifting_unsupported_reason(spec, x.shape[1]) if spec.kind == "lifting" else None
 
     def expand_filters(self, spec: ConvSpec, parameters: Mapping[str, Tensor]) -> Filters:
         """Return the parameters themselves, weight or pointwise and depthwise weight: the kernels expand them."""
@@ -95,11 +101,11 @@ class Native(Backend):
     def run_fused(
         self,
         spec: ConvSpec,
-        x: Tensor,  # (B, I, Y, X) if lifting, else (B, I, |H|, Y, X)
+        x: Tensor,  # (B, I, *spatial) if lifting, else (B, I, |H|, *spatial)
         filters: Filters,
         bias: Tensor | None,
         norm: BatchNormReLU | None = None,
-        residual: Tensor | None = None,  # (B, O, |H|, Y', X')
+        residual: Tensor | None = None,  # (B, O, |H|, *spatial')
         return_stats: bool = False,
         share_x: bool = False,
     ) -> FusedOutput:
@@ -147,14 +153,18 @@ class FusedOutput(NamedTuple):
 @lru_cache(maxsize=1024)
 def _conv_after_padding(spec: ConvSpec) -> NativeConv:
     """Return the kernels' convolution, whose padding is of zeros and the same on both sides."""
-    top, _, left, _ = (0,) * 4 if spec.pads_separately else spec.padding
-    args = (spec.kernel_size, spec.stride, (top, top, left, left), spec.dilation)
-    return native_conv(ConvSpec(spec.group, "lifting" if spec.kind == "lifting" else "dense", *args))
+    padding = (0,) * len(spec.padding) if spec.pads_separately else spec.padding
+    kind = "lifting" if spec.kind == "lifting" else "dense"
+    return native_conv(
+        replace(spec, kind=kind, padding=padding, padding_mode="zeros", output_padding=(0,) * spec.dimension)
+    )
 
 
 def _shape_after_padding(spec: ConvSpec, x: Tensor) -> tuple[int, ...]:
-    top, bottom, left, right = spec.padding if spec.pads_separately else (0,) * 4
-    return (x.shape[0], x.shape[2], x.shape[1], x.shape[3] + top + bottom, x.shape[4] + left + right)
+    before_and_after = zip(spec.padding[::2], spec.padding[1::2], strict=True)
+    added = [sum(pads) if spec.pads_separately else 0 for pads in before_and_after]
+    size = (n + pads for n, pads in zip(x.shape[3:], added, strict=True))
+    return (x.shape[0], x.shape[2], x.shape[1], *size)
 
 
 def _convolve(
@@ -166,7 +176,7 @@ def _convolve(
     share_x: bool = False,
     expanded: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Convolve to (B, |H|, O, Y', X') and add the residual; return also x, if shared, and the statistics.
+    """Convolve to (B, |H|, O, *spatial') and add the residual; return also x, if shared, and the statistics.
 
     Dtypes shorter than float32 are computed in it, autocast's too.
     """
@@ -250,15 +260,16 @@ def _backward(
                 grad, inputs, eps, batch_stats, other_grad, wants_x, wants_filters
             )
     if needs[3] and dbias is None:
-        dbias = grad.sum((0, 1, 3, 4))
+        dbias = grad.transpose(0, 2).flatten(1).sum(1)
     found = (dx, dweight, ddepthwise, dbias, dgamma, dbeta)
     return tuple(g if need else None for g, need in zip(found, needs, strict=False))
 
 
 def _images_grad(grad: Tensor, inputs: ConvInputs, conv: NativeConv) -> Tensor:
     size, options = inputs.x.flatten(1, 2).shape, _options(conv.spec)
-    dx = conv2d_input(size, _filter_bank(inputs, conv.spec), grad.flatten(1, 2), *options)  # type: ignore[arg-type]
-    return dx.view_as(inputs.x)
+    return _INPUT_GRAD[conv.spec.dimension](
+        size, _filter_bank(inputs, conv.spec), grad.flatten(1, 2), *options
+    ).view_as(inputs.x)
 
 
 def _definition(inputs: ConvInputs, eps: float, batch_stats: bool, conv: NativeConv) -> Tensor:
@@ -267,7 +278,7 @@ def _definition(inputs: ConvInputs, eps: float, batch_stats: bool, conv: NativeC
     if norm is not None:
         x = norm(x.flatten(0, 1)).view_as(x)
     bias = None if inputs.bias is None else inputs.bias.expand(order, -1).flatten()
-    y = F.conv2d(x.flatten(1, 2), _filter_bank(inputs, conv.spec), bias, *_options(conv.spec))
+    y = CONV[conv.spec.dimension](x.flatten(1, 2), _filter_bank(inputs, conv.spec), bias, *_options(conv.spec))
     y = y.unflatten(1, (order, y.shape[1] // order))
     return y if inputs.residual is None else y + inputs.residual
 
@@ -279,7 +290,7 @@ def _filter_bank(inputs: ConvInputs, spec: ConvSpec) -> Tensor:
 
 
 def _options(spec: ConvSpec) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    return spec.stride, (spec.padding[0], spec.padding[2]), spec.dilation
+    return spec.stride, spec.padding[::2], spec.dilation
 
 
 @constant_to_dynamo
@@ -322,16 +333,15 @@ def group_conv_backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
 
 
 def _conv_of(inputs: ConvInputs, elements: Integers, *geometry: Integers) -> NativeConv:
-    kernel = (inputs.weight if inputs.depthwise is None else inputs.depthwise).shape[-2:]
-    return _conv_of_elements(tuple(elements), (int(kernel[0]), int(kernel[1])), *map(tuple, geometry))
+    filters = inputs.weight if inputs.depthwise is None else inputs.depthwise
+    if not (kernel := filters.shape[3:]):
+        raise ArgumentError(f"a filter has shape {tuple(filters.shape)}; the kernels read (O, I, |H|, k, …)")
+    return _conv_of_elements(tuple(elements), tuple(map(int, kernel)), *map(tuple, geometry))
 
 
 @lru_cache(maxsize=1024)
-def _conv_of_elements(elements: tuple[int, ...], kernel: tuple[int, int], *geometry: tuple[int, int]) -> NativeConv:
-    if len(elements) % 4:
-        raise ArgumentError(f"elements (={list(elements)}) must be four entries of each matrix")
-    rows = zip(elements[::2], elements[1::2], strict=True)
-    group = PointGroup(tuple(zip(rows, rows, strict=True)))
+def _conv_of_elements(elements: tuple[int, ...], kernel: tuple[int, ...], *geometry: tuple[int, ...]) -> NativeConv:
+    group = group_of_entries(elements, len(kernel))
     stride, padding, dilation = geometry
     return native_conv(ConvSpec.parse(group, "dense", kernel, stride, padding, dilation))
 

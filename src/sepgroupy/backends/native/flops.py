@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
@@ -11,7 +12,8 @@ from typing import Any
 
 import torch
 
-from ...groups import as_group, fourier_basis
+from ...groups import fourier_basis
+from .launch import group_of_entries
 
 FLOP_COUNTER = "torch.utils.flop_counter"
 
@@ -19,24 +21,23 @@ Shape = Sequence[int]
 
 
 def _executed(
-    x: Shape,  # (B, |H|, I, Y, X)
-    weight: Shape,  # (O, I, |H|, k, k) or (O, I, |H|, 1, 1)
-    depthwise: Shape | None,  # (O, 1, 1, k, k) or (O, I, 1, k, k)
+    x: Shape,  # (B, |H|, I, *spatial)
+    weight: Shape,  # (O, I, |H|, k, …) or (O, I, |H|, 1, …)
+    depthwise: Shape | None,  # (O, 1, 1, k, …) or (O, I, 1, k, …)
     elements: Sequence[int],
-    y: Shape,  # (B, |H|, O, Y', X')
+    y: Shape,  # (B, |H|, O, *spatial')
 ) -> tuple[int, int]:
     """Return the operations of the products with a filter's blocks, and those of the depthwise step of a gc layer.
 
     A g filter counts as it is multiplied out, though wide vectors take less for its blocks of size two.
     """
-    group = as_group([[elements[i : i + 2], elements[i + 2 : i + 4]] for i in range(0, len(elements), 4)])
+    group = group_of_entries(elements, len(x) - 3)
     pair_of_channels = 2 * fourier_basis(group).multiplications * weight[0] * weight[1] * x[0]
-    rows, columns = (weight if depthwise is None else depthwise)[3:]
-    pixels = y[3] * y[4]
+    kernel = math.prod((weight if depthwise is None else depthwise)[3:])
     if depthwise is None or depthwise[1] != 1:  # at the output's pixels, for each kernel element
-        return pair_of_channels * rows * columns * pixels, 0
+        return pair_of_channels * kernel * math.prod(y[3:]), 0
     # At the input's pixels, once; then the kernel elements at the output's.
-    return pair_of_channels * x[3] * x[4], 2 * x[0] * weight[0] * group.order * rows * columns * pixels
+    return pair_of_channels * math.prod(x[3:]), 2 * x[0] * weight[0] * group.order * kernel * math.prod(y[3:])
 
 
 def _forward(x: Shape, weight: Shape, depthwise: Shape | None, *others: Any, out_shape: Shape) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -21,11 +23,11 @@ from .memory import empty, workspace
 
 # As csrc/interface.h has them:
 DENSE, SEPARABLE, FACTORED, LIFTING = 0, 1, 2, 3  # kinds of filters
-GENERAL, CYCLIC4, DIHEDRAL4 = 0, 4, 8  # transforms
+GENERAL, CYCLIC4, DIHEDRAL4, OCTAHEDRAL, FULL_OCTAHEDRAL = 0, 4, 8, 24, 48  # transforms
 PASSES = {"forward": 0, "backward": 1, "expand_filters": 2}
 MAX_STRIDE, MAX_ORDER = 3, 48
 
-MAX_KERNEL_ELEMENTS = 49  # 7×7
+MAX_KERNEL_ELEMENTS = {1: 49, 2: 49, 3: 343}  # by dimension: 7×7, 7×7×7; of lifting layers, times input channels
 MAX_EXTENT = 64  # pixels between the first and the last kernel element: the workspace grows with it
 
 Tensors = dict[str, "Tensor | None"]
@@ -34,15 +36,15 @@ Tensors = dict[str, "Tensor | None"]
 class ConvInputs(NamedTuple):
     """The input of a convolution, in this order everywhere: relu(norm(x)) if there are mean and variance, else x."""
 
-    x: Tensor  # (B, |H|, I, Y, X), or images (B, 1, I, Y, X) to lift
-    weight: Tensor  # (O, I, |H|, k, k); (O, I, |H|, 1, 1) with a depthwise factor; (O, I, 1, k, k) to lift
-    depthwise: Tensor | None = None  # (O, 1, 1, k, k), or (O, I, 1, k, k) of a g layer
+    x: Tensor  # (B, |H|, I, *spatial), or images (B, 1, I, *spatial) to lift
+    weight: Tensor  # (O, I, |H|, k, …); (O, I, |H|, 1, …) with a depthwise factor; (O, I, 1, k, …) to lift
+    depthwise: Tensor | None = None  # (O, 1, 1, k, …), or (O, I, 1, k, …) of a g layer
     bias: Tensor | None = None  # (O,)
     gamma: Tensor | None = None  # (I,), of the norm
     beta: Tensor | None = None
     mean: Tensor | None = None
     var: Tensor | None = None
-    residual: Tensor | None = None  # (B, |H|, O, Y', X'), added to the result
+    residual: Tensor | None = None  # (B, |H|, O, *spatial'), added to the result
 
     def norm(self, eps: float, batch_stats: bool) -> BatchNormReLU | None:
         """Return the norm."""
@@ -51,19 +53,45 @@ class ConvInputs(NamedTuple):
         return BatchNormReLU(self.mean, self.var, self.gamma, self.beta, eps, batch_stats)
 
 
-# The fast transforms of csrc/group_transform.h, row by row.
-_FAST = {
-    CYCLIC4: [[1, 1, 1, 1], [1, -1, 1, -1], [1, 0, -1, 0], [0, 1, 0, -1]],
-    DIHEDRAL4: [
-        [1, 1, 1, 1, 1, 1, 1, 1],
-        [1, 1, 1, 1, -1, -1, -1, -1],
-        [1, -1, 1, -1, 1, -1, 1, -1],
-        [1, -1, 1, -1, -1, 1, -1, 1],
-        [1, 0, -1, 0, 1, 0, -1, 0],
-        [0, 1, 0, -1, 0, 1, 0, -1],
-        [0, -1, 0, 1, 0, 1, 0, -1],
-        [1, 0, -1, 0, -1, 0, 1, 0],
-    ],
+def _octahedral_rows() -> NDArray[np.float64]:
+    """Return the rows of that transform: products of a row over the permutations of axes and one over their signs."""
+    signs = np.array([[1, 1, 1, 1], [1, 1, -1, -1], [1, -1, -1, 1], [1, -1, 1, -1]])  # none, of each axis
+    even, odd = np.array([[1, 0], [0, 1]])
+    first, second = np.array([2, -1, -1]), np.array([0, 1, -1]) * 3**0.5
+    invariant = [np.kron(half, [1, 1, 1]) for half in (even + odd, even - odd)]
+    invariant += [np.kron(even, a) + np.kron(odd, b) for a, b in ((first, first), (-second, -second))]
+    invariant += [np.kron(even, a) + np.kron(odd, b) for a, b in ((second, -second), (first, -first))]
+    rows = [np.kron(row, signs[0]) for row in invariant]
+    for side in (1, -1):
+        for i, j in np.ndindex(3, 3):  # the permutations that move axis j to i; the odd one reverses axis 1
+            places = np.eye(6)[(i - j) % 3] + side * (-1) ** (i == 1) * np.eye(6)[3 + 2 * (i + j) % 3]
+            rows.append(np.kron(places, signs[1 + j]))
+    return np.stack(rows)
+
+
+# The fast transforms of csrc/group_transform.h, row by row, and start, size and copies of their blocks.
+_OCTAHEDRAL = _octahedral_rows()
+_OCTAHEDRAL_BLOCKS = [(0, 1, 1), (1, 1, 1), (2, 2, 2), (6, 3, 3), (15, 3, 3)]
+_FAST: dict[int, tuple[Any, list[tuple[int, int, int]]]] = {
+    CYCLIC4: ([[1, 1, 1, 1], [1, -1, 1, -1], [1, 0, -1, 0], [0, 1, 0, -1]], [(0, 1, 1), (1, 1, 1), (2, 2, 1)]),
+    DIHEDRAL4: (
+        [
+            [1, 1, 1, 1, 1, 1, 1, 1],
+            [1, 1, 1, 1, -1, -1, -1, -1],
+            [1, -1, 1, -1, 1, -1, 1, -1],
+            [1, -1, 1, -1, -1, 1, -1, 1],
+            [1, 0, -1, 0, 1, 0, -1, 0],
+            [0, 1, 0, -1, 0, 1, 0, -1],
+            [0, -1, 0, 1, 0, 1, 0, -1],
+            [1, 0, -1, 0, -1, 0, 1, 0],
+        ],
+        [(0, 1, 1), (1, 1, 1), (2, 1, 1), (3, 1, 1), (4, 2, 2)],
+    ),
+    OCTAHEDRAL: (_OCTAHEDRAL, _OCTAHEDRAL_BLOCKS),
+    FULL_OCTAHEDRAL: (
+        np.kron([[1, 1], [1, -1]], _OCTAHEDRAL),
+        [(start + half, size, copies) for half in (0, 24) for start, size, copies in _OCTAHEDRAL_BLOCKS],
+    ),
 }
 
 
@@ -71,20 +99,38 @@ _FAST = {
 def _transform(group: PointGroup) -> tuple[int, NDArray[np.int32], NDArray[np.float64], NDArray[np.float64]]:
     """Return which transform the kernels take, the blocks, H, and the irreps scaled to go with it."""
     basis = fourier_basis(group)
-    kind, matrix, scale = GENERAL, basis.matrix, np.ones(group.order)
-    for fast, rows in _FAST.items():
-        unscaled = np.array(rows, dtype=np.float64)
-        norms = np.linalg.norm(unscaled, axis=1)
-        if len(rows) == group.order and np.allclose(unscaled / norms[:, None], basis.matrix):
-            kind, matrix, scale = fast, unscaled, 1 / norms
-    blocks = np.array([(b.start, b.size, b.copies) for b in basis.blocks], dtype=np.int32)
-    irreps = [b.irrep.reshape(-1, group.order) * scale[b.start] ** 2 for b in basis.blocks]
-    return kind, blocks, np.ascontiguousarray(matrix), np.concatenate(irreps)
+    for kind, (rows, blocks) in _FAST.items():
+        as_many = sum(size**2 * copies for _, size, copies in blocks) == basis.multiplications
+        matrix = np.array(rows, dtype=np.float64)
+        if as_many and len(matrix) == group.order and (irreps := _irreps_of(matrix, blocks, group)):
+            return kind, np.array(blocks, dtype=np.int32), matrix, np.concatenate(irreps)
+    found = np.array([(b.start, b.size, b.copies) for b in basis.blocks], dtype=np.int32)
+    irreps = [b.irrep.reshape(-1, group.order) for b in basis.blocks]
+    return GENERAL, found, np.ascontiguousarray(basis.matrix), np.concatenate(irreps)
+
+
+def _irreps_of(
+    rows: NDArray[np.float64], blocks: Sequence[tuple[int, int, int]], group: PointGroup
+) -> list[NDArray[np.float64]] | None:
+    """Return the scaled irrep of each block, (size², order), if these rows diagonalise the group's convolutions."""
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    basis = rows / norms
+    shifts = np.tensordot(basis, basis[:, group.cayley_table], axes=(1, 1))  # Q ρ(k) Qᵀ, (row, row, k)
+    shifts[np.abs(shifts) < 1e-9] = 0
+    left, irreps = shifts.copy(), []
+    for start, size, copies in blocks:
+        irrep = shifts[start : start + size, start : start + size]
+        for first in range(start, start + size * copies, size):
+            left[first : first + size, first : first + size] -= irrep
+        irreps.append(irrep.reshape(-1, group.order) / norms[start] ** 2)
+    return irreps if np.abs(left).max() < 1e-9 else None
 
 
 @lru_cache(maxsize=256)
-def _transformed_offsets(group: PointGroup, kernel: tuple[int, int], dilation: tuple[int, int]) -> NDArray[np.int32]:
-    """Return slice, row and column of each kernel element after each group element, in pixels; (elements, order, 3)."""
+def _transformed_offsets(
+    group: PointGroup, kernel: tuple[int, ...], dilation: tuple[int, ...]
+) -> NDArray[np.int32]:  # (elements, order, 3)
+    """Return slice, row and column of each kernel element after each group element, in pixels."""
     table = action_table(group, kernel)
     offsets = np.zeros((table.shape[1], group.order, library.AXES), dtype=np.int32)
     for g, sources in enumerate(table):
@@ -96,15 +142,13 @@ def _transformed_offsets(group: PointGroup, kernel: tuple[int, int], dilation: t
 @lru_cache(maxsize=1024)
 def unsupported_reason(spec: ConvSpec) -> str | None:
     """Return what the kernels would need to compute such convolutions, or None."""
-    if spec.dimension != 2:
-        return f"two dimensions, not {spec.dimension}"
-    elements = spec.kernel_size[0] * spec.kernel_size[1]
+    elements, most = math.prod(spec.kernel_size), MAX_KERNEL_ELEMENTS[spec.dimension]
     extent = max(d * (k - 1) + 1 for d, k in zip(spec.dilation, spec.kernel_size, strict=True))
     max_stride = 1 if spec.kind == "lifting" else MAX_STRIDE
     needs = {
         "groups=1": spec.groups == 1,
         f"strides up to {max_stride}": max(spec.stride) <= max_stride,
-        f"kernels of up to {MAX_KERNEL_ELEMENTS} elements": elements <= MAX_KERNEL_ELEMENTS,
+        f"kernels of up to {most} elements": elements <= most,
         f"kernels that extend over up to {MAX_EXTENT} pixels": extent <= MAX_EXTENT,
         f"a group of order up to {MAX_ORDER}": spec.group.order <= MAX_ORDER,
         "no transposed convolution": not spec.transposed,
@@ -112,10 +156,24 @@ def unsupported_reason(spec: ConvSpec) -> str | None:
     return ", ".join(need for need, holds in needs.items() if not holds) or None
 
 
-def supports_lifting(spec: ConvSpec, in_channels: int) -> bool:
-    """Whether the kernels lift images of this many channels to the group."""
-    elements = spec.kernel_size[0] * spec.kernel_size[1]
-    return elements * in_channels <= MAX_KERNEL_ELEMENTS and unsupported_reason(spec) is None
+def lifting_unsupported_reason(spec: ConvSpec, in_channels: int) -> str | None:
+    """Return what the kernels would need to lift images of this many channels to the group, or None."""
+    most = MAX_KERNEL_ELEMENTS[spec.dimension]
+    if math.prod(spec.kernel_size) * in_channels > most:
+        return f"at most {most} kernel elements times channels in lifting layers"
+    return unsupported_reason(spec)
+
+
+def group_of_entries(entries: Sequence[int], dimension: int) -> PointGroup:
+    """Return the group whose elements' entries follow each other.
+
+    Raises:
+        ArgumentError: they are not whole matrices, or not those of a group.
+    """
+    if len(entries) % dimension**2:
+        raise ArgumentError(f"elements (={list(entries)}) must be {dimension**2} entries of each matrix")
+    rows = [tuple(entries[i : i + dimension]) for i in range(0, len(entries), dimension)]
+    return PointGroup(tuple(tuple(rows[i : i + dimension]) for i in range(0, len(rows), dimension)))
 
 
 class Launch(NamedTuple):
@@ -132,11 +190,11 @@ def native_conv(spec: ConvSpec) -> NativeConv:
 
 
 class NativeConv:
-    """One convolution of feature maps (B, |H|, C, Y, X) with a filter of one of three kinds.
+    """One convolution of feature maps (B, |H|, C, *spatial) with a filter of one of three kinds.
 
-    A dense one is a weight (O, I, |H|, k, k). Of a gc and of a g layer the weight is the pointwise factor,
-    (O, I, |H|, 1, 1), and depthwise the other, (O, 1, 1, k, k) or (O, I, 1, k, k).
-    A lifting one reads images (B, 1, I, Y, X) and a weight (O, I, 1, k, k).
+    A dense one is a weight (O, I, |H|, k, …). Of a gc and of a g layer the weight is the pointwise factor,
+    (O, I, |H|, 1, …), and depthwise the other, (O, 1, 1, k, …) or (O, I, 1, k, …).
+    A lifting one reads images (B, 1, I, *spatial) and a weight (O, I, 1, k, …).
 
     The padding is of zeros, the same on both sides.
     """
@@ -150,13 +208,14 @@ class NativeConv:
 
     def output_shape(self, x: Any, weight: Any) -> tuple[int, ...]:
         """Return the shape of the output for an input and a filter of these shapes, which may be symbols."""
-        return (x[0], self.spec.group.order, weight[0], *self.spec.output_size(*x[-2:]))
+        return (x[0], self.spec.group.order, weight[0], *self.spec.output_size(*x[3:]))
 
     def _check_shape(self, x: tuple[int, ...], weight: tuple[int, ...]) -> tuple[int, ...]:
-        if len(x) != 5 or len(weight) != 5:
+        axes = 3 + self.spec.dimension
+        if len(x) != axes or len(weight) != axes:
             shapes = f"x has shape {tuple(x)} and weight {tuple(weight)}"
-            raise ArgumentError(f"{shapes}; the kernels read five axes of each")
-        self.spec.check_size(x[0] * x[1] * x[2], *x[-2:])
+            raise ArgumentError(f"{shapes}; the kernels read {axes} axes of each in {self.spec.dimension}-D")
+        self.spec.check_size(x[0] * x[1] * x[2], *x[3:])
         return self.output_shape(x, weight)
 
     def forward(
@@ -182,7 +241,7 @@ class NativeConv:
         if not computes:
             y.copy_(y.new_zeros(()) if residual is None else residual)
             if bias is not None:
-                y += bias.view(-1, 1, 1)
+                y += bias.view(-1, *(1,) * self.spec.dimension)
         return y, y_mean, y_var
 
     def backward(
@@ -220,11 +279,11 @@ class NativeConv:
         dw, db = torch.empty_like(weight), weight.new_empty(len(weight))
         computes = bool(grad.numel() and x.numel())
         self._run("backward", {"x": x, "grad": grad, "dweight": dw, "dbias": db}, computes)
-        return dw, db if computes else grad.sum((0, 1, 3, 4))
+        return dw, db if computes else grad.transpose(0, 2).flatten(1).sum(1)
 
     def filter_layout(self, width: int, dtype: torch.dtype) -> tuple[int, bool]:
         """Return what the layout of :meth:`expand_filters` depends on, for rows of ``width`` pixels."""
-        lanes = library.kernels().library.vector_values(DTYPES[dtype], width // self.spec.stride[1])
+        lanes = library.kernels().library.vector_values(DTYPES[dtype], width // self.spec.stride[-1])
         return lanes, width % lanes == 0
 
     def expand_filters(self, x: tuple[int, ...], weight: Tensor, depthwise: Tensor | None) -> Tensor:
@@ -269,16 +328,14 @@ class NativeConv:
         given, spec = dict(zip(names, shapes, strict=True)), self.spec
         x, weight = given["x"], given["weight" if "weight" in given else "dweight"]
         y, kernel = self._check_shape(x, weight), spec.kernel_size
-        (batch, _, inputs, height, width), outputs, order = x, weight[0], spec.group.order
+        (batch, _, inputs, *size), outputs, order = x, weight[0], spec.group.order
         elements, depthwise = 1 if self.lifting else order, given.get("depthwise")
         separable = depthwise is not None
         kind = LIFTING if self.lifting else DENSE
         if depthwise is not None:
             kind = SEPARABLE if inputs == 1 or depthwise[1:2] != (inputs,) else FACTORED
-        if self.lifting and not supports_lifting(spec, inputs):
-            raise ArgumentError(
-                f"x has {inputs} channels; the kernels lift with stride 1 and at most {MAX_KERNEL_ELEMENTS} products"
-            )
+        if self.lifting and (reason := lifting_unsupported_reason(spec, inputs)):
+            raise ArgumentError(f"x has {inputs} channels; the kernels need {reason}")
         found = library.kernels()
         if not found:
             raise ArgumentError(f"backend (='native') is unavailable: {found.summary}")
@@ -286,7 +343,7 @@ class NativeConv:
         offsets = _transformed_offsets(spec.group, kernel, spec.dilation)
         problem = Problem(
             DTYPES[dtype], kind, transform, threads, batch, order, inputs, outputs,
-            (1, height, width), (1, *y[3:]), (1, *spec.stride), (0, spec.padding[0], spec.padding[2]),
+            *(_all_axes(*pair) for pair in ((size, 1), (y[3:], 1), (spec.stride, 1), (spec.padding[::2], 0))),
             len(offsets), len(blocks), batch_stats, eps,
             *(array.ctypes.data for array in (blocks, offsets, basis, irreps)),
         )  # fmt: skip
@@ -294,16 +351,16 @@ class NativeConv:
         reference = ctypes.byref(problem)
         nothing = 0 in (*x, outputs)  # to compute
         expected = {
-            "x": (batch, elements, inputs, height, width),
+            "x": (batch, elements, inputs, *size),
             **dict.fromkeys(("gamma", "beta", "mean", "var"), (inputs,)),
-            "weight": (outputs, inputs, elements, *((1, 1) if separable else kernel)),
+            "weight": (outputs, inputs, elements, *((1,) * len(kernel) if separable else kernel)),
             "depthwise": (outputs, inputs if kind == FACTORED else 1, 1, *kernel),
             "bias": (outputs,),
             "residual": y,
             "y": y,
             "y_mean": (outputs,),
             "y_var": (outputs,),
-            "other_grad": (batch, elements, inputs, height, width),
+            "other_grad": (batch, elements, inputs, *size),
             "grad": y,
         }
         if given.get("expanded") is not None:
@@ -320,6 +377,11 @@ class NativeConv:
                     f"{spec}"
                 )
         return Launch(reference, 0 if nothing else found.library.workspace_bytes(reference, PASSES[name]))
+
+
+def _all_axes(values: Sequence[int], first: int) -> tuple[int, ...]:
+    """Return the values of the kernels' axes: an image has one slice, a signal one row of it."""
+    return (*(first,) * (library.AXES - len(values)), *values)
 
 
 def _two(like: Tensor, channels: int) -> tuple[Tensor, Tensor]:

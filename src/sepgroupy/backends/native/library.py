@@ -20,7 +20,7 @@ from torch import Tensor
 from ...errors import ArgumentError
 
 FOLDER = Path(__file__).parent  # of the libraries
-VERSION = 7  # of the interface, as csrc/interface.h has it
+VERSION = 8  # of the interface, as csrc/interface.h has it
 VARIANTS = ("avx512", "avx2", "baseline")  # the widest vectors first
 AXES = 3  # spatial axes of the kernels; an image has one slice
 DTYPES = {torch.float32: 0, torch.float64: 1}

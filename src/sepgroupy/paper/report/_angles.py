@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..._files import atomic
 from ...data import Split, rotate
-from ...training import load_model, score
+from ...training import score
 from .._digits import load_digits
 from ..sweep import Run
 from ._groups import load
@@ -22,8 +22,8 @@ _HEAD = ["angle_degrees", "test_error_percent"]
 _log = logging.getLogger(__name__)
 
 
-def errors_by_angle(run: Run) -> list[float]:
-    """Return the test error at each of ``ANGLES``, percent.
+def errors_by_angle(run: Run) -> list[float] | None:
+    """Return the test error at each of ``ANGLES``, percent; None without the run's parameters.
 
     The bundled digits stand upright before they are rotated; other test images are used as they are.
 
@@ -31,15 +31,17 @@ def errors_by_angle(run: Run) -> list[float]:
         run: a finished run on rotated MNIST.
 
     Raises:
-        DataError: its checkpoint or data cannot be read.
+        DataError: its parameters or data cannot be read.
     """
     path = run.folder / ANGLES_FILE
     if (cached := _read(path)) is not None:
         return cached
+    if not run.has_parameters:
+        return None
     config = run.config
     _log.info("%s: testing at %d angles", run.folder, len(ANGLES))
     test = load_digits(rotated=False).test if config.data == "digits" else _test(run)
-    test, model = test.first(min(_IMAGES, len(test))), load_model(run.folder)
+    test, model = test.first(min(_IMAGES, len(test))), run.load_model()
     errors = [
         score(model, Split(rotate(test.images, math.radians(angle)), test.labels), config.test_batch_size).error
         for angle in ANGLES

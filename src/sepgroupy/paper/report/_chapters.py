@@ -18,7 +18,6 @@ from ...analysis import (
     reinitialized_copy,
 )
 from ...pages import Chapter, Plot, Section, Table, to_svg
-from ...training import load_model
 from .._published import PAPER_RESULTS
 from ._angles import ANGLES, errors_by_angle
 from ._figures import Curve, Spread, curves, error_against, scaled
@@ -47,6 +46,12 @@ def chapter(protocol: Protocol, stem: str, rotations: int = 1) -> Chapter:
         f"Trained as in the paper{f', but for {changes}' if changes else ''}. ± is one standard deviation over seeds."
     ]
     text += [_SETS[config.data]] if config.data in _SETS else []
+    names = sorted({run.result.data for group in protocol.groups for run in group.runs if run.result is not None})
+    if config.data == "idx":
+        text.append(
+            f"The images are {', '.join(names)}. The paper's are rotated MNIST: where these are others, only the order "
+            "of the networks can be compared."
+        )
     sections = [
         _test_error(main, rotations),
         _parameters(main, stem),
@@ -80,8 +85,7 @@ def _test_error(main: Sequence[Group], rotations: int) -> Section:
         )
         head.insert(4, f"with {rotations} rotations (%)")
         for row, group in zip(rows, main, strict=True):
-            errors = [error_averaged(run, rotations) for run in group.runs]
-            row.insert(4, spread(mean(errors), stdev(errors) if len(errors) > 1 else None))
+            row.insert(4, _mean_of([error_averaged(run, rotations) for run in group.runs]))
     return Section("Test error", text, tables=[Table(head, rows)])
 
 
@@ -136,15 +140,19 @@ def _training_images(protocol: Protocol, stem: str) -> Section | None:
     )
 
 
-def _angles(groups: Sequence[Group], stem: str) -> Section:
+def _angles(groups: Sequence[Group], stem: str) -> Section | None:
     lines, rows = [], []
     for group in groups:
-        errors = [[*turns, turns[0]] for turns in map(errors_by_angle, group.runs)]
+        errors = [[*turns, turns[0]] for turns in map(errors_by_angle, group.runs) if turns is not None]
+        if not errors:
+            continue
         values: list[Spread] = [
             (mean(here), stdev(here) if len(here) > 1 else None) for here in zip(*errors, strict=True)
         ]
         lines.append(Curve(group.label, [*ANGLES, 360.0], values))
         rows.append([group.label, *(spread(*values[ANGLES.index(turn)]) for turn in _TURNS)])
+    if not lines:
+        return None
     caption = (
         "Test error against the angle by which the test digits are rotated, counter-clockwise. The error "
         "of networks that are invariant under 90° rotations repeats after 90°, exactly."
@@ -155,8 +163,8 @@ def _angles(groups: Sequence[Group], stem: str) -> Section:
 
 
 def _redundancy(group: Group, stem: str) -> Section | None:
-    models = [load_model(run.folder) for run in group.runs]
-    if all(row.g is None for row in redundancy(models[0])):
+    models = [run.load_model() for run in group.runs if run.has_parameters]
+    if not models or all(row.g is None for row in redundancy(models[0])):
         return None  # the question is about groups
     trained = _pool([redundancy(model) for model in models])
     chance = _pool([redundancy(reinitialized_copy(model, seed)) for seed, model in enumerate(models)])
@@ -191,7 +199,7 @@ def _pool(seeds: Sequence[Sequence[LayerRedundancy]]) -> list[LayerRedundancy]:
 
 
 def _costs(main: Sequence[Group], stem: str) -> Section:
-    costs = [complexity(load_model(group.runs[0].folder), PAPER_RESULTS[group.config.model].shape) for group in main]
+    costs = [complexity(group.config.build_model(), PAPER_RESULTS[group.config.model].shape) for group in main]
     figure = error_against(main, [cost.macs for cost in costs], "multiply-accumulates per image (formula)")
     rows = []
     for group, cost in zip(main, costs, strict=True):
@@ -223,6 +231,15 @@ def _plot(name: str, caption: str, figure: Any) -> Plot:
 def spread(value: float, sd: float | None) -> str:
     """Write a mean, and its standard deviation if there is one."""
     return f"{value:.2f}" if sd is None else f"{value:.2f} ± {sd:.2f}"
+
+
+def _mean_of(errors: Sequence[float | None]) -> str:
+    """Write the mean of what is known, and of how many runs if not of all."""
+    known = [error for error in errors if error is not None]
+    if not known:
+        return ""
+    text = spread(mean(known), stdev(known) if len(known) > 1 else None)
+    return text if len(known) == len(errors) else f"{text} ({len(known)} of {len(errors)})"
 
 
 def _percent(shares: torch.Tensor | None) -> str:

@@ -29,10 +29,12 @@ def write_report(
 
     A chapter for each way of training, and in it test error (mean ± standard deviation over seeds) beside the
     paper's, against parameters, training images and angle, redundancy of the filters, and cost. What the runs are is
-    read from their configuration. Unfinished runs are counted and left out.
+    read from their configuration. Unfinished runs are counted and left out. Errors by angle and redundancy are those of
+    the runs whose parameters are there.
 
     Args:
-        runs: folders of runs, or folders that hold such. The errors by angle are cached in each run's folder.
+        runs: folders of runs, folders that hold such, or tables of runs (``runs.csv``), see
+            :func:`sepgroupy.paper.sweep.find_runs`. The errors by angle are cached in each run's folder.
         folder: for ``report.html``, which holds all that it shows, ``report.md`` with the same tables and its figures
             as SVG beside it, and ``runs.csv``, a row a run. Files of these names are replaced.
         rotations: if more than 1, also show the test error with class probabilities averaged over this many rotations
@@ -42,7 +44,7 @@ def write_report(
         the path of ``report.html``.
 
     Raises:
-        ArgumentError: one of the paths is no folder, or ``rotations`` is not a positive integer.
+        ArgumentError: one of the paths is neither a folder nor a table, or ``rotations`` is not a positive integer.
         DataError: none of the runs is finished, or what one has left cannot be read.
     """
     if not isinstance(rotations, int) or rotations < 1:

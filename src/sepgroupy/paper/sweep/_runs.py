@@ -1,29 +1,40 @@
-"""Runs that are there already, known by their configuration and not by the name of their folder."""
+"""Runs that are there already, in folders or in a table, known by their configuration and not by a folder's name."""
 
 from __future__ import annotations
 
 import csv
 import io
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from ...errors import ArgumentError, DataError
-from ...training import CONFIG, RESULT, Result, read_result
+from ...models import load_weights
+from ...training import CHECKPOINT, CONFIG, RESULT, Result, load_model, read_result
 from .._config import RunConfig, read_run_config
 
+if TYPE_CHECKING:
+    from torch import nn
+
 _log = logging.getLogger(__name__)
+
+_VERSION = "version_"  # what the column of a version begins with
+_COLUMNS = {"data": "dataset"}  # of a result, where the name is taken by the configuration
+_CONFIG_TYPES = get_type_hints(RunConfig, include_extras=True)
+_RESULT_TYPES = {name: hint for name, hint in get_type_hints(Result).items() if name != "versions"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run in a folder.
+    """A run in a folder, or in a row of a table.
 
     Args:
-        folder: where it is.
+        folder: where it is. The folder of a row is named like the run and stands beside the table; it may be missing.
         config: what it is.
         result: what came out, None as long as it is unfinished.
     """
@@ -37,33 +48,55 @@ class Run:
         """The configuration without the folder and by the usual name: equal for runs that would come out the same."""
         return replace(self.config.canonical, folder=None)
 
+    @property
+    def has_parameters(self) -> bool:
+        """Whether :meth:`load_model` finds parameters."""
+        return (self.folder / CHECKPOINT).exists() or self._weights.exists()
+
+    def load_model(self) -> nn.Module:
+        """Return the trained network in inference mode, from the checkpoint or from what ``sepgroupy weights`` wrote.
+
+        Raises:
+            DataError: neither is in the folder, or it is broken.
+        """
+        if (self.folder / CHECKPOINT).exists() or not self._weights.exists():
+            return load_model(self.folder)
+        model = self.config.build_model()
+        load_weights(model, self.config.model, self._weights)
+        return model.eval()
+
+    @property
+    def _weights(self) -> Path:
+        return self.folder / f"{self.config.model}.npz"
+
 
 def find_runs(paths: Iterable[str | PathLike[str]]) -> list[Run]:
-    """Find all runs in folders, at any depth, each configuration once; a finished run goes before an unfinished one.
+    """Find all runs in folders, at any depth, and in tables, each configuration once.
 
-    What is broken is named in the log and left out.
+    Of several runs of a configuration, a finished one goes before an unfinished one, and one whose parameters are
+    there before one without. What is broken is named in the log and left out.
 
     Args:
-        paths: folders of runs, or folders that hold such.
+        paths: folders of runs, folders that hold such, or tables (``….csv``) that :func:`to_csv` wrote.
 
     Returns:
         the runs, ordered by task, model, width, number of training images and seed.
 
     Raises:
-        ArgumentError: one of the paths is no folder.
+        ArgumentError: one of the paths is neither a folder nor a table.
     """
     runs: dict[RunConfig, Run] = {}
     for path in map(Path, paths):
-        if not path.is_dir():
-            raise ArgumentError(f"folder (={str(path)!r}) is not there: it must hold runs")
-        for file in sorted(path.rglob(CONFIG)):
-            try:
-                run = _read(file.parent)
-            except DataError as error:
-                _log.warning("left out: %s", error)
-                continue
-            other = runs.setdefault(run.identity, run)
-            if other.result is None and run.result is not None:
+        if path.suffix == ".csv" and path.is_file():
+            found = _read_table(path)
+        elif path.is_dir():
+            found = (_read(file.parent) for file in sorted(path.rglob(CONFIG)))
+        else:
+            raise ArgumentError(f"runs (={str(path)!r}) must be a folder that holds runs, or a table of them (….csv)")
+        for run in found:
+            if isinstance(run, DataError):
+                _log.warning("left out: %s", run)
+            elif _rank(run) > _rank(runs.setdefault(run.identity, run)):
                 runs[run.identity] = run
     return sorted(runs.values(), key=_order)
 
@@ -78,15 +111,46 @@ def to_csv(runs: Iterable[Run]) -> str:
     return text.getvalue()
 
 
-def _read(folder: Path) -> Run:
-    return Run(folder, read_run_config(folder), read_result(folder) if (folder / RESULT).exists() else None)
+def _read(folder: Path) -> Run | DataError:
+    try:
+        return Run(folder, read_run_config(folder), read_result(folder) if (folder / RESULT).exists() else None)
+    except DataError as error:
+        return error
+
+
+def _read_table(path: Path) -> Iterator[Run | DataError]:
+    """Yield what the rows of a table say, the inverse of :func:`_row`."""
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            values = {name: text for name, text in row.items() if text and name is not None}
+            config = {name: values.pop(name) for name in _CONFIG_TYPES if name in values}
+            result = {name: values.pop(_COLUMNS.get(name, name), "") for name in _RESULT_TYPES}
+            versions = {name.removeprefix(_VERSION): values[name] for name in values if name.startswith(_VERSION)}
+            try:
+                milestones = tuple(map(int, config.pop("milestones", "").split()))
+                typed = {name: _parsed(_CONFIG_TYPES[name], text) for name, text in config.items()}
+                known = RunConfig.from_values(typed | {"milestones": milestones})
+                texts = {name: text for name, text in result.items() if text}
+                outcome = {name: _parsed(_RESULT_TYPES[name], text) for name, text in texts.items()}
+                name = replace(known, folder=None).run_folder.name
+                yield Run(path.parent / name, known, Result(**outcome, versions=versions))
+            except (ArgumentError, TypeError, ValidationError, ValueError) as error:
+                yield DataError(f"a row of {path} is not that of a run: {' '.join(str(error).split()):.300}")
+
+
+def _parsed(hint: Any, text: str) -> Any:
+    return TypeAdapter(hint).validate_strings(text)
+
+
+def _rank(run: Run) -> tuple[bool, bool]:
+    return run.result is not None, run.has_parameters
 
 
 def _row(run: Run) -> dict[str, Any]:
     result = asdict(run.result) if run.result is not None else {}
-    versions = {f"version_{name}": version for name, version in result.pop("versions", {}).items()}
+    versions = {f"{_VERSION}{name}": version for name, version in result.pop("versions", {}).items()}
     config = asdict(run.config) | {"milestones": " ".join(map(str, run.config.milestones))}
-    named = {"dataset" if name == "data" else name: value for name, value in result.items()}
+    named = {_COLUMNS.get(name, name): value for name, value in result.items()}
     return config | named | versions
 
 
