@@ -554,12 +554,12 @@ def test_a_network_of_timm_is_trained_by_the_command(shapes: Path, tmp_path: Pat
     torch.save(timm.create_model("test_convnext", num_classes=5).state_dict(), tmp_path / "trained.pt")
     words = ("train", "images", "--data-path", shapes, "--size", "30", "--epochs", "1", "--device", "cpu")
     words = (*words, "--model", "timm/test_convnext", "--group", "p2", "--workers", "0", "--weights", "trained.pt")
-    code, _, err = command(*words, "--run-dir", "run")
+    code, _, err = command(*words, "--run-dir", "run", "--match", "width")
     assert code == 2
-    assert "weights (='trained.pt') need match='width', not 'params'" in err
+    assert "weights (='trained.pt') cannot be lifted to kind 'gc'" in err
     assert not (tmp_path / "run" / "config.json").exists()  # it is free for the next attempt
-    code, out, _ = command(*words, "--run-dir", "run", "--match", "width")
-    assert code == 0
+    code, out, err = command(*words, "--run-dir", "run", "--match", "width", "--kind", "dense")
+    assert code == 0, err
     assert "balanced accuracy" in out
     config: Any = restore(tmp_path / "run").config
     start = config.pretrained_model(config.read_facts(tmp_path / "run")).state_dict()
