@@ -284,6 +284,15 @@ def test_written_out_transforms_are_the_layer(kind: str, kernel: int, group: Any
     assert sum(node.target is torch.bmm for node in graph.graph.nodes) == bands
 
 
+def test_written_out_transforms_under_autocast(light_compiler: list[Any]) -> None:
+    layer = GroupConv2d(3, 4, 3, group="p4m", kind="gc", backend="fourier")
+    x = torch.randn(2, 3, 8, 6, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = torch.compile(layer, dynamic=False)(x), layer(x)
+    assert found.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected, atol=0.05, rtol=0.05)
+
+
 def test_inductor_fuses_norm_relu_and_transform_into_one_kernel() -> None:
     loops, calls = program("fourier", training=False)
     assert loops <= 6

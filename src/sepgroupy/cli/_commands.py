@@ -84,10 +84,12 @@ def audit(
     """Say where a run's network loses its equivariance, why, and what would repair it; exits 0 whether exact or not."""
     from ..analysis import plot_audit
     from ..auditing import audit
+    from ..groups import GroupLike
     from ..models import ResNet
     from ..training import ImageConfig, load_model, read_config
 
     config, model = read_config(folder), load_model(folder)
+    own: GroupLike
     if isinstance(config, ImageConfig):
         own, usual = config.point_group, config.read_facts(folder).input_size
     else:
