@@ -183,6 +183,6 @@ def test_the_command_is_started_by_itself_or_by_torchrun(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     first, last = done.stdout.splitlines()
-    assert first == "gc-p4cnn-small on digits: the run is saved in run"
+    assert first == "gc-p4cnn-small on digits, run directory run"
     monkeypatch.undo()
     assert f"test error {evaluate(tmp_path / 'run', 'cpu').error:.2f} %" in last
