@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from . import compare, converted, cross_model, gpu, layers, models, scaling
+from . import compare, converted, cross_model, gpu, layers, models, modes, scaling
 from .arguments import RESULTS, ROOT, add_common, folder, positive
 from .hardware import describe
 from .measure import DisagreementError
@@ -28,6 +28,7 @@ SUITES = {
     "models": models.jobs,
     "cross_model": cross_model.jobs,
     "converted": converted.jobs,
+    "modes": modes.jobs,
     "scaling": scaling.jobs,
 }
 

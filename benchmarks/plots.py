@@ -25,9 +25,9 @@ _LINES = {
 
 
 def draw(results: Mapping[str, Sequence[Row]], folder: Path) -> None:
-    """Plot every suite that has rows, except those of different networks, to ``benchmark-<suite>.png``."""
+    """Plot every suite that has rows, except those of no baseline, to ``benchmark-<suite>.png``."""
     for suite, rows in results.items():
-        if suite in ("cross_model", "converted"):
+        if suite in ("cross_model", "converted", "modes"):
             continue
         figure = _scaling(select(rows)) if suite == "scaling" else _relative(select(rows), suite == "layers")
         with atomic(folder / f"benchmark-{suite}.png") as temporary:

@@ -10,7 +10,7 @@ from typing import Any
 from sepgroupy._files import atomic
 
 Row = Mapping[str, str]
-SUITES = ("layers", "models", "cross_model", "converted", "scaling")
+SUITES = ("layers", "models", "cross_model", "converted", "modes", "scaling")
 
 
 def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -6,6 +6,7 @@
  * for blocks that stay in factors (tuning.h): these have the blocks of the pointwise factor, too.
  */
 #pragma once
+#include "gemm.h"
 #include "layout.h"
 
 namespace {
@@ -67,47 +68,82 @@ INLINE void for_blocks(const Problem &p, index_t start, index_t elements, Functi
 
 /* ---- from parameters to blocks, and from their gradients to those of the parameters ---- */
 
-/* Parameters of S::lanes input channels of one output, and their gradients. */
+/* Parameters of S::lanes input channels of one output, blocks = irreps · weight of them, and the gradients of both. */
 template <class S> struct FilterChannels {
     using T = typename S::Scalar;
-    index_t elements; /* of the weight: 1 of a pointwise one */
-    Array<T> weight, depthwise, dweight, ddepthwise; /* (order, elements, lanes), (kernel elements, lanes) */
+    index_t elements, entries;      /* of the weight: 1 of a pointwise one; of the blocks of the basis: Σ size² */
+    index_t step;                   /* of rows of elements · lanes values, whole wide vectors */
+    Array<T> irreps;                /* (entries, order) */
+    Array<T> weight, dweight;       /* (order, step) */
+    Array<T> blocks, dblocks;       /* (entries, step) */
+    Array<T> depthwise, ddepthwise; /* (kernel elements, lanes) */
 
     FilterChannels(Arena &arena, const Problem &p)
-        : elements(p.kind == DENSE ? p.elements : 1), weight(arena.take<T>(p.order * elements * S::lanes)),
-          depthwise(arena.take<T>(p.elements * S::lanes)), dweight(arena.take<T>(weight.size)),
-          ddepthwise(arena.take<T>(depthwise.size))
+        : elements(p.kind == DENSE ? p.elements : 1), entries(entries_of(p)),
+          step(round_up(elements * S::lanes, S::wide_lanes)), irreps(arena.take<T>(entries * p.order)),
+          weight(arena.take<T>(p.order * step)), dweight(arena.take<T>(p.order * step)),
+          blocks(arena.take<T>(entries * step)), dblocks(arena.take<T>(entries * step)),
+          depthwise(arena.take<T>(p.elements * S::lanes)), ddepthwise(arena.take<T>(p.elements * S::lanes))
     {
+        if (arena.measures()) return;
+        for (index_t i = 0; i < irreps.size; i++) irreps[i] = (T)p.irreps[i];
+        weight.clear(); /* the ends of rows */
+        dblocks.clear();
     }
 
-    /* Read the channels of output o from `first` on, the last one again where there are no more. */
+    /* Read the channels of output o from `first` on, and compute their blocks. */
     void load(const Problem &p, index_t o, index_t first, const T *all_weight, const T *all_depthwise) const
     {
-        const index_t last = p.in_channels - 1 - first, values = p.order * elements;
-        for (index_t lane = 0; lane < S::lanes; lane++) {
-            const index_t channel = o * p.in_channels + first + smaller(lane, last);
-            for (index_t n = 0; n < values; n++) weight[n * S::lanes + lane] = all_weight[channel * values + n];
+        const index_t count = smaller(S::lanes, p.in_channels - first), values = p.order * elements;
+        const index_t channel = o * p.in_channels + first;
+        for (index_t h = 0; h < p.order; h++)
+            for (index_t k = 0; k < elements; k++)
+                read_lanes(weight + h * step + k * S::lanes, all_weight + channel * values + h * elements + k, values,
+                           count);
+        for (index_t k = 0; k < p.elements && p.kind == FACTORED; k++)
+            read_lanes(depthwise + k * S::lanes, all_depthwise + channel * p.elements + k, p.elements, count);
+        multiply<S>(entries, p.order, step, irreps.data, p.order, weight.data, step, blocks.data, step);
+    }
+
+    /* Write the weight's gradients from those of the blocks, add those of the depthwise factor. */
+    void store_gradients(const Problem &p, index_t o, index_t first, T *all_dweight, T *all_ddepthwise) const
+    {
+        const index_t count = smaller(S::lanes, p.in_channels - first), values = p.order * elements;
+        const index_t channel = o * p.in_channels + first;
+        multiply_transposed<S>(false, p.order, 1, entries, step, irreps.data, 0, p.order, dblocks.data, step,
+                               dweight.data, step);
+        for (index_t lane = 0; lane < count; lane++) {
+            T *to = all_dweight + (channel + lane) * values, *to_depthwise = all_ddepthwise + (channel + lane) * p.elements;
+            for (index_t h = 0; h < p.order; h++)
+                for (index_t k = 0; k < elements; k++) *to++ = dweight[h * step + k * S::lanes + lane];
             for (index_t k = 0; k < p.elements && p.kind == FACTORED; k++)
-                depthwise[k * S::lanes + lane] = all_depthwise[channel * p.elements + k];
+                to_depthwise[k] += ddepthwise[k * S::lanes + lane];
         }
     }
 
-    /* Write the weight's gradients, add those of the depthwise factor. */
-    void store_gradients(const Problem &p, index_t o, index_t first, T *all_dweight, T *all_ddepthwise) const
+private:
+    static index_t entries_of(const Problem &p)
     {
-        const index_t lanes = smaller(S::lanes, p.in_channels - first), values = p.order * elements;
-        for (index_t lane = 0; lane < lanes; lane++) {
-            const index_t channel = o * p.in_channels + first + lane;
-            for (index_t n = 0; n < values; n++) all_dweight[channel * values + n] = dweight[n * S::lanes + lane];
-            for (index_t k = 0; k < p.elements && p.kind == FACTORED; k++)
-                all_ddepthwise[channel * p.elements + k] += ddepthwise[k * S::lanes + lane];
-        }
+        index_t total = 0;
+        for (index_t b = 0; b < p.blocks; b++) total += p.block[3 * b + 1] * p.block[3 * b + 1];
+        return total;
+    }
+
+    /* Read one value of each channel, of the last one again where there are no more. */
+    static INLINE void read_lanes(T *to, const T *from, index_t channel_step, index_t count)
+    {
+        if (count == S::lanes) {
+            typename S::Vector v;
+            S::read(v, from, Variable<0>{(int)channel_step});
+            S::store(to, v);
+        } else
+            for (index_t lane = 0; lane < S::lanes; lane++) to[lane] = from[smaller(lane, count - 1) * channel_step];
     }
 };
 
 /* One entry (a, c) of one block of a phase. */
 struct FilterEntry {
-    const double *irrep;       /* (order) */
+    index_t number;            /* of all entries of the basis */
     const int32_t *element;    /* of the phase */
     index_t start, a, c, size; /* the block's first value */
     index_t rows;              /* elements of the block */
@@ -127,13 +163,12 @@ INLINE void for_entries(const Problem &p, const PhaseElements &elements, Functio
     index_t start = 0;
     for (index_t f = 0; f < elements.phases; f++) {
         const index_t count = filter_elements(p, elements, f);
-        const double *irrep = p.irreps;
-        for (index_t b = 0; b < p.blocks; b++) {
+        for (index_t b = 0, number = 0; b < p.blocks; b++) {
             const index_t size = p.block[3 * b + 1];
             const bool in_factors = stays_in_factors(p, size, count);
             const index_t rows = in_factors ? 1 : count;
-            for (index_t entry = 0; entry < size * size; entry++, irrep += p.order)
-                function(FilterEntry{irrep, elements.element[f], start, entry / size, entry % size, size, rows,
+            for (index_t entry = 0; entry < size * size; entry++, number++)
+                function(FilterEntry{number, elements.element[f], start, entry / size, entry % size, size, rows,
                                      p.kind == FACTORED && !in_factors});
             start += size * size * p.out_channels * rows * p.in_channels;
         }
@@ -145,25 +180,18 @@ template <class S, typename T = typename S::Scalar>
 NOINLINE void expand_output(const Problem &p, const PhaseElements &elements, index_t o, const T *weight,
                             const T *depthwise, const FilterChannels<S> &channels, T *blocks)
 {
-    using Vector = typename S::Vector;
-    const index_t order = p.order, kernel = p.elements; /* locals: vectors are written to memory that could be anything */
     const bool dense = p.kind == DENSE;
-    const T *w = channels.weight, *factor = channels.depthwise;
     for (index_t first = 0; first < p.in_channels; first += S::lanes) {
         const index_t lanes = smaller(S::lanes, p.in_channels - first);
         channels.load(p, o, first, weight, depthwise);
         for_entries(p, elements, [&](const FilterEntry &entry) INLINE_LAMBDA {
-            const double *irrep = entry.irrep;
-            Vector pointwise = {};
-            for (index_t h = 0; h < order && !dense; h++) pointwise += (T)irrep[h] * S::load(w + h * S::lanes);
+            const T *values = channels.blocks + entry.number * channels.step;
             T *to = blocks + entry.at(p, o, 0) + first;
             for (index_t n = 0; n < entry.rows; n++, to += entry.step(p)) {
                 const index_t k = entry.element[n];
-                Vector total = pointwise;
-                if (entry.multiplies) total = pointwise * S::load(factor + k * S::lanes);
-                for (index_t h = 0; h < order && dense; h++)
-                    total += (T)irrep[h] * S::load(w + (h * kernel + k) * S::lanes);
-                S::store(to, total, lanes);
+                typename S::Vector value = S::load(values + (dense ? k * S::lanes : 0));
+                if (entry.multiplies) value *= S::load(channels.depthwise + k * S::lanes);
+                S::store(to, value, lanes);
             }
         });
     }
@@ -182,33 +210,27 @@ NOINLINE void filter_gradients(const Problem &p, const PhaseElements &elements, 
                                T *dweight, T *ddepthwise)
 {
     using Vector = typename S::Vector;
-    const index_t order = p.order, kernel = p.elements, parts = gradients.parts; /* locals, see expand_output */
     const bool dense = p.kind == DENSE;
-    const T *w = channels.weight, *factors = channels.depthwise;
-    T *dw = channels.dweight, *dfactors = channels.ddepthwise;
     auto add = [](T *to, Vector v) INLINE_LAMBDA { S::store(to, S::load(to) + v); };
     for (index_t first = 0; first < p.in_channels; first += S::lanes) {
         const index_t lanes = smaller(S::lanes, p.in_channels - first);
-        channels.load(p, o, first, weight, depthwise);
-        channels.dweight.clear();
+        if (p.kind == FACTORED) channels.load(p, o, first, weight, depthwise);
+        channels.dblocks.clear();
         channels.ddepthwise.clear();
         for_entries(p, elements, [&](const FilterEntry &entry) INLINE_LAMBDA {
-            const double *irrep = entry.irrep;
-            Vector pointwise = {}, dpointwise = {};
-            for (index_t h = 0; h < order && !dense; h++) pointwise += (T)irrep[h] * S::load(w + h * S::lanes);
+            const index_t at = entry.number * channels.step;
             const T *from = gradients.values + entry.at(p, o, 0) + first;
             for (index_t n = 0; n < entry.rows; n++, from += entry.step(p)) {
                 const index_t k = entry.element[n];
-                Vector sum = {}, factor = Vector{} + 1;
-                for (index_t part = 0; part < parts; part++) sum += S::load(from + part * gradients.step, lanes);
-                for (index_t h = 0; h < order && dense; h++) add(dw + (h * kernel + k) * S::lanes, (T)irrep[h] * sum);
+                Vector sum = {};
+                for (index_t part = 0; part < gradients.parts; part++)
+                    sum += S::load(from + part * gradients.step, lanes);
                 if (entry.multiplies) {
-                    factor = S::load(factors + k * S::lanes);
-                    add(dfactors + k * S::lanes, pointwise * sum);
+                    add(channels.ddepthwise + k * S::lanes, sum * S::load(channels.blocks + at));
+                    sum *= S::load(channels.depthwise + k * S::lanes);
                 }
-                dpointwise += factor * sum;
+                add(channels.dblocks + at + (dense ? k * S::lanes : 0), sum);
             }
-            for (index_t h = 0; h < order && !dense; h++) add(dw + h * S::lanes, (T)irrep[h] * dpointwise);
         });
         channels.store_gradients(p, o, first, dweight, ddepthwise);
     }

@@ -66,7 +66,7 @@ INLINE void gemm_block(bool add, LeftFactor<T> left, const T *__restrict b, inde
         }
 }
 
-/* C (rows × count) = or += A B, block by block; count is a multiple of S::pair. */
+/* C (rows × count) = or += A B, block by block; count is a multiple of S::wide_lanes. */
 template <class S, typename T = typename S::Scalar>
 INLINE void gemm(bool add, index_t rows, index_t count, LeftFactor<T> left, const T *b, index_t b_step, T *c,
                  index_t c_step)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import pickle
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -184,6 +187,22 @@ def use(layer: Any, x: Any, how: str) -> None:
     elif how == "inference_mode":
         with torch.inference_mode():
             layer(x)
+
+
+def reopened(module: torch.nn.Module) -> torch.nn.Module:
+    """Save a module and load it."""
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+COPIES = pytest.mark.parametrize(
+    "duplicate",
+    [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module)), reopened],
+    ids=["copy", "pickle", "file"],
+)
+"""The ways to copy a module."""
 
 
 @pytest.fixture(scope="session")

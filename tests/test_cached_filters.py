@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import pickle
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import Build, assert_as_defined, random_input
+from conftest import COPIES, Build, assert_as_defined, random_input
 from host_reads import NoMethodReads
 from sepgroupy import build_model, cached_filters
 from sepgroupy.backends import ConvSpec, Filters, register, unregister
@@ -282,18 +281,7 @@ def test_other_devices(build: Build) -> None:
         assert torch.equal(layer(x), y)
 
 
-def reopened(layer: nn.Module) -> nn.Module:
-    file = io.BytesIO()
-    torch.save(layer, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
-@pytest.mark.parametrize(
-    "duplicate",
-    [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer)), reopened],
-    ids=["copy", "pickle", "file"],
-)
+@COPIES
 def test_copies_have_no_cache_and_stand_alone(build: Build, duplicate: Any) -> None:
     layer, x = layer_and_input(build)
     before = len(pickle.dumps(layer))

@@ -10,38 +10,21 @@ from typing import Any
 import pytest
 
 from sepgroupy import __version__, cli, errors
-from sepgroupy.data import ImageData
 from sepgroupy.errors import DataError
-from sepgroupy.paper import RunConfig, demo, load_digits
-from sepgroupy.paper import _data as data_module
+from sepgroupy.paper import RunConfig, demo
 from sepgroupy.training import ImageConfig, evaluate
-from sepgroupy.training._loop import Loop
+from stress.small import before_step, few_digits, interrupt, use_digits
 
 Run = Callable[..., tuple[int, str, str]]
 TRAIN = ("train", "rotmnist", "--model", "z2cnn", "--width", "3", "--epochs", "1", "--device", "cpu")
 
 
-@pytest.fixture(scope="module")
-def digits() -> dict[bool, ImageData]:
-    """Few digits, rotated and upright."""
-    every = {rotated: load_digits(rotated) for rotated in (True, False)}
-    return {
-        rotated: ImageData("a few digits", data.train.first(40), data.test.first(20), 10)
-        for rotated, data in every.items()
-    }
-
-
 @pytest.fixture
-def run(
-    digits: dict[bool, ImageData],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Run:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Call the command in a folder of its own, on few digits; gives exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(data_module, "load_rotmnist", lambda source, path: digits[True])
-    monkeypatch.setattr(demo, "load_digits", lambda rotated=True: digits[rotated])
+    use_digits(monkeypatch, few_digits(40, 20))
+    monkeypatch.setattr(demo, "load_digits", lambda rotated=True: few_digits(40, 20, rotated))
 
     def call(*arguments: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as stop:
@@ -158,10 +141,10 @@ def test_an_unwritable_folder_exits_1(run: Run, tmp_path: Path) -> None:
 
 
 def test_an_unexpected_error_exits_1_with_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> None:
+    def broken() -> None:
         raise ZeroDivisionError("a\nb")
 
-    monkeypatch.setattr(Loop, "_do_step", broken)
+    before_step(monkeypatch, broken)
     code, _, err = run(*TRAIN)
     assert (code, err) == (1, "error: ZeroDivisionError: a b (--debug shows where)\n")
     with pytest.raises(ZeroDivisionError):
@@ -186,11 +169,8 @@ def test_debug_shows_the_stack(run: Run) -> None:
 
 
 def test_interruption_exits_130_and_the_same_command_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(Loop, "_do_step", interrupted)
+        before_step(patch, interrupt)
         code, _, err = run(*TRAIN)
     assert (code, err) == (130, "interrupted: give the same command again to go on\n")
     code, out, _ = run(*TRAIN)

@@ -10,29 +10,22 @@ import torch
 
 from sepgroupy import cli
 from sepgroupy.compression import compress
-from sepgroupy.data import ImageData
-from sepgroupy.paper import _data as data_module
-from sepgroupy.paper import load_digits
 from sepgroupy.paper.report import _angles, _groups
 from sepgroupy.paper.sweep import preset
 from sepgroupy.training import load_model
+from stress.small import few_digits, use_digits
 
 Run = Callable[..., tuple[int, str, str]]
 SWEEP = ("sweep", "rotmnist", "--set", "epochs=1", "--set", "device=cpu", "--folder", "all")
 
 
-@pytest.fixture(scope="module")
-def digits() -> ImageData:
-    data = load_digits()
-    return ImageData("a few digits", data.train.first(24), data.test.first(20), 10)
-
-
 @pytest.fixture
-def run(digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Call the command in a folder of its own, on few digits; gives exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setattr(data_module, "load_rotmnist", lambda source, path: digits)
+    digits = few_digits(24, 20)
+    use_digits(monkeypatch, digits)
     monkeypatch.setattr(_angles, "load_digits", lambda rotated: digits)
     _groups.load.cache_clear()
 

@@ -885,7 +885,7 @@ def test_what_cannot_be_treated_is_named(message: str, plain: nn.Module) -> None
         ({"weights": "copy"}, r"weights \(='copy'\) must be one of fresh, lift"),
         ({"pool": "sum"}, r"pool \(='sum'\) must be one of max, mean"),
         ({"in_size": 0}, r"in_size \(=0\) must be a positive integer"),
-        ({"group": "p6"}, "group 'p6'"),
+        ({"group": "p6"}, r"group \(='p6'\) is unknown"),
         ({"weights": "lift", "match": "params", "kind": "g"}, r"match \(='params'\) must be 'width'"),
     ],
 )

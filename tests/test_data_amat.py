@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from sepgroupy.data import load_amat
-from sepgroupy.data._amat import TEST_FILE, TRAIN_FILE
+from sepgroupy.data import AMAT_FILES, load_amat
 from sepgroupy.errors import DataError
 from sepgroupy.paper import load_rotmnist
+
+TRAIN_FILE, TEST_FILE = AMAT_FILES
 
 
 @pytest.fixture(autouse=True)

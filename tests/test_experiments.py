@@ -14,12 +14,12 @@ from types import ModuleType
 import pytest
 import torch
 
-from sepgroupy.data import AMAT_FILES, ImageData, write_synthetic_cifar10
+from sepgroupy.data import AMAT_FILES, write_synthetic_cifar10
 from sepgroupy.models import build_model, load_published, published_model_names
-from sepgroupy.paper import RunConfig, load_digits
-from sepgroupy.paper import _data as data_module
+from sepgroupy.paper import RunConfig
 from sepgroupy.paper.sweep import preset
 from sepgroupy.training import initial_model, load_model
+from stress.small import few_digits, use_digits
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 Configured = Callable[[str, str], RunConfig]
@@ -54,9 +54,7 @@ def configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Configured:
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = load_digits()
-    digits = ImageData("a few digits", data.train.first(24), data.test.first(20), 10)
-    monkeypatch.setattr(data_module, "load_rotmnist", lambda source, path: digits)
+    use_digits(monkeypatch, few_digits(24, 20))
 
 
 def rotmnist(**settings: object) -> RunConfig:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import io
 import math
-import pickle
 import random
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +17,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.nn.utils import parametrize
 
 import sepgroupy
+from conftest import COPIES
 from sepgroupy import cached_filters, fuse
 from sepgroupy.backends import available_backends
 from sepgroupy.errors import ArgumentError
@@ -604,18 +603,7 @@ def test_restore_computes_the_same(pair: tuple[nn.Module, nn.Module, Tensor]) ->
     assert_same(restore(fused), plain, x)
 
 
-def through_a_file(net: nn.Module) -> nn.Module:
-    file = io.BytesIO()
-    torch.save(net, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
-@pytest.mark.parametrize(
-    "duplicate",
-    [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net)), through_a_file],
-    ids=["copy", "pickle", "file"],
-)
+@COPIES
 def test_copies_are_fused_and_stand_alone(pair: tuple[nn.Module, nn.Module, Tensor], duplicate: Any) -> None:
     fused, plain, x = pair
     other = duplicate(fused)

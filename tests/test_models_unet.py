@@ -123,7 +123,7 @@ def test_other_sizes_are_refused(shape: tuple[int, ...]) -> None:
         ({"depth": 0}, r"depth \(=0\) must be a positive integer"),
         ({"width": 0}, r"width \(=0\)"),
         ({"classes": 0}, r"classes \(=0\)"),
-        ({"group": "p6"}, "group 'p6'"),
+        ({"group": "p6"}, r"group \(='p6'\) is unknown"),
     ],
 )
 def test_refusals(options: dict[str, Any], message: str) -> None:

@@ -62,7 +62,7 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("stride (=1.0)", {"stride": 1.0}),
     ("padding_mode (='mirror')", {"padding_mode": "mirror"}),
     ("padding_mode (=None)", {"padding_mode": None}),
-    ("group 'p6'", {"group": "p6"}),
+    ("group (='p6') is unknown", {"group": "p6"}),
     ("generator", {"group": [[[1, 1], [0, 1]]]}),
     ("must act on 2 axes", {"group": [[[-1]]]}),
     ("must act on 2 axes", {"group": PointGroup.generate([np.eye(3, dtype=int).tolist()])}),

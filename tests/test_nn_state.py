@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 import io
-import pickle
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
-from conftest import WAYS, Build, assert_as_defined, build_layer, random_input, refuses, use, ways_of
+from conftest import COPIES, WAYS, Build, assert_as_defined, build_layer, random_input, refuses, use, ways_of
 from sepgroupy.groups import C4, D4, PointGroup
 from sepgroupy.nn import GroupConv2d, LiftingConv2d
 
@@ -66,18 +64,7 @@ def test_a_state_survives_a_file(build: Build) -> None:
     assert torch.equal(other(x), layer(x))
 
 
-def reopened(layer: nn.Module) -> nn.Module:
-    file = io.BytesIO()
-    torch.save(layer, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
-@pytest.mark.parametrize(
-    "duplicate",
-    [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer)), reopened],
-    ids=["copy", "pickle", "file"],
-)
+@COPIES
 @pytest.mark.parametrize("used", ["not", "no_grad", "inference_mode", "grad"])
 def test_copies_compute_the_same_and_stand_alone(build: Build, duplicate: Any, used: str) -> None:
     layer = build(2, 3, 3, group=C4, dtype=torch.float64)

@@ -139,7 +139,7 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("padding (='same')", {"padding": "same"}),
     ("padding (=-1)", {"padding": -1}),
     ("kind (='c') must be one of dense, g, gc", {"kind": "c"}),
-    ("group 'p6'", {"group": "p6"}),
+    ("group (='p6') is unknown", {"group": "p6"}),
     ("output_padding (=1) must be smaller than stride", {"output_padding": 1}),
     ("output_padding (=1) lengthens one side", {"output_padding": 1, "stride": 2}),
     ("output_padding (=(1, 0)) lengthens", {"output_padding": (1, 0), "stride": 2, "group": "pm"}),

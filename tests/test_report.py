@@ -15,10 +15,9 @@ import pytest
 import torch
 
 from browser import BROWSER, open_page
-from sepgroupy.data import ImageData, Split, rotate
+from sepgroupy.data import Split, rotate
 from sepgroupy.errors import ArgumentError, DataError
-from sepgroupy.paper import RunConfig, load_digits, save_run_weights
-from sepgroupy.paper import _data as data_module
+from sepgroupy.paper import RunConfig, save_run_weights
 from sepgroupy.paper.report import _angles, _groups, _rotations, write_report
 from sepgroupy.paper.report._angles import ANGLES, errors_by_angle
 from sepgroupy.paper.report._chapters import order
@@ -26,20 +25,16 @@ from sepgroupy.paper.report._figures import style_of
 from sepgroupy.paper.report._groups import put_together
 from sepgroupy.paper.sweep import Run, find_runs, grid, sweep
 from sepgroupy.training import Result, evaluate, load_model, score
-
-
-def cut(rotated: bool) -> ImageData:
-    data = load_digits(rotated)
-    return ImageData("a few digits", data.train.first(24), data.test.first(20), 10)
+from stress.small import few_digits, use_digits
 
 
 @pytest.fixture(scope="module")
 def few() -> Iterator[None]:
     """Let every run and report of these tests read few digits."""
-    every = {rotated: cut(rotated) for rotated in (True, False)}
+    every = {rotated: few_digits(24, 20, rotated) for rotated in (True, False)}
     _groups.load.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data_module, "load_rotmnist", lambda source, path: every[True])
+        use_digits(patch, every[True])
         patch.setattr(_angles, "load_digits", lambda rotated: every[rotated])
         yield
     _groups.load.cache_clear()
@@ -135,7 +130,7 @@ def test_errors_by_angle_are_those_of_rotated_upright_digits_and_are_kept(
     run = next(run for run in find_runs([runs]) if run.config.model == "p4cnn")
     (run.folder / "angles.csv").unlink(missing_ok=True)
     errors = errors_by_angle(run)
-    test, model = cut(rotated=False).test, load_model(run.folder)
+    test, model = few_digits(24, 20, rotated=False).test, load_model(run.folder)
     for angle, error in zip(ANGLES, errors, strict=True):
         assert score(model, Split(rotate(test.images, math.radians(angle)), test.labels)).error == error
     assert errors[:4] == errors[4:8] == errors[8:12]

@@ -17,27 +17,22 @@ import pytest
 import torch
 
 from sepgroupy._files import load_tensors
-from sepgroupy.data import ImageData, _amat, _archive, _idx, load_amat
-from sepgroupy.data._amat import TRAIN_FILE
+from sepgroupy.data import AMAT_FILES, _amat, _archive, _idx, load_amat
 from sepgroupy.data._archive import unpack
 from sepgroupy.data._batch_file import read_batch
 from sepgroupy.errors import DataError
-from sepgroupy.paper import _data, load_idx
+from sepgroupy.paper import load_idx
 from sepgroupy.training import _loop, evaluate, train
 from sepgroupy.training._folder import read_checkpoint
 from stress import fuzz
-from stress.small import few_digits, little_memory
+from stress.small import few_digits, little_memory, use_digits
 
-
-@pytest.fixture(scope="module")
-def digits() -> ImageData:
-    return few_digits()
+TRAIN_FILE = AMAT_FILES[0]
 
 
 @pytest.fixture(autouse=True)
-def few(digits: ImageData, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    monkeypatch.setattr(_data, "load_rotmnist", lambda source, path: digits)
-    monkeypatch.setattr(_loop, "SAVE_SECONDS", 300.0)
+def few(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    use_digits(monkeypatch, few_digits(), save_seconds=300.0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 

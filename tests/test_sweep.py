@@ -16,28 +16,21 @@ from typing import Any
 import pytest
 
 from sepgroupy import __version__
-from sepgroupy.data import ImageData
 from sepgroupy.errors import ArgumentError, RunError
 from sepgroupy.models import published_model_names
-from sepgroupy.paper import RunConfig, load_digits
-from sepgroupy.paper import _data as data_module
+from sepgroupy.paper import RunConfig
 from sepgroupy.paper.sweep import _sweep as sweep_module
 from sepgroupy.paper.sweep import find_runs, grid, preset, sweep, to_csv
 from sepgroupy.training import train
+from stress.small import few_digits, use_digits
 
 TINY: dict[str, Any] = {"epochs": 1, "batch_size": 20, "device": "cpu"}
 
 
-@pytest.fixture(scope="module")
-def digits() -> ImageData:
-    data = load_digits()
-    return ImageData("a few digits", data.train.first(24), data.test.first(20), 10)
-
-
 @pytest.fixture
-def few(digits: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every run of a test read these few digits."""
-    monkeypatch.setattr(data_module, "load_rotmnist", lambda source, path: digits)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every run of a test read few digits."""
+    use_digits(monkeypatch, few_digits(24, 20))
 
 
 @pytest.fixture

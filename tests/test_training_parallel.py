@@ -19,20 +19,17 @@ from torch import nn
 from sepgroupy.data import ImageData, Split
 from sepgroupy.errors import ArgumentError
 from sepgroupy.nn import GroupBatchNorm2d
-from sepgroupy.paper import RunConfig, _data
+from sepgroupy.paper import RunConfig
 from sepgroupy.training import evaluate, train
-from sepgroupy.training._loop import Loop
 from sepgroupy.training._parallel import share_batch_norm
-from stress.small import few_digits, outcome, same, small_run, together
+from stress.small import before_step, few_digits, outcome, same, small_run, together, use_digits
 
 STEPS = 5
 
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    digits = few_digits()
-    odd = ImageData(digits.name, digits.train, digits.test.first(29), 10)
-    monkeypatch.setattr(_data, "load_rotmnist", lambda source, path: odd)
+    use_digits(monkeypatch, few_digits(test=29))  # an odd number
 
 
 def two(folder: Path, **settings: Any) -> RunConfig:
@@ -41,18 +38,6 @@ def two(folder: Path, **settings: Any) -> RunConfig:
 
 def run_two(config: RunConfig, log: Path) -> list[int]:
     return together(2, partial(train, config), log)
-
-
-def in_process(rank: int, step: int, action: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let something happen in one process before a step."""
-    do_step = Loop._do_step
-
-    def with_action(self: Loop, stop: Any) -> None:
-        if (self.fabric.global_rank, self.step) == (rank, step):
-            action()
-        do_step(self, stop)
-
-    monkeypatch.setattr(Loop, "_do_step", with_action)
 
 
 @pytest.mark.parametrize("model", ["z2cnn", "gc-p4cnn-small"])
@@ -127,7 +112,7 @@ def test_the_loss_of_a_process_ends_the_run_with_a_word_and_no_hang(
         folder, log = tmp_path / f"lost-{lost}", tmp_path / f"lost-{lost}.txt"
         start = time.monotonic()
         with monkeypatch.context() as patch:
-            in_process(lost, 2 * STEPS + 2, lambda: os.kill(os.getpid(), signal.SIGKILL), patch)
+            before_step(patch, lambda: os.kill(os.getpid(), signal.SIGKILL), 2 * STEPS + 2, lost)
             codes = run_two(two(folder), log)
         assert time.monotonic() - start < 20
         assert (codes[lost], codes[1 - lost]) == (-signal.SIGKILL, 1)
@@ -140,7 +125,7 @@ def test_the_loss_of_a_process_ends_the_run_with_a_word_and_no_hang(
 def test_a_signal_to_any_process_stops_all_and_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run_two(two(tmp_path / "whole"), tmp_path / "log.txt") == [0, 0]
     with monkeypatch.context() as patch:
-        in_process(1, STEPS + 1, lambda: os.kill(os.getpid(), signal.SIGUSR1), patch)
+        before_step(patch, lambda: os.kill(os.getpid(), signal.SIGUSR1), STEPS + 1, rank=1)
         assert run_two(two(tmp_path / "run"), tmp_path / "log.txt") == [130, 0]
     # Step STEPS + 2 tells all of it, which they read after the next one.
     assert f"stopped after step {STEPS + 3} of {6 * STEPS} and saved" in (tmp_path / "log.txt").read_text()
@@ -158,7 +143,7 @@ def test_what_all_refuse_is_told_once(tmp_path: Path, monkeypatch: pytest.Monkey
     images = digits.train.images.clone()
     images[:] = float("nan")
     spoiled = ImageData("spoiled", Split(images, digits.train.labels), digits.test, 10)
-    monkeypatch.setattr(_data, "load_rotmnist", lambda source, path: spoiled)
+    use_digits(monkeypatch, spoiled)
     assert run_two(two(tmp_path / "nan"), log) == [1, 0]
     lines = log.read_text().splitlines()
     assert [re.findall("in use|leaves 1 of 48|is nan in step 1 ", line) for line in lines] == [
@@ -198,6 +183,6 @@ def test_the_command_is_started_by_itself_or_by_torchrun(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     first, last = done.stdout.splitlines()
-    assert first == "gc-p4cnn-small on digits: the run is saved in run"
+    assert first == "gc-p4cnn-small on digits, run directory run"
     monkeypatch.undo()
     assert f"test error {evaluate(tmp_path / 'run', 'cpu').error:.2f} %" in last

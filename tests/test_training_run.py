@@ -18,26 +18,21 @@ from sepgroupy.data import ImageData, RandomAffine, Split, rotate
 from sepgroupy.errors import ArgumentError, DataError
 from sepgroupy.fusion import fuse
 from sepgroupy.models import build_model, published_model_names
-from sepgroupy.paper import RunConfig, load_digits, require_free, save_initial_state, save_trained_state
-from sepgroupy.paper import _data as data_module
+from sepgroupy.paper import RunConfig, require_free, save_initial_state, save_trained_state
 from sepgroupy.paper._data import load_data
-from sepgroupy.training import Result, Score, evaluate, initial_model, load_model, predict, score, train
+from sepgroupy.training import Result, Score, evaluate, generator, initial_model, load_model, predict, score, train
 from sepgroupy.training._loop import Loop, rate
-from sepgroupy.training._random import AFFINE, generator, order_of
+from sepgroupy.training._random import AFFINE, order_of
+from stress.small import before_step, few_digits, interrupt, use_digits
 
 ROTMNIST = [name for name in published_model_names() if "resnet" not in name]
 
 
-@pytest.fixture(scope="module")
-def digits() -> ImageData:
-    data = load_digits()
-    return ImageData("a few digits", data.train.first(48), data.test.first(30), 10)
-
-
 @pytest.fixture
-def few(digits: ImageData, monkeypatch: pytest.MonkeyPatch) -> ImageData:
-    """Let every run of a test read these few digits."""
-    monkeypatch.setattr(data_module, "load_rotmnist", lambda source, path: digits)
+def few(monkeypatch: pytest.MonkeyPatch) -> ImageData:
+    """Let every run of a test read few digits."""
+    digits = few_digits()
+    use_digits(monkeypatch, digits)
     return digits
 
 
@@ -193,7 +188,7 @@ def test_interrupted_and_resumed_is_never_interrupted(
     settings = {"epochs": 3, "milestones": (1, 2), "log_every": 2, "crop": 4, "hflip": True} | OPTIMIZERS[optimizer]
     whole = train(config_in(tmp_path / "whole", **settings))
     with monkeypatch.context() as patch:
-        patch.setattr(Loop, "_do_step", interrupted_at(step))
+        before_step(patch, interrupt, step)
         with pytest.raises(KeyboardInterrupt):
             train(config_in(tmp_path / "parts", **settings))
     assert not (tmp_path / "parts" / "result.json").exists()
@@ -201,17 +196,6 @@ def test_interrupted_and_resumed_is_never_interrupted(
     assert_same(parameters(tmp_path / "whole"), parameters(tmp_path / "parts"))
     assert history(tmp_path / "whole") == history(tmp_path / "parts")
     assert replace(resumed, seconds=whole.seconds) == whole
-
-
-def interrupted_at(step: int) -> Any:
-    original = Loop._do_step
-
-    def do_step(self: Loop, stop: Any) -> None:
-        if self.step == step:
-            raise KeyboardInterrupt
-        original(self, stop)
-
-    return do_step
 
 
 def test_a_run_that_lacks_only_its_result_is_finished(few: ImageData, tmp_path: Path) -> None:
@@ -223,7 +207,7 @@ def test_a_run_that_lacks_only_its_result_is_finished(few: ImageData, tmp_path: 
 def test_a_finished_run_is_not_run_again(few: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = train(config_in(tmp_path))
     before = snapshot(tmp_path)
-    monkeypatch.setattr(data_module, "load_rotmnist", None)
+    monkeypatch.setattr("sepgroupy.paper._data.load_rotmnist", None)
     assert train(config_in(tmp_path)) == result
     assert snapshot(tmp_path) == before
 
@@ -258,7 +242,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 def test_other_data_are_noticed(few: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(config_in(tmp_path))
     other = ImageData(few.name, few.train, Split(few.test.images.flip(0), few.test.labels), 10)
-    monkeypatch.setattr(data_module, "load_rotmnist", lambda source, path: other)
+    use_digits(monkeypatch, other)
     with pytest.raises(DataError, match="no longer those"):
         evaluate(tmp_path, "cpu")
     (tmp_path / "result.json").unlink()
@@ -356,14 +340,9 @@ def stop_at(model: nn.Module) -> None:
 def test_cudnn_is_deterministic_while_a_run_trains(
     few: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cudnn, seen, step = torch.backends.cudnn, [], Loop._do_step
+    cudnn, seen = torch.backends.cudnn, []
     before = cudnn.deterministic, cudnn.benchmark
-
-    def noted(self: Loop, stop: Any) -> None:
-        seen.append((cudnn.deterministic, cudnn.benchmark))
-        step(self, stop)
-
-    monkeypatch.setattr(Loop, "_do_step", noted)
+    before_step(monkeypatch, lambda: seen.append((cudnn.deterministic, cudnn.benchmark)))
     train(config_in(tmp_path, epochs=1))
     assert set(seen) == {(True, False)}
     assert (cudnn.deterministic, cudnn.benchmark) == before

@@ -18,15 +18,15 @@ import torch
 from sepgroupy.data import ImageData, Split
 from sepgroupy.errors import ArgumentError, DataError, RunError
 from sepgroupy.models import build_model
-from sepgroupy.paper import RunConfig, _data
-from sepgroupy.training import _loop, _run_data, evaluate, load_model, train
+from sepgroupy.paper import RunConfig
+from sepgroupy.training import _run_data, evaluate, load_model, read_result, train
 from sepgroupy.training._engine import _revision
-from sepgroupy.training._folder import held, read_checkpoint, read_result
+from sepgroupy.training._folder import held, read_checkpoint
 from sepgroupy.training._interrupt import Interruption
-from sepgroupy.training._loop import Loop, rate
+from sepgroupy.training._loop import rate
 from sepgroupy.training._random import order_of
 from stress.kills import survive
-from stress.small import few_digits, finished, fork, outcome, same, small_run
+from stress.small import before_step, few_digits, finished, fork, outcome, same, small_run, use_digits
 
 STEPS = 5  # an epoch of a small run
 
@@ -38,8 +38,7 @@ def digits() -> ImageData:
 
 @pytest.fixture(autouse=True)
 def few(digits: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_data, "load_rotmnist", lambda source, path: digits)
-    monkeypatch.setattr(_loop, "SAVE_SECONDS", 300.0)
+    use_digits(monkeypatch, digits, save_seconds=300.0)
 
 
 @pytest.fixture(scope="module")
@@ -47,21 +46,9 @@ def whole(digits: ImageData, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Train a small run that nothing happens to."""
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_data, "load_rotmnist", lambda source, path: digits)
+        use_digits(patch, digits)
         train(small_run(folder))
     return outcome(folder)
-
-
-def before_step(number: int, action: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let something happen before a step of the runs to come."""
-    do_step = Loop._do_step
-
-    def with_action(self: Loop, stop: Interruption) -> None:
-        if self.step == number:
-            action()
-        do_step(self, stop)
-
-    monkeypatch.setattr(Loop, "_do_step", with_action)
 
 
 def send(number: signal.Signals) -> None:
@@ -81,7 +68,7 @@ def test_a_signal_stops_the_run_after_the_step_and_saves_it(
     number = signal.Signals[name]
     handler = signal.getsignal(number)
     with monkeypatch.context() as patch:
-        before_step(step, partial(send, number), patch)
+        before_step(patch, partial(send, number), step)
         with pytest.raises(KeyboardInterrupt):
             train(small_run(tmp_path))
     assert signal.getsignal(number) is handler
@@ -119,9 +106,9 @@ def test_a_second_interruption_does_not_wait() -> None:
 
 
 def test_checkpoints_are_written_by_time_too(whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_loop, "SAVE_SECONDS", 0.0)
+    use_digits(monkeypatch, few_digits(), save_seconds=0.0)
     with monkeypatch.context() as patch:
-        before_step(8, partial(pytest.fail, "as if killed"), patch)
+        before_step(patch, partial(pytest.fail, "as if killed"), 8)
         with pytest.raises(pytest.fail.Exception):
             train(small_run(tmp_path))
     assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 8
@@ -136,7 +123,7 @@ def limit_files(size: int) -> None:
 
 
 def test_a_full_disk_is_told_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before_step(0, partial(pytest.fail, "it began"), monkeypatch)
+    before_step(monkeypatch, partial(pytest.fail, "it began"), 0)
 
     def action() -> None:
         limit_files(4096)
@@ -151,7 +138,7 @@ def test_a_disk_that_becomes_full_loses_nothing_that_was_saved(
     whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        before_step(2 * STEPS + 1, partial(limit_files, 4096), patch)
+        before_step(patch, partial(limit_files, 4096), 2 * STEPS + 1)
         assert finished(fork(lambda: train(small_run(tmp_path / "run")), tmp_path / "log.txt")) == 1
     assert "File too large" in (tmp_path / "log.txt").read_text()
     assert read_checkpoint(tmp_path / "run/last.ckpt")["global_step"] == 2 * STEPS
@@ -177,11 +164,10 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(
     digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_loop, "SAVE_SECONDS", 0.0)
     images = digits.train.images.clone()
     images[order_of(48, 1, 0)[33]] = float("nan")  # in the fourth batch of ten
     spoiled = ImageData("spoiled", Split(images, digits.train.labels), digits.test, 10)
-    monkeypatch.setattr(_data, "load_rotmnist", lambda source, path: spoiled)
+    use_digits(monkeypatch, spoiled, save_seconds=0.0)
     with pytest.raises(RunError, match=r"the loss is nan in step 4 \(epoch 1 of 6\).*lower lr, clip or warmup"):
         train(small_run(tmp_path))
     saved = read_checkpoint(tmp_path / "last.ckpt")
@@ -236,7 +222,7 @@ def test_folders_of_older_versions_are_read_and_gone_on_with(
     whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        before_step(3 * STEPS, partial(pytest.fail, "as if killed"), patch)
+        before_step(patch, partial(pytest.fail, "as if killed"), 3 * STEPS)
         with pytest.raises(pytest.fail.Exception):
             train(small_run(tmp_path))
     younger = {"warmup", "clip", "devices", "nodes", "strategy", "sync_batchnorm", "weights"}

@@ -31,19 +31,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from sepgroupy import load_published
-from sepgroupy.data import load_amat, load_cifar10, write_synthetic_cifar10
-from sepgroupy.data._amat import TEST_FILE, TRAIN_FILE
+from sepgroupy.data import AMAT_FILES, load_amat, load_cifar10, write_synthetic_cifar10
 from sepgroupy.data._archive import unpack
 from sepgroupy.errors import SepgroupyError
 from sepgroupy.models import WeightsCard, build_model, save_weights
 from sepgroupy.paper import RunConfig, load_idx
-from sepgroupy.training import _loop, evaluate, train
-from sepgroupy.training._folder import read_config, read_result
+from sepgroupy.training import _loop, evaluate, read_config, read_result, train
 
-from .small import few_digits, small_run, use
+from .small import few_digits, small_run, use_digits
+
+TRAIN_FILE, TEST_FILE = AMAT_FILES
 
 SECONDS, BYTES = 10, 2**30
 
@@ -279,7 +280,7 @@ def fuzz(files: int, folder: Path, seed: int = 0, keep: Path | None = None) -> t
     Returns:
         How many were read and how many refused, by reader; and what went wrong, a line each.
     """
-    use(few_digits(), save_seconds=300)
+    use_digits(pytest.MonkeyPatch(), few_digits(), save_seconds=300)
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     signal.signal(signal.SIGALRM, _hang)
     counts: Counter[str] = Counter()

@@ -15,12 +15,13 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
+import pytest
 import torch
 
 from sepgroupy.training import train
 from sepgroupy.training._folder import CHECKPOINT, read_checkpoint
 
-from .small import few_digits, finished, fork, outcome, same, small_run, use
+from .small import few_digits, finished, fork, outcome, same, small_run, use_digits
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -35,7 +36,7 @@ def survive(kills: int, folder: Path, seed: int = 0) -> Counter[str]:
         AssertionError: a run came out otherwise than the one that was never killed.
     """
     chance = random.Random(seed)
-    use(few_digits())
+    use_digits(pytest.MonkeyPatch(), few_digits(), save_seconds=0.0)
     start = time.monotonic()
     train(small_run(folder / "whole"))
     duration = time.monotonic() - start

@@ -11,9 +11,11 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -21,12 +23,14 @@ from sepgroupy.cli import exit_code
 from sepgroupy.data import ImageData
 from sepgroupy.paper import RunConfig, _data, load_digits
 from sepgroupy.training import _loop, load_model
+from sepgroupy.training._loop import Loop
 
 
-def few_digits() -> ImageData:
-    """Few enough that a run of them takes a second."""
-    data = load_digits()
-    return ImageData("a few digits", data.train.first(48), data.test.first(30), 10)
+@lru_cache
+def few_digits(train: int = 48, test: int = 30, rotated: bool = True) -> ImageData:
+    """Return few enough digits that a run of them takes a second."""
+    data = load_digits(rotated)
+    return ImageData("a few digits", data.train.first(train), data.test.first(test), 10)
 
 
 def small_run(folder: Path, **settings: Any) -> RunConfig:
@@ -76,14 +80,30 @@ def together(count: int, action: Callable[[], object], log: Path) -> list[int]:
     return [finished(process) for process in [fork(action, log, usual | sizes | place) for place in places]]
 
 
-def use(data: ImageData, save_seconds: float = 0.0) -> None:
-    """Let the runs of this process read these images, and save after each step."""
+def use_digits(patch: pytest.MonkeyPatch, digits: ImageData, save_seconds: float | None = None) -> None:
+    """Let every run read these images in place of those that it names, and save as often as given."""
+    patch.setattr(_data, "load_rotmnist", lambda source, path: digits)
+    if save_seconds is not None:
+        patch.setattr(_loop, "SAVE_SECONDS", save_seconds)
 
-    def load(source: str, path: object) -> ImageData:
-        return data
 
-    _data.load_rotmnist = load  # type: ignore[assignment]
-    _loop.SAVE_SECONDS = save_seconds
+def before_step(
+    patch: pytest.MonkeyPatch, action: Callable[[], object], step: int | None = None, rank: int | None = None
+) -> None:
+    """Let something happen before a training step, or before each of them, in one process or in all."""
+    do_step = Loop._do_step
+
+    def with_action(self: Loop, stop: Any) -> None:
+        if step in (None, self.step) and rank in (None, self.fabric.global_rank):
+            action()
+        do_step(self, stop)
+
+    patch.setattr(Loop, "_do_step", with_action)
+
+
+def interrupt() -> None:
+    """Do what Ctrl-C does."""
+    raise KeyboardInterrupt
 
 
 def outcome(folder: Path) -> tuple[dict[str, Tensor], list[dict[str, str]]]:

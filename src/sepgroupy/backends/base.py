@@ -78,12 +78,16 @@ class Backend(ABC):
 
 def is_plain_eager_tensor(x: Tensor) -> bool:
     """Whether x is a plain tensor with values, and no compiler, tracer, autocast or function transform is at work."""
+    return has_plain_values(x) and not torch.is_autocast_enabled(x.device.type)
+
+
+def has_plain_values(x: Tensor) -> bool:
+    """Whether :func:`is_plain_eager_tensor` holds but for autocast."""
     return (
         type(x) in (Tensor, torch.nn.Parameter)
         and not x.is_meta
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
-        and not torch.is_autocast_enabled(x.device.type)
         and torch.autograd.forward_ad._current_level < 0
         and not torch._C._are_functorch_transforms_active()
     )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError
 from ..groups import fourier_basis
-from .base import Backend, can_bypass_dispatcher, is_plain_eager_tensor
+from .base import Backend, can_bypass_dispatcher, has_plain_values, is_plain_eager_tensor
 from .conv_spec import ConvSpec
 from .expanded import Expanded
 from .fourier import Fourier
@@ -42,7 +42,7 @@ TRACED_SIZE = (64, 2**18)
 """Channels and values of a feature map that are assumed during tracing, when sizes may be symbols."""
 
 NATIVE_DTYPES = (torch.float32, torch.float64)
-"""Dtypes that the kernels compute in; shorter ones would be converted."""
+"""Dtypes that the kernels compute in; shorter ones are converted."""
 
 _registry: dict[str, Backend] = {b.name: b for b in (Native(), Fourier(), TwoStep(), Expanded(), Reference())}
 """All backends, in the order of preference."""
@@ -189,8 +189,8 @@ def _may_pay(backend: Backend, spec: ConvSpec) -> bool:
 def _pays(backend: Backend, spec: ConvSpec, x: Tensor) -> bool:
     """Whether a backend that can be the fastest is so for this input."""
     if isinstance(backend, Native):
-        plain = can_bypass_dispatcher(x) if spec.kind == "lifting" else is_plain_eager_tensor(x)
-        return plain and _native_pays(backend, x)
+        watched = spec.kind == "lifting" and torch._C._len_torch_dispatch_stack()
+        return has_plain_values(x) and not watched and _native_pays(backend, x)
     if isinstance(backend, Fourier):
         size = (x.shape[1], x.numel()) if is_plain_eager_tensor(x) else TRACED_SIZE
         return _fourier_pays(spec, *size, on_cpu=x.device.type == "cpu", compiled=False)
@@ -208,7 +208,8 @@ def native_for(x: Tensor) -> Native | None:
     """Return the kernels if they are the fastest for operations on x other than convolutions, such as pooling."""
     for backend in _registry.values():
         if isinstance(backend, Native) and backend.unavailable_reason() is None:
-            return backend if can_bypass_dispatcher(x) and _native_pays(backend, x) else None
+            pays = can_bypass_dispatcher(x) and x.dtype in NATIVE_DTYPES and _native_pays(backend, x)
+            return backend if pays else None
     return None
 
 
@@ -217,8 +218,9 @@ def _native_pays(native: Native, x: Tensor) -> bool:
 
     They are at every size, in training and inference (benchmarks/layers.py, volumes.py). Groups of volumes without a
     fast transform, such as Td, are about as fast in inference by PyTorch's operations, and slower in training.
+    They compute shorter dtypes, and autocast's, in float32 (benchmarks/modes.py).
     """
-    if not (x.is_cpu and x.dtype in NATIVE_DTYPES):
+    if not (x.is_cpu and x.is_floating_point()):
         return False
     return native.threaded() or torch.get_num_threads() <= NATIVE_MAX_THREADS_WITHOUT_OPENMP
 

@@ -19,7 +19,7 @@ __all__ = ["predict", "report"]
 
 def report(folder: Path, device: str = "auto", workers: int | None = None) -> None:
     """Evaluate a run on images, print its scores, and say where its page is."""
-    from ..training import evaluate_images, is_first
+    from ..training import METRIC_NAMES, evaluate_images, is_first
 
     if not is_first():
         return
@@ -29,7 +29,7 @@ def report(folder: Path, device: str = "auto", workers: int | None = None) -> No
         table.add_row(*(value if isinstance(value, str) else f"{value:.4g}" for value in row))
     Console().print(table)
     for name, value in found.scores.metrics.items():
-        print(f"{name.replace('_', ' ')}: {value:.4g}")
+        print(f"{METRIC_NAMES[name]}: {value:.4g}")
     print(f"largest change of a prediction under {found.config.point_group.name}: {found.largest_change:.1e}")
     print(f"page: {found.page}")
 

@@ -81,7 +81,7 @@ def run(config: TrainingConfig, workers: int | None = None, time_limit: float | 
     if not is_first():
         train(config, workers=workers, time_limit=time_limit)
         return
-    print(f"{config.model} on {getattr(config, 'data', config.data_path)}: the run is saved in {config.run_folder}")
+    print(f"{config.model} on {getattr(config, 'data', config.data_path)}, run directory {config.run_folder}")
     result = train(config, sys.stdout.isatty(), workers=workers, time_limit=time_limit)
     if result.validation_error is not None:
         print(

@@ -102,8 +102,8 @@ def common_size(rows: Sequence[Row], found: Sequence[Scanned]) -> int:
         sizes = " to ".join(f"{by(one)} ({examples[one]})" for one in dict.fromkeys((least, most)))
         shape = "square" if len(least) == 2 else "cube"
         raise DataError(
-            f"size is missing: the images have {sizes} pixels; give size, to which the {shape} in the middle of each "
-            "is resized"
+            f"size is missing: the images have {sizes} pixels; give size (--size), to which the {shape} in the "
+            "middle of each is resized"
         )
     return least[0]
 

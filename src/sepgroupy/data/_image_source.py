@@ -152,7 +152,7 @@ def _read_archive(file: Path) -> tuple[ArraySource, Table]:
         raise DataError(f"{file} has {', '.join(arrays) or 'no arrays'}: an archive of MedMNIST has train_images, …")
     (width,) = widths
     names = ("label",) if width == 1 else tuple(f"label_{index}" for index in range(width))
-    return ArraySource(images), Table(tuple(rows), names)
+    return ArraySource(images), Table(tuple(sorted(rows, key=lambda row: row.path)), names)
 
 
 def _channels_first(file: Path, name: str, array: NDArray[Any]) -> NDArray[np.uint8]:

@@ -131,7 +131,9 @@ def _check_arguments(task: str, size: int | None, seed: int, fractions: Sequence
 def _describe_broken(path: Path, skipped: Sequence[tuple[str, str]], count: int, skip: bool) -> str:
     named = "; ".join(f"{name}: {reason}" for name, reason in skipped[:_SHOWN])
     more = f"; and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else ""
-    remedy = "" if skip else ". Repair or delete them, or leave them out with skip_broken (--skip-broken)"
+    remedy = ". Repair or delete them"
+    if not skip and len(skipped) < count:
+        remedy += ", or leave them out with skip_broken (--skip-broken)"
     return f"{len(skipped)} of the {count} images of {path} cannot be used: {named}{more}{remedy}"
 
 
@@ -155,8 +157,8 @@ def _check_classes(path: Path, rows: Sequence[Row]) -> None:
         for split in SPLITS:
             if (name, split) not in present:
                 raise DataError(
-                    f"class {name!r} of {path} has no usable image in {split}: add one, leave the class out, or let "
-                    "the splits be drawn"
+                    f"class {name!r} of {path} has no usable image in {split}: add one, leave the class out, or give "
+                    "no splits, so that they are drawn"
                 )
 
 

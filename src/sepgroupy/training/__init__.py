@@ -35,6 +35,7 @@ from ._image_predict import ImagePredictor as ImagePredictor
 from ._image_predict import Prediction as Prediction
 from ._image_predict import PredictionWriter as PredictionWriter
 from ._image_predict import require_readable as require_readable
+from ._image_scores import METRIC_NAMES as METRIC_NAMES
 from ._parallel import is_first as is_first
 from ._random import HELD_OUT as HELD_OUT
 from ._random import generator as generator
@@ -49,6 +50,7 @@ __all__ = [
     "CONFIG",
     "HELD_OUT",
     "IMAGE_RECIPES",
+    "METRIC_NAMES",
     "RESULT",
     "STRICT",
     "Count",

@@ -81,6 +81,8 @@ def read_config(folder: Path) -> TrainingConfig:
     Raises:
         DataError: there is none, or it is broken.
     """
+    if not (folder / CONFIG).exists():
+        raise DataError(f"{folder} is not the directory of a run: it has no {CONFIG}")
     try:
         return parse_config(_read_text(folder / CONFIG))
     except ArgumentError as error:
@@ -222,4 +224,4 @@ def _read_text(path: Path) -> str:
                 raise DataError(f"{path} is too large for what it should hold")
             return text
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from None
+        raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None

@@ -8,14 +8,9 @@ from ..pages import Chapter, Page, Plot, Section, Table, to_html, to_svg
 from . import _image_figures as figures
 from ._image_config import IMAGE_RECIPES
 from ._image_evaluation import ImageEvaluation
+from ._image_scores import METRIC_NAMES
 from ._loop import best_epoch
 
-_NAMES = {
-    "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_auroc": "macro AUROC",
-    "macro_f1": "macro F1", "ece": "expected calibration error", "mae": "mean absolute error",
-    "rmse": "root mean squared error", "r2": "R²", "pixel_accuracy": "pixel accuracy", "dice": "mean Dice",
-    "iou": "mean IoU",
-}  # fmt: skip
 _SHOWN_SKIPPED = 50
 
 
@@ -48,7 +43,7 @@ def number(value: str | float) -> str:
 
 def metric_rows(evaluation: ImageEvaluation) -> list[list[str]]:
     """Return the scores with their names, as text."""
-    rows = [[_NAMES[name], number(value)] for name, value in evaluation.scores.metrics.items()]
+    rows = [[METRIC_NAMES[name], number(value)] for name, value in evaluation.scores.metrics.items()]
     return [*rows, ["loss", number(evaluation.loss)]]
 
 

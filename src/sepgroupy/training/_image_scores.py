@@ -10,6 +10,14 @@ from torch import Tensor
 
 Row = Sequence[str | float]
 
+METRIC_NAMES = {
+    "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_auroc": "macro AUROC",
+    "macro_f1": "macro F1", "ece": "expected calibration error", "mae": "mean absolute error",
+    "rmse": "root mean squared error", "r2": "R²", "pixel_accuracy": "pixel accuracy", "dice": "mean Dice",
+    "iou": "mean IoU",
+}  # fmt: skip
+"""What reports call the metrics of :class:`Scores`."""
+
 
 @dataclass(frozen=True, eq=False)
 class Scores:

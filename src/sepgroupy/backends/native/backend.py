@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
 
 from ...errors import ArgumentError
-from ..base import CONV, Backend, Filters, can_bypass_dispatcher, pad
+from ..base import CONV, Backend, Filters, can_bypass_dispatcher, has_plain_values, pad
 from ..batch_norm import BatchNormReLU
 from ..constants import group_index, planar_index
 from ..conv_spec import ConvSpec
@@ -87,7 +87,7 @@ class Native(Backend):
 
     def run(self, spec: ConvSpec, x: Tensor, filters: Filters, bias: Tensor | None) -> Tensor:
         """Convolve."""
-        if spec.kind == "lifting" and not can_bypass_dispatcher(x):  # of which there is no operator
+        if spec.kind == "lifting" and (not has_plain_values(x) or torch._C._len_torch_dispatch_stack()):  # no operator
             (weight, *_), expanded = filters, Expanded()
             assert weight is not None
             return expanded.run(spec, x, expanded.expand_filters(spec, {"weight": weight}), bias)
@@ -180,22 +180,32 @@ def _convolve(
 
     Dtypes shorter than float32 are computed in it, autocast's too.
     """
-    autocast = inputs.x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
-    dtype = torch.get_autocast_dtype("cpu") if autocast else inputs.x.dtype
+    options = (eps, batch_stats, conv, return_stats, share_x, expanded)
+    if inputs.x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        with torch.autocast("cpu", enabled=False):
+            y, again, mean, var = _convolve(_in_float32(inputs), *options)
+        return y.to(torch.get_autocast_dtype("cpu")), again, mean, var
     if inputs.x.dtype not in DTYPES:
-        inputs = ConvInputs(*(None if t is None else t.float() for t in inputs))  # type: ignore[arg-type]
+        y, again, mean, var = _convolve(_in_float32(inputs), *options)
+        return y.to(inputs.x.dtype), again, mean, var
     if can_bypass_dispatcher(inputs.x):
         if torch.is_grad_enabled():
             share_x = share_x and inputs.x.requires_grad  # else what others do with x would need a gradient
             y, again, mean, var = GroupConv.apply(*inputs, eps, batch_stats, conv, return_stats, share_x)
-            return y.to(dtype), again, mean, var
+            return y, again, mean, var
         y, mean, var = conv.forward(_contiguous(inputs), eps, return_stats, expanded)  # without autograd's calls
-        return y.to(dtype), None, mean, var
+        return y, None, mean, var
     if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
         y = _definition(inputs, eps, batch_stats, conv)
     else:
         y = group_conv(*inputs[:4], inputs.residual, *_operator_options(conv.spec))
-    return y.to(dtype), None, None, None
+    return y, None, None, None
+
+
+def _in_float32(inputs: ConvInputs) -> ConvInputs:
+    """Return inputs whose dtypes may differ, as under autocast, in one that the kernels compute in."""
+    wide = torch.float64 if inputs.x.dtype == torch.float64 else torch.float32
+    return ConvInputs(*(None if t is None else t.to(wide) for t in inputs))  # type: ignore[arg-type]
 
 
 class GroupConv(torch.autograd.Function):

@@ -1,0 +1,62 @@
+"""A layer and a network called as they are, by ``torch.compile``, and under autocast to bfloat16."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sepgroupy.models import build_model
+
+from .cases import LayerCase, NetworkCase
+from .measure import Job, Variant, time_interleaved
+
+LAYERS = (
+    LayerCase("p4m", "lifting", 3, 1, 28, 32, 16, in_channels=3),
+    LayerCase("p4m", "gc", 3, 1, 28, 32, 16),
+    LayerCase("p4m", "dense", 3, 1, 11, 32, 16),
+)
+NETWORKS = (NetworkCase("gc-p4cnn", 64), NetworkCase("z2cnn", 64))  # a plain one, for PyTorch's own costs
+
+
+class Autocast(nn.Module):
+    """A module under autocast to bfloat16."""
+
+    def __init__(self, module: nn.Module, device: str) -> None:
+        super().__init__()
+        self.module, self.device_type = module, device
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Call the module."""
+        with torch.autocast(self.device_type, torch.bfloat16):
+            return self.module(x)  # type: ignore[no-any-return]
+
+
+def jobs(device: torch.device, rounds: int, quick: bool) -> Iterator[Job]:
+    """Yield the measurement of each layer and network; the quick list is empty, as compilation takes long."""
+    for layer in () if quick else LAYERS:
+        yield f"{layer}, modes", partial(measure, str(layer), layer.layer, device, rounds, layer.input(device))
+    for network in () if quick else NETWORKS:
+        build = partial(build_model, network.model)
+        yield f"{network}, modes", partial(measure, str(network), build, device, rounds, *network.images(device))
+
+
+def measure(
+    row: str,
+    build: Callable[[], nn.Module],
+    device: torch.device,
+    rounds: int,
+    x: Tensor,
+    labels: Tensor | None = None,
+) -> list[dict[str, Any]]:
+    """Return a line for each way to call the module."""
+    modules: dict[str, Any] = {
+        "eager": build(),
+        "compiled": torch.compile(build()),
+        "bfloat16": Autocast(build(), device.type),
+    }
+    named = {name: Variant(name, module.to(device), group_outermost=True) for name, module in modules.items()}
+    return [{"row": row, "model": "compiled", **line} for line in time_interleaved(named, x, labels, rounds, True)]
