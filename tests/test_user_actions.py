@@ -275,7 +275,15 @@ def test_pickled_saved_and_copied_models(as_used: Any) -> None:
 # ---- compilers, exporters and tracers ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layer", [*group_layers(), LiftingConv2d(8, 8, 3, padding=1, group="p4m")], ids=str)
+@pytest.mark.parametrize(
+    "layer",
+    [
+        *group_layers(),
+        LiftingConv2d(8, 8, 3, padding=1, group="p4m"),
+        GroupConv2d(8, 8, 3, padding=1, group="p4m", kind="gc", backend="fourier"),  # has constants of size 2, as x
+    ],
+    ids=str,
+)
 def test_ten_image_sizes_are_one_compilation(layer: Any) -> None:
     from torch._dynamo.testing import CompileCounter
 
