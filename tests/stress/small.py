@@ -55,6 +55,7 @@ def fork(action: Callable[[], object], log: Path, environment: dict[str, str] | 
         sys.stdout = sys.stderr = log.open("a", buffering=1)
         os.dup2(sys.stderr.fileno(), 2)  # what is not Python's
         logging.getLogger().handlers.clear()  # pytest's
+        torch.set_num_threads(1)  # the threads of an earlier test were not forked, and would be waited for
         code = exit_code(action)
     except KeyboardInterrupt:  # before the action began
         code = 130
