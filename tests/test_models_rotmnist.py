@@ -198,7 +198,7 @@ def test_backends_agree(backend: str) -> None:
         (r"width \(=2.5\)", "z2cnn", {"width": 2.5}),
         (r"classes \(=0\)", "p4cnn", {"classes": 0}),
         (r"in_channels \(=-1\)", "p4cnn", {"in_channels": -1}),
-        ("group 'p5'", "p4cnn", {"group": "p5"}),
+        (r"group \(='p5'\)", "p4cnn", {"group": "p5"}),
         ("2 axes", "p4cnn", {"group": [[[1]]]}),
         (r"backend \(='fast'\)", "gc-p4cnn", {"backend": "fast"}),
         (r"backend \(='dense'\)", "z2cnn", {"backend": "dense"}),

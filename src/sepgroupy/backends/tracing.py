@@ -31,7 +31,7 @@ def constant_to_dynamo(function: F) -> F:
     def outer(*args: Any) -> Any:
         if not torch.compiler.is_dynamo_compiling():
             return function(*args)
-        return of_names(*[arg.constant_name if isinstance(arg, Constant) else arg for arg in args])
+        return of_names(*[getattr(arg, "constant_name", arg) if isinstance(arg, Constant) else arg for arg in args])
 
     return outer  # type: ignore[return-value]
 
