@@ -163,7 +163,7 @@ class TrainingConfig:
     seed: CountFrom0 = 1
     """Seed of the initial parameters, the order of the images and their augmentation."""
     warmup: CountFrom0 = 0
-    """Epochs over which the learning rate rises to lr, by the same amount in each step."""
+    """Epochs over which the learning rate rises to lr, by the same amount in each step; at most a third of all."""
     clip: Positive | None = None
     """Largest norm of the gradient of all parameters together; a longer one is scaled down. None for no limit."""
     devices: Count = 1

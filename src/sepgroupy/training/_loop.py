@@ -41,8 +41,8 @@ def rate(config: TrainingConfig, step: int, steps: int) -> float:
         factor = (1 + math.cos(math.pi * step / (config.epochs * steps))) / 2
     else:
         factor = float(0.1 ** bisect_right(config.milestones, step // steps))
-    decayed = config.lr * factor
-    return decayed * min(1.0, (step + 1) / (config.warmup * steps)) if config.warmup else decayed
+    rising = min(config.warmup * steps, config.epochs * steps / 3)
+    return config.lr * factor * min(1.0, (step + 1) / rising if rising else 1.0)
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
@@ -75,6 +75,20 @@ def best_epoch(history: Sequence[Mapping[str, float]]) -> int:
     rows = [row for row in history if "validation_error" in row]
     best = min(rows, key=lambda row: (row["validation_error"], row["validation_loss"]), default={"epoch": 0})
     return int(best["epoch"])
+
+
+def epoch_text(row: Mapping[str, float], unit: str) -> str:
+    """Write the values of an epoch; ``unit`` follows errors.
+
+    >>> epoch_text({"epoch": 3, "lr": 0.002, "train_loss": 1.61, "train_error": 25.0, "seconds": 4.2}, " %")
+    'lr 0.002, train loss 1.61, train error 25 %, 4.2 s'
+    """
+    values = []
+    for name in (name for name in COLUMNS[1:] if name in row):
+        value = f"{row[name]:.4g}"
+        text = f"{name.replace('_', ' ')} {value}{unit if name.endswith('_error') else ''}"
+        values.append(f"{value} s" if name == "seconds" else text)
+    return ", ".join(values)
 
 
 class _Report(NamedTuple):
@@ -190,8 +204,8 @@ class Loop:
                     if first:
                         logger.log_metrics(row, step=len(self.history))
                     if first and not shown:
-                        values = ", ".join(f"{name} {row[name]:.4g}" for name in COLUMNS[1:] if name in row)
-                        _log.info("epoch %d of %d: %s", len(self.history), config.epochs, values)
+                        text = epoch_text(row, self.data.objective.unit)
+                        _log.info("epoch %d of %d: %s", len(self.history), config.epochs, text)
                 else:
                     self._do_step(stop)
                     if time.monotonic() - self._saved > SAVE_SECONDS:

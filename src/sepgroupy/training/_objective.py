@@ -16,10 +16,10 @@ IGNORE = 255
 class Objective:
     """The loss that is minimized, the loss that is reported, and the error; each is one number an image.
 
-    ``scale`` is by which the mean error is multiplied: 100 where it is a share, in percent.
+    ``scale`` is by which the mean error is multiplied: 100 where it is a share, in percent. ``unit`` follows it.
     """
 
-    scale = 100.0
+    scale, unit = 100.0, " %"
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss of a batch that a training step minimizes."""
@@ -73,7 +73,7 @@ class Regression(Objective):
 
     mean: Tensor
     std: Tensor
-    scale = 1.0
+    scale, unit = 1.0, ""
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean over the targets of ``((y − t) / std)²``."""
