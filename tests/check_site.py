@@ -25,25 +25,26 @@ from browser_page import Page
 WIDTHS = (390, 1200)
 
 FINDINGS = """(() => {
-  const clips = e => e && (getComputedStyle(e).overflowX !== "visible" || clips(e.parentElement));
   const name = e => `${e.tagName.toLowerCase()} ${(e.textContent || e.src || "").trim().slice(0, 60)}`;
   const all = selector => [...document.querySelectorAll(selector)];
-  const beyond = e => e.getBoundingClientRect().right > WIDTH + 1 && !clips(e);
+  const scrolls = e => e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).overflowX !== "visible";
   return {
     width: document.documentElement.scrollWidth,
-    wide: all("body *").filter(beyond).map(name).slice(0, 3),
+    wide: all("article, article *, .bd-main *").filter(e => scrolls(e) && !e.closest("pre, table, math, p:has(> math)")).map(name),
     images: [...document.images].filter(e => !e.naturalWidth).map(e => e.src),
     equations: all("merror, .math-error").map(name),
     links: all("a[href]").map(e => e.href),
   };
 })()"""
+"""Program text, tables and equations may scroll by themselves; nothing else may."""
 
 
 def findings(page: Page, width: int) -> Iterator[str]:
     """Yield what is wrong with the page that is open."""
     found: dict[str, Any] = page.evaluate(FINDINGS.replace("WIDTH", str(width)))
     if found["width"] > width:
-        yield f"{found['width']} px wide: {found['wide']}"
+        yield f"{found['width']} px wide"
+    yield from (f"too wide: {text}" for text in found["wide"])
     yield from (f"no image {url}" for url in found["images"])
     yield from (f"no equation: {text}" for text in found["equations"])
     yield from (f"dead link {url}" for url in sorted(set(found["links"])) if not leads_somewhere(url))
