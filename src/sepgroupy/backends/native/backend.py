@@ -270,7 +270,7 @@ def _backward(
                 grad, inputs, eps, batch_stats, other_grad, wants_x, wants_filters
             )
     if needs[3] and dbias is None:
-        dbias = grad.transpose(0, 2).flatten(1).sum(1)
+        dbias = grad.flatten(3).sum(3).sum((0, 1))
     found = (dx, dweight, ddepthwise, dbias, dgamma, dbeta)
     return tuple(g if need else None for g, need in zip(found, needs, strict=False))
 

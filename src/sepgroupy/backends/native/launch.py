@@ -279,7 +279,7 @@ class NativeConv:
         dw, db = torch.empty_like(weight), weight.new_empty(len(weight))
         computes = bool(grad.numel() and x.numel())
         self._run("backward", {"x": x, "grad": grad, "dweight": dw, "dbias": db}, computes)
-        return dw, db if computes else grad.transpose(0, 2).flatten(1).sum(1)
+        return dw, db if computes else grad.flatten(3).sum(3).sum((0, 1))
 
     def filter_layout(self, width: int, dtype: torch.dtype) -> tuple[int, bool]:
         """Return what the layout of :meth:`expand_filters` depends on, for rows of ``width`` pixels."""
