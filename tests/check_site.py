@@ -27,10 +27,11 @@ WIDTHS = (390, 1200)
 FINDINGS = """(() => {
   const name = e => `${e.tagName.toLowerCase()} ${(e.textContent || e.src || "").trim().slice(0, 60)}`;
   const all = selector => [...document.querySelectorAll(selector)];
+  const may = e => e.closest("pre, table, math, p:has(> math)");
   const scrolls = e => e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).overflowX !== "visible";
   return {
     width: document.documentElement.scrollWidth,
-    wide: all("article, article *, .bd-main *").filter(e => scrolls(e) && !e.closest("pre, table, math, p:has(> math)")).map(name),
+    wide: all("article, article *, .bd-main *").filter(e => scrolls(e) && !may(e)).map(name),
     images: [...document.images].filter(e => !e.naturalWidth).map(e => e.src),
     equations: all("merror, .math-error").map(name),
     links: all("a[href]").map(e => e.href),
