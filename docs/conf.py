@@ -102,7 +102,8 @@ def setup(app: Sphinx) -> None:
         """Return how an equation is written: as MathML, which browsers lay out without a script."""
 
         def write(page: HTML5Translator, node: nodes.math) -> None:
-            page.body.append(convert(node.astext(), display=display))
+            equation = convert(node.astext(), display=display)
+            page.body.append(f'<div class="equation">{equation}</div>' if display == "block" else equation)
             raise nodes.SkipNode
 
         return write

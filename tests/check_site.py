@@ -27,7 +27,7 @@ WIDTHS = (390, 1200)
 FINDINGS = """(() => {
   const name = e => `${e.tagName.toLowerCase()} ${(e.textContent || e.src || "").trim().slice(0, 60)}`;
   const all = selector => [...document.querySelectorAll(selector)];
-  const may = e => e.closest("pre, table, math, p:has(> math)");
+  const may = e => e.closest("pre, table, .equation, p:has(> math)");
   const scrolls = e => e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).overflowX !== "visible";
   return {
     width: document.documentElement.scrollWidth,
