@@ -18,26 +18,23 @@ from browser import BROWSER, open_page
 from sepgroupy.data import Split, rotate
 from sepgroupy.errors import ArgumentError, DataError
 from sepgroupy.paper import RunConfig, save_run_weights
-from sepgroupy.paper.report import _angles, _groups, _rotations, write_report
+from sepgroupy.paper.report import write_report
 from sepgroupy.paper.report._angles import ANGLES, errors_by_angle
 from sepgroupy.paper.report._chapters import order
 from sepgroupy.paper.report._figures import style_of
 from sepgroupy.paper.report._groups import put_together
+from sepgroupy.paper.report._rotations import error_averaged
 from sepgroupy.paper.sweep import Run, find_runs, grid, sweep
 from sepgroupy.training import Result, evaluate, load_model, score
-from stress.small import few_digits, use_digits
+from stress.small import few_digits, use_digits_in_reports
 
 
 @pytest.fixture(scope="module")
 def few() -> Iterator[None]:
     """Let every run and report of these tests read few digits."""
-    every = {rotated: few_digits(24, 20, rotated) for rotated in (True, False)}
-    _groups.load.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
-        use_digits(patch, every[True])
-        patch.setattr(_angles, "load_digits", lambda rotated: every[rotated])
+        use_digits_in_reports(patch, few_digits(24, 20), few_digits(24, 20, rotated=False))
         yield
-    _groups.load.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -124,9 +121,7 @@ def test_says_plainly_where_the_paper_s_order_does_not_hold() -> None:
     assert said(gc=(3,)) == ""
 
 
-def test_errors_by_angle_are_those_of_rotated_upright_digits_and_are_kept(
-    runs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_errors_by_angle_are_those_of_rotated_upright_digits_and_are_stored(runs: Path) -> None:
     run = next(run for run in find_runs([runs]) if run.config.model == "p4cnn")
     (run.folder / "angles.csv").unlink(missing_ok=True)
     errors = errors_by_angle(run)
@@ -134,11 +129,11 @@ def test_errors_by_angle_are_those_of_rotated_upright_digits_and_are_kept(
     for angle, error in zip(ANGLES, errors, strict=True):
         assert score(model, Split(rotate(test.images, math.radians(angle)), test.labels)).error == error
     assert errors[:4] == errors[4:8] == errors[8:12]
-    with monkeypatch.context() as patch:
-        patch.setattr(_angles, "score", lambda *_: pytest.fail("measured again"))
-        assert errors_by_angle(run) == errors
+    path = run.folder / "angles.csv"
+    path.write_text(path.read_text().replace(f"0.0,{errors[0]}\n", "0.0,12.5\n", 1))
+    assert errors_by_angle(run) == [12.5, *errors[1:]]  # not measured again
     for broken in ("", "angle_degrees,test_error_percent\n0,1\n", "\0"):
-        (run.folder / "angles.csv").write_text(broken)
+        path.write_text(broken)
         assert errors_by_angle(run) == errors
 
 
@@ -162,23 +157,22 @@ def test_the_tables_say_what_the_runs_say(runs: Path, report: Path) -> None:
     assert len(rows) == 10
 
 
-def test_the_error_averaged_over_rotations_is_measured_once(
-    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_error_averaged_over_rotations_is_measured_once(runs: Path, tmp_path: Path) -> None:
     write_report([runs], tmp_path, rotations=2)
+    text = (tmp_path / "report.md").read_text()
     for model in ("z2cnn", "p4cnn"):
         found = [run for run in find_runs([runs]) if (run.config.model, run.config.samples) == (model, None)]
         errors = [evaluate(run.folder, "cpu", rotations=2).error for run in found]
         plain = [run.result.test_error for run in found if run.result]
         cells = [f"{sum(values) / 2:.2f} ± {stdev(values):.2f}" for values in (plain, errors)]
-        assert f" | 2 | {cells[0]} | {cells[1]} | " in (tmp_path / "report.md").read_text()
-    assert "k·45°, k = 0..1" in (tmp_path / "report.md").read_text()
-    with monkeypatch.context() as patch:
-        patch.setattr(_rotations, "score", lambda *_, **__: pytest.fail("measured again"))
-        assert _rotations.error_averaged(found[0], 2) == errors[0]
+        assert f" | 2 | {cells[0]} | {cells[1]} | " in text
+    assert "k·45°, k = 0..1" in text
+    path = found[0].folder / "rotations-2.json"
+    path.write_text('{"test_error": 12.5}')
+    assert error_averaged(found[0], 2) == 12.5  # not measured again
     for broken in ("", "[]", "{}", '{"test_error": "low"}'):
-        (found[0].folder / "rotations-2.json").write_text(broken)
-        assert _rotations.error_averaged(found[0], 2) == errors[0]
+        path.write_text(broken)
+        assert error_averaged(found[0], 2) == errors[0]
     with pytest.raises(ArgumentError, match="rotations"):
         write_report([runs], tmp_path, rotations=0)
 

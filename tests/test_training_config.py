@@ -12,9 +12,7 @@ import torch
 
 from sepgroupy.errors import ArgumentError
 from sepgroupy.models import published_model_names
-from sepgroupy.paper import RunConfig, milestones_every
-from sepgroupy.paper._config import MODERN
-from sepgroupy.training._loop import rate
+from sepgroupy.paper import RECIPES, RunConfig, milestones_every
 
 PAPER = {  # SPEC: sections 3 and 4
     "rotmnist": ("adam", 0.01, 0.0, 1e-5, (40,), 50, 256),
@@ -76,7 +74,8 @@ def test_the_modern_recipe_is_the_paper_s_but_for_its_own_values(task: str) -> N
     paper, modern = RunConfig.for_task(task), RunConfig.for_task(task, "modern")
     assert RunConfig.for_task(task, recipe="paper") == paper
     different = {name for name, value in asdict(modern).items() if value != asdict(paper)[name]}
-    assert different == MODERN[task].keys()
+    assert different == {name for name, value in RECIPES["modern"][task].items() if value != asdict(paper)[name]}
+    assert {"epochs", "schedule", "ema"} <= different
     assert RunConfig.for_task(task, "modern", epochs=3, ema=0.5) == replace(modern, epochs=3, ema=0.5)
     assert RunConfig.from_json(modern.to_json()) == modern
     assert modern.run_folder != paper.run_folder
@@ -91,7 +90,7 @@ def test_the_cosine_schedule_is_torchs(warmup: int) -> None:
     config = RunConfig.for_task("rotmnist", lr=0.5, epochs=6, schedule="cosine", warmup=warmup)
     for step in range(6 * 7):
         rising = min(1.0, (step + 1) / (7 * warmup)) if warmup else 1.0
-        assert rate(config, step, 7) == pytest.approx(rising * schedule.get_last_lr()[0])
+        assert config.learning_rate(step, 7) == pytest.approx(rising * schedule.get_last_lr()[0])
         optimizer.step()
         schedule.step()
 
@@ -210,7 +209,8 @@ def test_milestones_of_a_periodic_step_give_its_learning_rates(step: int, epochs
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, step, 0.1)
     config = RunConfig.for_task("rotmnist", lr=0.5, epochs=epochs, milestones=milestones_every(step, epochs))
     for epoch in range(epochs):
-        assert rate(config, 7 * epoch, 7) == rate(config, 7 * epoch + 6, 7) == pytest.approx(schedule.get_last_lr()[0])
+        rates = [config.learning_rate(7 * epoch + step, 7) for step in (0, 6)]
+        assert rates == [pytest.approx(schedule.get_last_lr()[0])] * 2
         optimizer.step()
         schedule.step()
 

@@ -7,20 +7,18 @@ here: it subclasses :class:`TrainingConfig` in a package above this one (see ``s
 
 from __future__ import annotations
 
-from ._config import STRICT as STRICT
-from ._config import Count as Count
-from ._config import CountFrom0 as CountFrom0
-from ._config import Positive as Positive
-from ._config import Text as Text
 from ._config import TrainingConfig as TrainingConfig
-from ._config import parse_config as parse_config
-from ._config import raises_argument_error as raises_argument_error
-from ._config import register_tasks as register_tasks
 from ._engine import evaluate as evaluate
 from ._engine import initial_model as initial_model
 from ._engine import load_model as load_model
 from ._engine import train as train
 from ._export_run import export_run as export_run
+from ._fields import STRICT as STRICT
+from ._fields import Count as Count
+from ._fields import CountFrom0 as CountFrom0
+from ._fields import Positive as Positive
+from ._fields import Text as Text
+from ._fields import raises_argument_error as raises_argument_error
 from ._folder import CHECKPOINT as CHECKPOINT
 from ._folder import CONFIG as CONFIG
 from ._folder import RESULT as RESULT
@@ -36,6 +34,10 @@ from ._image_predict import Prediction as Prediction
 from ._image_predict import PredictionWriter as PredictionWriter
 from ._image_predict import require_readable as require_readable
 from ._image_scores import METRIC_NAMES as METRIC_NAMES
+from ._objective import Classification as Classification
+from ._objective import Objective as Objective
+from ._objective import Regression as Regression
+from ._objective import Segmentation as Segmentation
 from ._parallel import is_first as is_first
 from ._random import HELD_OUT as HELD_OUT
 from ._random import generator as generator
@@ -44,6 +46,8 @@ from ._run_data import RunData as RunData
 from ._score import Score as Score
 from ._score import predict as predict
 from ._score import score as score
+from ._tasks import parse_config as parse_config
+from ._tasks import register_tasks as register_tasks
 
 __all__ = [
     "CHECKPOINT",
@@ -53,18 +57,22 @@ __all__ = [
     "METRIC_NAMES",
     "RESULT",
     "STRICT",
+    "Classification",
     "Count",
     "CountFrom0",
     "ImageConfig",
     "ImageEvaluation",
     "ImagePredictor",
     "MemoryData",
+    "Objective",
     "Positive",
     "Prediction",
     "PredictionWriter",
+    "Regression",
     "Result",
     "RunData",
     "Score",
+    "Segmentation",
     "Text",
     "TrainingConfig",
     "evaluate",

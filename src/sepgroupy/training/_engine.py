@@ -3,50 +3,35 @@
 from __future__ import annotations
 
 import logging
-import platform
-import shlex
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
-from .. import __version__
-from .._files import load_tensors
-from ..errors import ArgumentError, DataError
+from ..errors import ArgumentError
 from ..fusion import fuse
-from ..models import find_state, misfit
 from . import _folder
 from ._config import TrainingConfig
 from ._folder import CHECKPOINT, CONFIG, RESULT, Result
 from ._interrupt import Interruption
-from ._loop import Loop, best_epoch, require_full_parts
+from ._loop import Loop, require_full_parts
+from ._outcome import result_of
 from ._parallel import device_of, first_does, launch, loss_named, share_batch_norm
+from ._parameters import fitting_state, initial_state, restore, state_to_test
 from ._run_data import RunData
 from ._score import Score
-from ._trust import checked_average, checked_record
+from ._trust import checked_record
 
 if TYPE_CHECKING:
     from ._fabric import Fabric
 
 _log = logging.getLogger(__name__)
-
-
-class Restored(NamedTuple):
-    """What a run has left: its configuration, facts of its data, the network in inference mode, and its checkpoint."""
-
-    config: TrainingConfig
-    facts: Any
-    model: nn.Module
-    checkpoint: dict[str, Any]
 
 
 def train(
@@ -124,7 +109,7 @@ def initial_model(config: TrainingConfig) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = config.build_model()
-    if (start := _start(config)) is not None:
+    if (start := initial_state(config)) is not None:
         model.load_state_dict(start)
     return model
 
@@ -155,7 +140,7 @@ def _train(
             loop.resume(checkpoint)
         with stop:
             loop.run(stop, progress)
-        result = _result(loop)
+        result = result_of(loop)
         first_does(fabric, lambda: _folder.write_result(folder, result))
     return result
 
@@ -177,44 +162,14 @@ def _take_up(
     checkpoint = None
     if (folder / CHECKPOINT).exists():
         checkpoint = _folder.read_checkpoint(folder / CHECKPOINT)
-        _trained(checkpoint, folder / CHECKPOINT, config, data.facts)
-        start: dict[str, Tensor] | None = _fitting(checkpoint, folder / CHECKPOINT, config, data.facts)
+        state_to_test(checkpoint, folder / CHECKPOINT, config, data.facts)
+        start: dict[str, Tensor] | None = fitting_state(checkpoint, folder / CHECKPOINT, config, data.facts)
     else:
-        start = _start(config, data.facts)
+        start = initial_state(config, data.facts)
     if not (folder / CONFIG).exists():  # weights that are refused leave the folder free for the next attempt
         _folder.write_config(folder, config)
         data.save(folder)
     return checkpoint, start
-
-
-def _start(config: TrainingConfig, facts: Any = None) -> dict[str, Tensor] | None:
-    """Return the parameters that a configuration names to start from."""
-    if config.weights is None:
-        return None
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        if (pretrained := config.pretrained_model(facts)) is not None:
-            return pretrained.state_dict()
-    path = Path(config.weights)
-    if path.is_dir():
-        checkpoint = _folder.read_checkpoint(path / CHECKPOINT)
-        there = _folder.read_config(path)
-        return _trained(checkpoint, path / CHECKPOINT, replace(config, ema=there.ema, select=there.select), facts)
-    return _fitting(load_tensors(path), path, config, facts)
-
-
-def _trained(checkpoint: dict[str, Any], path: Path, config: TrainingConfig, facts: Any = None) -> dict[str, Tensor]:
-    """Return the parameters with which a run is tested: those of its best epoch, their average, or the last ones.
-
-    Raises:
-        DataError: they are missing or do not fit the network.
-    """
-    best = checkpoint.get("best") if config.select == "best" else None
-    if isinstance(best, dict):
-        checkpoint = {"state_dict": best.get("state_dict")}
-    elif config.ema is not None:
-        checkpoint = {"state_dict": checked_average(checkpoint, path)}
-    return _fitting(checkpoint, path, config, facts)
 
 
 def _require_own(folder: Path, config: TrainingConfig) -> None:
@@ -233,78 +188,6 @@ def _require_own(folder: Path, config: TrainingConfig) -> None:
             )
     elif folder.exists() and (not folder.is_dir() or any(not p.name.startswith(".") for p in folder.iterdir())):
         raise ArgumentError(f"folder (={str(folder)!r}) is in use, and not by a run: choose another folder")
-
-
-def _fitting(found: Any, path: Path, config: TrainingConfig, facts: Any = None) -> dict[str, Tensor]:
-    """Return the parameters of the network of a configuration out of what a file holds.
-
-    Raises:
-        DataError: they do not fit the network.
-    """
-    state = find_state(str(path), found)
-    consume_prefix_in_state_dict_if_present(state, "model.")
-    try:
-        wanted = config.expected_state(facts)  # nothing is allocated for a width that nothing fits
-    except (ArgumentError, RuntimeError) as error:
-        raise DataError(f"{path} cannot fit this run: {error!s:.200}") from None
-    if text := misfit(state, wanted):
-        raise DataError(f"{path} does not fit the network of this run, {config.model}: {text}")
-    return state
-
-
-def restore(folder: Path) -> Restored:
-    """Return what a run has left.
-
-    Raises:
-        DataError: the folder holds no run or no checkpoint, or they are broken.
-    """
-    config = _folder.read_config(folder)
-    facts = config.read_facts(folder)
-    checkpoint = _folder.read_checkpoint(folder / CHECKPOINT)
-    state = _trained(checkpoint, folder / CHECKPOINT, config, facts)
-    model = fuse(config.build_model(facts))
-    model.load_state_dict(state)
-    return Restored(config, facts, model.eval(), checkpoint)
-
-
-def _result(loop: Loop) -> Result:
-    from ._fabric import VERSION
-
-    last, images = loop.history[-1], loop.data.test_images
-    chosen = loop.history[best_epoch(loop.history) - 1] if loop.best is not None else last
-    return Result(
-        test_error=last["test_error"],
-        test_loss=last["test_loss"],
-        train_error=last["train_error"],
-        train_loss=last["train_loss"],
-        seconds=last["seconds"],
-        parameters=sum(parameter.numel() for parameter in loop.model.parameters()),
-        data=loop.data.name,
-        fingerprint=loop.data.fingerprint,
-        versions={
-            "sepgroupy": __version__,
-            "torch": torch.__version__,
-            "lightning": VERSION,
-            "python": platform.python_version(),
-        },
-        command=shlex.join(sys.argv),
-        revision=_revision(Path(__file__).parent),
-        test_correct=images - round(last["test_error"] * images / 100) if loop.data.counts_right_answers else 0,
-        test_images=images,
-        validation_error=chosen.get("validation_error"),
-        validation_loss=chosen.get("validation_loss"),
-    )
-
-
-def _revision(folder: Path) -> str:
-    """Return the git commit that a folder of source files is of; empty if git does not know these files."""
-    try:
-        git = ["git", "-C", str(folder)]
-        subprocess.run([*git, "ls-files", "--error-unmatch", "."], check=True, capture_output=True)
-        described = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        return subprocess.run(described, check=True, capture_output=True, text=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import ArgumentError
 from ..exporting import FORMATS, save
-from ._engine import restore
+from ._parameters import restore
 
 
 def export_run(folder: Path, file_format: str, path: Path | None = None) -> Path:

@@ -17,7 +17,8 @@ import torch
 
 from .._files import atomic, load_tensors, remove_leftovers
 from ..errors import ArgumentError, DataError
-from ._config import TrainingConfig, parse_config
+from ._config import TrainingConfig
+from ._tasks import parse_config
 
 CONFIG, RESULT, CHECKPOINT, METRICS = "config.json", "result.json", "last.ckpt", "metrics.csv"
 COLUMNS = (
