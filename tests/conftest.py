@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -217,3 +218,24 @@ def lazy_device(_lazy_backend: None, monkeypatch: pytest.MonkeyPatch) -> str:
     """Return a second device that needs no hardware."""
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device=None: False)  # which does not know it
     return "lazy"
+
+
+def distinct(cells: Sequence[Any]) -> list[Any]:
+    """Leave out of a list of ways, or of :func:`pairs`, the rules: each selects one of the named backends."""
+    return [cell for cell in cells if getattr(cell, "values", [cell])[0][1] not in RULES]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In a second run with the kernels switched off, leave out layers whose backend is requested by name.
+
+    They compute by the same code with kernels and without: only "auto" selects another backend.
+    """
+    if os.environ.get("SEPGROUPY_NATIVE") == "0":
+        repeated = [item for item in items if _backend_of(item) not in (None, "auto")]
+        config.hook.pytest_deselected(items=repeated)
+        items[:] = [item for item in items if item not in repeated]
+
+
+def _backend_of(item: pytest.Item) -> str | None:
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    return parameters["way"][1] if "way" in parameters else None

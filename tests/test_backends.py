@@ -379,19 +379,19 @@ def imports_of(file: str) -> Iterator[tuple[str, str]]:
                 yield module.partition(".")[2] or "__init__", name
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_imports_go_one_way_and_to_public_modules(file: str) -> None:
-    mine = package_of(file)
-    assert mine in LEVEL, f"{mine} has no place in the order of the packages"
+def test_imports_go_one_way_and_to_public_modules() -> None:
     wrong = []
-    for module, name in imports_of(file):
-        package, *inner = module.split(".")
-        if package == mine:
-            continue
-        if LEVEL.get(package, 0) > LEVEL[mine]:
-            wrong.append(f"{module}, which is above {mine}")
-        if any(part.startswith("_") for part in (*inner, name)):
-            wrong.append(f"{module} {name}, which is private to {package}")
+    for file in FILES:
+        mine = package_of(file)
+        assert mine in LEVEL, f"{mine} has no place in the order of the packages"
+        for module, name in imports_of(file):
+            package, *inner = module.split(".")
+            if package == mine:
+                continue
+            if LEVEL.get(package, 0) > LEVEL[mine]:
+                wrong.append(f"{file} imports {module}, which is above {mine}")
+            if any(part.startswith("_") for part in (*inner, name)):
+                wrong.append(f"{file} imports {module} {name}, which is private to {package}")
     assert not wrong
 
 

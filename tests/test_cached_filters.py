@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import COPIES, Build, assert_as_defined, random_input
+from conftest import COPIES, WAYS, Build, assert_as_defined, random_input, ways_of
 from host_reads import NoMethodReads
 from sepgroupy import build_model, cached_filters
 from sepgroupy.backends import ConvSpec, Filters, register, unregister
@@ -121,7 +121,18 @@ def layer_and_input(build: Build) -> tuple[Any, Tensor]:
     return layer, random_input(layer, 5, 5)
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+EVERY_CHANGE = [(way, change) for way in WAYS if way[1] == "auto" for change in CHANGES]
+EVERY_WAY = [(way, change) for way in WAYS if way[1] != "auto" for change in (change_through_numpy, replace)]
+
+
+@pytest.mark.parametrize(
+    ("way", "change"),
+    [
+        pytest.param(way, change, id=f"{way[0]}-{way[1]}-{change.__name__}")
+        for way, change in EVERY_CHANGE + EVERY_WAY
+        if way in ways_of(kernel_size=3)
+    ],
+)
 def test_the_output_follows_the_parameters(build: Build, change: Any) -> None:
     layer, x = layer_and_input(build)
     with cached_filters(layer):

@@ -103,9 +103,12 @@ def test_options_of_the_networks(options: dict[str, str]) -> None:
     assert_exports(lived(model, x), x)
 
 
-@pytest.mark.parametrize("group", ["p1", "p4", "p4m", [[[0, 1], [1, 0]]]], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "group"),
+    [("dense", "p4m"), ("g", "p4"), ("gc", "p4m"), ("gc", "p1"), ("dense", [[[0, 1], [1, 0]]])],
+    ids=str,
+)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-@pytest.mark.parametrize("kind", ["dense", "g", "gc"])
 def test_layers(kind: str, case: dict[str, Any], group: Any) -> None:
     net = nn.Sequential(
         LiftingConv2d(4, 4, **case, group=group), GroupConv2d(4, 8, **case, group=group, kind=kind), GroupPool("mean")

@@ -38,7 +38,7 @@ from sepgroupy.training import (
     train,
 )
 from sepgroupy.training._augmentation import Augmentation
-from sepgroupy.training._folder import held
+from sepgroupy.training._run_directory import lock_run_directory
 from stress.small import before_step, interrupt, together
 
 SIDE, COUNTS = 16, {"round, ü": 14, "square": 10}
@@ -288,18 +288,18 @@ def test_a_process_that_reads_images_does_not_hold_the_folder(tmp_path: Path) ->
     source, sink = os.pipe()
     run = os.fork()
     if not run:
-        with held(tmp_path):
+        with lock_run_directory(tmp_path):
             if not os.fork():  # a worker
                 os.write(sink, str(os.getpid()).encode())
             time.sleep(60)
         os._exit(0)
     worker = int(os.read(source, 20))
-    with pytest.raises(ArgumentError, match="another process"), held(tmp_path):
+    with pytest.raises(ArgumentError, match="another process"), lock_run_directory(tmp_path):
         pass
     os.kill(run, signal.SIGKILL)
     os.waitpid(run, 0)
     try:
-        with held(tmp_path):
+        with lock_run_directory(tmp_path):
             pass
     finally:
         os.kill(worker, signal.SIGKILL)

@@ -21,7 +21,7 @@ from sepgroupy.errors import ArgumentError
 from sepgroupy.nn import GroupBatchNorm2d
 from sepgroupy.paper import RunConfig
 from sepgroupy.training import evaluate, train
-from sepgroupy.training._parallel import share_batch_norm
+from sepgroupy.training._distributed import share_batch_norm
 from stress.small import before_step, few_digits, outcome, same, small_run, together, use_digits
 
 STEPS = 5

@@ -68,8 +68,10 @@ def test_killed_and_resumed_is_never_killed(tmp_path: Path) -> None:
     assert counts["while a checkpoint was written"] >= 2
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
-@pytest.mark.parametrize("step", [0, 7, 2 * STEPS - 1, 6 * STEPS - 1])
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [("SIGINT", 0), ("SIGTERM", 7), ("SIGUSR1", 2 * STEPS - 1), ("SIGINT", 6 * STEPS - 1), ("SIGUSR1", 7)],
+)
 def test_a_signal_stops_the_run_after_the_step_and_saves_it(
     name: str, step: int, whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

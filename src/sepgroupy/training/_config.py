@@ -1,4 +1,4 @@
-"""The settings that every run has: one frozen value that holds everything which decides the outcome."""
+"""The settings that every run has, as one frozen value that determines the result."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def _padding(value: object) -> object:
 class TrainingConfig:
     """The settings that every run has. A subclass adds those of its data and networks, and builds both.
 
-    The fields are validated, and the options of ``sepgroupy train`` are made from them.
+    Fields are validated. They become the options of ``sepgroupy train``.
 
     Raises:
-        ArgumentError: a value cannot be right.
+        ArgumentError: a value is out of range.
     """
 
     recipes: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {}
@@ -125,7 +125,7 @@ class TrainingConfig:
             **overrides: values of other fields.
 
         Raises:
-            ArgumentError: the task, the recipe or a name is unknown, or a value cannot be right.
+            ArgumentError: the task, the recipe or a name is unknown, or a value is out of range.
         """
         recipe = next(iter(cls.recipes)) if recipe is None else recipe
         if recipe not in cls.recipes:
@@ -136,16 +136,16 @@ class TrainingConfig:
 
     @classmethod
     def describe(cls, name: str) -> str:
-        """Return the description of a field: the text below it in the class that defines it."""
+        """Return the description of a field, the text below it in the source."""
         texts = [known[name].description for base in cls.__mro__ if name in (known := vars(base).get(_FIELDS, {}))]
-        return " ".join(next(filter(None, texts), "").split())  # on one line, however the source wraps it
+        return " ".join(next(filter(None, texts), "").split())  # on one line
 
     @classmethod
     def from_json(cls: type[C], text: str) -> C:
         """Read what :meth:`to_json` wrote.
 
         Raises:
-            ArgumentError: the text is no JSON object of these fields, or a value cannot be right. A field with a
+            ArgumentError: the text is no JSON object of these fields, or a value is out of range. A field with a
                 default may be missing: it is younger than the file.
         """
         return cls.from_values(parse_object(text))
@@ -178,7 +178,7 @@ class TrainingConfig:
         raise NotImplementedError
 
     def export_metadata(self, facts: Any = None) -> dict[str, str]:
-        """Facts that an exported file names."""
+        """Properties that an exported file names."""
         return {"model": self.model}
 
     @property
@@ -197,7 +197,7 @@ class TrainingConfig:
         raise NotImplementedError
 
     def read_facts(self, folder: Path) -> Any:
-        """Return the ``facts`` of the data from the folder of a run; None if the configuration says all."""
+        """Return the ``facts`` of the data from the folder of a run; None if the configuration has them."""
         return None
 
     def pretrained_model(self, facts: Any = None) -> nn.Module | None:
@@ -210,7 +210,7 @@ class TrainingConfig:
             return self.build_model(facts).state_dict()
 
     def build_model(self, facts: Any = None) -> nn.Module:
-        """Build the network, with parameters that are drawn from torch's random numbers.
+        """Build the network; its parameters are drawn from torch's random numbers.
 
         Args:
             facts: of the data, see :class:`RunData`.

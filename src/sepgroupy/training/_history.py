@@ -1,4 +1,4 @@
-"""The epochs of a run, a row of numbers for each: which is the best one, and which the last."""
+"""The history of a run, a row of numbers for each epoch: the best epoch and the last one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ._config import TrainingConfig
 
 
 def best_epoch(history: Sequence[Mapping[str, float]]) -> int:
-    """Return the epoch of the lowest validation error, of several the one of the lowest loss; 0 if there is none.
+    """Return the epoch with the lowest validation error, and of several that with the lowest loss; 0 if there is none.
 
     >>> rows = [(3.0, 0.9), (2.0, 0.5), (2.0, 0.4), (2.5, 0.1)]
     >>> best_epoch([{"epoch": n, "validation_error": e, "validation_loss": l} for n, (e, l) in enumerate(rows, 1)])
@@ -20,7 +20,7 @@ def best_epoch(history: Sequence[Mapping[str, float]]) -> int:
 
 
 def is_last_epoch(config: TrainingConfig, history: Sequence[Mapping[str, float]]) -> bool:
-    """Whether the run ends with the last of these epochs: no more are wanted, or patience is exhausted."""
+    """Whether the run ends with the last of these epochs: it has done all, or patience is exhausted."""
     epoch = len(history)
     if epoch == config.epochs:
         return True

@@ -1,4 +1,4 @@
-"""The result of a finished run, and the code that computed it."""
+"""The result of a finished run, with the version of the code that computed it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 from .. import __version__
-from ._folder import Result
 from ._history import best_epoch
 from ._loop import Loop
+from ._run_directory import Result
 
 
 def result_of(loop: Loop) -> Result:
@@ -47,7 +47,7 @@ def result_of(loop: Loop) -> Result:
 
 
 def revision_of(folder: Path) -> str:
-    """Return the git commit that a folder of source files is of; empty if git does not know these files."""
+    """Return the git commit of a folder of source files; empty if git does not track them."""
     try:
         git = ["git", "-C", str(folder)]
         subprocess.run([*git, "ls-files", "--error-unmatch", "."], check=True, capture_output=True)

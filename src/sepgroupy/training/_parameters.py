@@ -1,4 +1,4 @@
-"""Parameters out of files: those that a run starts from, and those that it has left."""
+"""Parameters from files: those that a run starts from, and those of a trained run."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ..errors import ArgumentError, DataError
 from ..fusion import fuse
 from ..models import find_state, misfit
 from ._config import TrainingConfig
-from ._folder import CHECKPOINT, read_checkpoint, read_config
-from ._trust import checked_average
+from ._run_directory import CHECKPOINT, read_checkpoint, read_config
+from ._validate_checkpoint import checked_average
 
 
 class Restored(NamedTuple):
@@ -32,7 +32,7 @@ def restore(folder: Path) -> Restored:
     """Read a run from its folder.
 
     Raises:
-        DataError: the folder holds no run or no checkpoint, or they are broken.
+        DataError: the folder has no run or no checkpoint, or they are broken.
     """
     config = read_config(folder)
     facts = config.read_facts(folder)
@@ -44,7 +44,7 @@ def restore(folder: Path) -> Restored:
 
 
 def initial_state(config: TrainingConfig, facts: Any = None) -> dict[str, Tensor] | None:
-    """Return the parameters that a configuration names to start from."""
+    """Return the parameters that the setting ``weights`` names; None if they are to be drawn."""
     if config.weights is None:
         return None
     with torch.random.fork_rng(devices=[]):
@@ -56,13 +56,13 @@ def initial_state(config: TrainingConfig, facts: Any = None) -> dict[str, Tensor
         checkpoint = read_checkpoint(path / CHECKPOINT)
         there = read_config(path)
         return state_to_test(checkpoint, path / CHECKPOINT, replace(config, ema=there.ema, select=there.select), facts)
-    return fitting_state(load_tensors(path), path, config, facts)
+    return matching_state(load_tensors(path), path, config, facts)
 
 
 def state_to_test(
     checkpoint: dict[str, Any], path: Path, config: TrainingConfig, facts: Any = None
 ) -> dict[str, Tensor]:
-    """Return the parameters with which a run is tested: those of its best epoch, their average, or the last ones.
+    """Return the parameters that a run is tested with: those of its best epoch, their average, or the last ones.
 
     Raises:
         DataError: they are missing or do not fit the network.
@@ -72,11 +72,11 @@ def state_to_test(
         checkpoint = {"state_dict": best.get("state_dict")}
     elif config.ema is not None:
         checkpoint = {"state_dict": checked_average(checkpoint, path)}
-    return fitting_state(checkpoint, path, config, facts)
+    return matching_state(checkpoint, path, config, facts)
 
 
-def fitting_state(found: Any, path: Path, config: TrainingConfig, facts: Any = None) -> dict[str, Tensor]:
-    """Return the parameters of the network of a configuration out of what a file holds.
+def matching_state(found: Any, path: Path, config: TrainingConfig, facts: Any = None) -> dict[str, Tensor]:
+    """Return the parameters of the network of a configuration from the contents of a file.
 
     Raises:
         DataError: they do not fit the network.
@@ -84,7 +84,7 @@ def fitting_state(found: Any, path: Path, config: TrainingConfig, facts: Any = N
     state = find_state(str(path), found)
     consume_prefix_in_state_dict_if_present(state, "model.")
     try:
-        wanted = config.expected_state(facts)  # nothing is allocated for a width that nothing fits
+        wanted = config.expected_state(facts)  # no memory is allocated
     except (ArgumentError, RuntimeError) as error:
         raise DataError(f"{path} cannot fit this run: {error!s:.200}") from None
     if text := misfit(state, wanted):

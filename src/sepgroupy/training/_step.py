@@ -29,7 +29,7 @@ def compute_gradients(fabric: Fabric, network: Any, batch: Batch, objective: Obj
     """Add the gradients of a batch, computed in up to ``accumulate`` parts, to those of the parameters.
 
     Returns:
-        Sum of the losses and sum of the errors of this process's images, and room for a third number; shape (3,).
+        Sums of the losses and of the errors of this rank's images, and room for a third number; (3,).
     """
     report = torch.zeros(3, device=fabric.device)
     halves = (values.tensor_split(accumulate) for values in (batch.images, batch.targets))
@@ -38,7 +38,9 @@ def compute_gradients(fabric: Fabric, network: Any, batch: Batch, objective: Obj
         with fabric.no_backward_sync(network, enabled=index < len(parts)):
             outputs = network(x)
             loss = objective.loss(outputs, y)
-            fabric.backward(loss * (len(y) / batch.total * fabric.world_size))  # the processes' mean is taken
+            fabric.backward(
+                loss * (len(y) / batch.total * fabric.world_size)
+            )  # of which Fabric takes the mean over ranks
         with torch.no_grad():
             report[0] += loss.detach() * len(y)
             report[1] += objective.errors(outputs, y).sum()
@@ -46,12 +48,12 @@ def compute_gradients(fabric: Fabric, network: Any, batch: Batch, objective: Obj
 
 
 class Report(NamedTuple):
-    """The result of a step, which may still be computed: read it a step later, and the device never idles.
+    """The result of a step. The device may still compute it: read a step later, so that the device never idles.
 
     Args:
         step: counted from 1.
-        images: of all processes.
-        read: return the sums over all processes of losses and errors, and how many of these were asked to stop.
+        images: number of images of all ranks.
+        read: return the sums over all ranks of losses and errors, and how many ranks were asked to stop.
     """
 
     step: int
