@@ -35,8 +35,9 @@ if __name__ == "__main__":  # run from the repository root
 import oracle
 from oracle import Array
 from sepgroupy.backends import BatchNormReLU, ConvSpec
-from sepgroupy.backends.native import Native, batch_statistics, library, max_in_channels, norm_relu_max_pool
+from sepgroupy.backends.native import batch_statistics, library, norm_relu_max_pool
 from sepgroupy.backends.native.launch import ConvInputs, NativeConv, native_conv
+from sepgroupy.backends.native.limits import max_in_channels, unsupported_reason
 from sepgroupy.errors import ArgumentError
 from sepgroupy.groups import C1, C2, C4, D1, D2, D4, PointGroup, as_group
 
@@ -214,8 +215,7 @@ class Problem:
     @property
     def is_lifted(self) -> bool:
         """Whether the kernels lift such images to the group, too."""
-        fits = self.inputs <= max_in_channels(self._lifting)
-        return fits and Native().unsupported_reason(self._lifting) is None
+        return unsupported_reason(self._lifting) is None and self.inputs <= max_in_channels(self._lifting)
 
     @property
     def _lifting(self) -> ConvSpec:
