@@ -35,6 +35,7 @@ from sepgroupy.backends.native import (
     transform,
 )  # fmt: skip
 from sepgroupy.backends.native import batch_norm as native_batch_norm
+from sepgroupy.backends.native import convolution as native_convolution
 from sepgroupy.backends.native.backend import FusedOutput
 from sepgroupy.backends.native.launch import ConvInputs, NativeConv, native_conv
 from sepgroupy.backends.native.library import kernels
@@ -490,7 +491,7 @@ class Maps(Dataset[Tensor]):
     """Convolves as it loads."""
 
     def __init__(self, convolution: nn.Module, x: Tensor) -> None:
-        self.convolution, self.x = convolution, x
+        self.convolution, self.x = x
 
     def __len__(self) -> int:
         return len(self.x)
@@ -837,8 +838,8 @@ def test_lifting_computes_the_gradients_that_are_needed(
 ) -> None:
     convolution, x, calls = LiftingConv2d(3, 4, 3, group=D4), torch.randn(2, 3, 7, 8), []
     leaves = {"x": x, "weight": convolution.weight, "bias": convolution.bias}
-    of_images = convolution._images_grad
-    monkeypatch.setattr(convolution, "_images_grad", lambda *args: (calls.append("x"), of_images(*args))[1])
+    of_images = native_convolution._images_grad
+    monkeypatch.setattr(native_convolution, "_images_grad", lambda *args: (calls.append("x"), of_images(*args))[1])
 
     def gradients(names: set[str]) -> dict[str, Tensor]:
         for name, leaf in leaves.items():
