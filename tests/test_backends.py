@@ -206,7 +206,7 @@ BLOCKS, REFLECTED = {"groups": 2}, {"padding": 1, "padding_mode": "reflect"}
         ("reference", None, {"kind": "dense", "stride": 7, **REFLECTED}),
     ],
 )
-def test_reasons(backend: str, reason: str | None, case: dict[str, Any]) -> None:
+def test_a_backend_names_what_it_would_need(backend: str, reason: str | None, case: dict[str, Any]) -> None:
     spec = ConvSpec.parse(C4, **({"kernel_size": 3} | case))
     (found,) = (b for b in registered_backends() if b.name == backend)
     assert found.unsupported_reason(spec) == reason
@@ -217,12 +217,12 @@ def test_reasons(backend: str, reason: str | None, case: dict[str, Any]) -> None
     assert str(caught.value) == f"backend (={backend!r}) needs {reason}"
 
 
-def test_reasons_of_inputs() -> None:
+def test_the_kernels_name_what_an_input_would_need() -> None:
     spec = ConvSpec.parse(D4, "lifting", 3)
     (native,) = (b for b in registered_backends() if b.name == "native")
     assert native.unsupported_reason(spec, torch.zeros(1, 5, 4, 4)) is None
     reason = native.unsupported_reason(spec, torch.zeros(1, 6, 4, 4))
-    assert reason == "at most 49 kernel elements times channels in lifting layers"
+    assert reason == "at most 5 channels to lift with this kernel"  # of nine elements
     large = PointGroup.generate([[[0, 1], [-1, 0]], [[1, 0], [0, -1]]])
     assert large.order == 8
     assert native.unsupported_reason(ConvSpec.parse(large, "gc", 3)) is None

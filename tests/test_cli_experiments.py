@@ -60,7 +60,7 @@ def test_sweep_of_a_published_grid(run: Run, monkeypatch: pytest.MonkeyPatch) ->
         assert seen[-1] == preset(task, name, epochs=1)
 
 
-def test_redundancy(run: Run) -> None:
+def test_the_command_lists_and_draws_the_redundancy_of_group_convolutions(run: Run) -> None:
     folder = trained(run, "--models", "p4cnn", "--widths", "2")
     code, out, _ = run("redundancy", str(folder))
     assert code == 0

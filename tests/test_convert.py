@@ -895,6 +895,6 @@ def test_what_cannot_be_treated_is_named(message: str, plain: nn.Module) -> None
         ({"weights": "lift", "match": "params", "kind": "g"}, r"match \(='params'\) must be 'width'"),
     ],
 )
-def test_refusals(options: dict[str, Any], message: str) -> None:
+def test_an_option_out_of_range_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         convert(ResidualNet(), **({"group": "p4", "in_size": 17} | options))

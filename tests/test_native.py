@@ -420,7 +420,7 @@ def test_every_width_beside_that_of_vectors(group: PointGroup, kind: str, stride
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("stride", [1, 2, 3])
-def test_seven_by_seven(kind: str, stride: int) -> None:
+def test_the_largest_kernel_is_as_defined(kind: str, stride: int) -> None:
     spec = ConvSpec.parse(D4, "dense", 7, stride, 3)
     for size in ((1, 1), (5, 9), (16, 16), (70, 31)):
         assert stress.Problem(spec, 2, 2, 3, size, torch.float64, kind, True, True, 2).check() < 1e-11
@@ -520,7 +520,7 @@ def test_maps_of_a_pixel_or_a_row(kind: str, size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_empty_batch(kind: str) -> None:
+def test_an_empty_batch_gives_an_empty_output_and_zero_gradients(kind: str) -> None:
     convolution, x, norm = layer(kind), torch.zeros(0, 3, 8, 5, 6, requires_grad=True), norm_of()
     leaves = [x, norm.gamma, norm.beta, *convolution.parameters()]
     y = run_fused(convolution, x, norm_of_leaves(norm), return_stats=True)
@@ -727,7 +727,9 @@ def test_gradients_at_what_is_not_finite(column: int) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("batch", [None, False, True])  # no norm, one of fixed statistics, one of the batch's own
 @pytest.mark.parametrize("group", [C4, D4, stress.DIAGONAL], ids=lambda group: group.name)
-def test_derivatives(kind: str, batch: bool | None, group: PointGroup) -> None:
+def test_first_and_second_derivatives_are_those_of_finite_differences(
+    kind: str, batch: bool | None, group: PointGroup
+) -> None:
     # At stride 1 blocks of a g filter stay in factors.
     spec = ConvSpec.parse(group, "dense", 3, 1 if kind == "g" else 2, 1)
     x = torch.randn(2, group.order, 2, 4, 5).double()

@@ -158,7 +158,7 @@ def test_any_order(order: int, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_volumes(kind: str) -> None:
+def test_volumes_of_every_size_and_stride_are_as_defined(kind: str) -> None:
     """Rows that fill vectors and others, every stride, bands of a volume, threads."""
     one = (1, 1, 1)
     for size, stride, kernel, threads in (

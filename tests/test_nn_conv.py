@@ -200,7 +200,7 @@ def test_positional_arguments_are_in_the_order_of_torch() -> None:
     assert lifting(x).shape[-2:] == plain(x).shape[-2:]
 
 
-def test_empty_batch(build: Build) -> None:
+def test_an_empty_batch_gives_an_empty_output_and_zero_gradients(build: Build) -> None:
     layer = build(3, 2, 3, padding=1, group=D4)
     x = random_input(layer, 5, 5, batch=0, dtype=torch.float32).requires_grad_()
     y = layer(x)

@@ -85,7 +85,7 @@ def test_the_seed_decides(kind: str) -> None:
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-def test_reset_draws_anew() -> None:
+def test_reset_parameters_draws_other_values() -> None:
     layer: Any = GroupConv2d(4, 4, 3, group="p4", kind="gc")
     before = {name: p.detach().clone() for name, p in layer.named_parameters()}
     nn.init.ones_(layer.bias)

@@ -118,7 +118,7 @@ def test_dtype_and_device_are_passed_down(build: Build) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS, ids="-".join)
-def test_skip_init(way: tuple[str, str]) -> None:
+def test_skip_init_leaves_the_parameters_uninitialized(way: tuple[str, str]) -> None:
     kind, backend = way
     options = {} if kind == "lifting" else {"kind": kind, "backend": backend}
     layer = torch.nn.utils.skip_init(

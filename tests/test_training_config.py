@@ -29,7 +29,7 @@ def test_defaults_are_the_papers(task: str) -> None:
 
 
 @pytest.mark.parametrize("task", PAPER)
-def test_json_round_trip(task: str) -> None:
+def test_a_configuration_survives_json(task: str) -> None:
     config = RunConfig.for_task(task, lr=0.1, width=5, milestones=(2, 3), folder="here", samples=7, seed=0)
     assert RunConfig.from_json(config.to_json()) == config
 

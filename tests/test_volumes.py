@@ -127,7 +127,7 @@ def test_a_network_of_every_group(name: str) -> None:
 
 @pytest.mark.parametrize(("kind", "transposed"), [(kind, False) for kind in KINDS] + [("gc", True)])
 @pytest.mark.parametrize("group", ["C2v", "reflection"])
-def test_gradients(group: str, kind: str, transposed: bool) -> None:
+def test_gradients_are_those_of_finite_differences(group: str, kind: str, transposed: bool) -> None:
     dimension = 1 if group == "reflection" else 3
     layer = build(dimension, kind, 1, 1, 2, stride=2, padding=0, group=group, transposed=transposed)
     parameters = [p.detach().requires_grad_() for p in layer.parameters()]
@@ -362,7 +362,7 @@ def test_other_groups_and_dimensions_of_networks() -> None:
         sepgroupy.models.UNet(dimension=4)
 
 
-def test_solids() -> None:
+def test_solids_are_drawn_by_number_and_orientation() -> None:
     volumes, labels = load_solids(20, size=9, noise=0.0)
     assert labels.tolist() == [*range(10)] * 2
     again, _ = load_solids(12, size=9, noise=0.0)
