@@ -15,7 +15,7 @@ from ..batch_norm import BatchNormReLU
 from ..conv_spec import ConvSpec
 from ..filter_bank import with_group_axis
 from ..tracing import constant_to_dynamo
-from .convolution import GroupConv, contiguous, definition, options_of
+from .convolution import GroupConv, definition, options_of
 from .launch import ConvInputs, NativeConv, native_conv
 from .library import DTYPES, kernels
 from .limits import max_in_channels, unsupported_reason
@@ -47,7 +47,7 @@ class Native(Backend):
         """Compute small kernels and strides, without blocks of channels, for groups of order up to 48, on a CPU."""
         if x is not None and x.device.type not in ("cpu", "meta"):
             return f"an input on a CPU, not on {x.device}"
-        if x is not None and x.shape[1] > max_in_channels(spec):
+        if x is not None and spec.kind == "lifting" and x.shape[1] > max_in_channels(spec):
             return f"at most {max_in_channels(spec)} channels to lift with this kernel"
         return unsupported_reason(spec)
 
@@ -179,7 +179,7 @@ def _convolve(
             share_x = share_x and inputs.x.requires_grad  # else what others do with x would need a gradient
             y, again, mean, var = GroupConv.apply(*inputs, eps, batch_stats, conv, return_stats, share_x)
             return y, again, mean, var
-        y, mean, var = conv.forward(contiguous(inputs), eps, return_stats, expanded)  # without autograd's calls
+        y, mean, var = conv.forward(inputs.contiguous(), eps, return_stats, expanded)  # without autograd's calls
         return y, None, mean, var
     if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
         y = definition(inputs, eps, batch_stats, conv)

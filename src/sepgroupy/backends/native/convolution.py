@@ -27,7 +27,7 @@ class GroupConv(torch.autograd.Function):
         *tensors, ctx.eps, ctx.batch_stats, ctx.conv, return_stats, share_x = args
         ctx.save_for_backward(*tensors[:-1])  # not the residual
         ctx.set_materialize_grads(False)
-        y, mean, var = ctx.conv.forward(contiguous(ConvInputs(*tensors)), ctx.eps, return_stats)
+        y, mean, var = ctx.conv.forward(ConvInputs(*tensors).contiguous(), ctx.eps, return_stats)
         if mean is not None and var is not None:
             ctx.mark_non_differentiable(mean, var)
         return y, tensors[0] if share_x else None, mean, var
@@ -49,11 +49,6 @@ class GroupConv(torch.autograd.Function):
         return (dx if dx is None or other_grad is None else dx + other_grad, *others, residual, *(None,) * 5)
 
 
-def contiguous(inputs: ConvInputs) -> ConvInputs:
-    """Return inputs whose values lie as the kernels read them."""
-    return ConvInputs(*[None if t is None else t.contiguous() for t in inputs])  # type: ignore[arg-type]
-
-
 def differentiate(
     grad: Tensor,
     inputs: ConvInputs,
@@ -67,7 +62,7 @@ def differentiate(
 
     Those that are not needed are None.
     """
-    grad, inputs = grad.contiguous(), contiguous(inputs)
+    grad, inputs = grad.contiguous(), inputs.contiguous()
     dx = dweight = ddepthwise = dbias = dgamma = dbeta = None
     if conv.lifting:
         dx = _images_grad(grad, inputs, conv) if needs[0] else None

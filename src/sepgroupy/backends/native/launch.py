@@ -39,6 +39,10 @@ class ConvInputs(NamedTuple):
     var: Tensor | None = None
     residual: Tensor | None = None  # (B, |H|, O, *spatial'), added to the result
 
+    def contiguous(self) -> ConvInputs:
+        """Return inputs whose values lie in memory as the kernels read them."""
+        return ConvInputs(*[None if t is None else t.contiguous() for t in self])  # type: ignore[arg-type]
+
     def norm(self, eps: float, batch_stats: bool) -> BatchNormReLU | None:
         """Return the norm."""
         if self.mean is None or self.var is None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...errors import ArgumentError
 from ...groups import PointGroup
 from ..conv_spec import ConvSpec
-from .convolution import contiguous, differentiate
+from .convolution import differentiate
 from .launch import ConvInputs, NativeConv, native_conv
 
 Integers = Sequence[int]
@@ -32,7 +32,7 @@ def group_conv(
 ) -> Tensor:
     """Lift to the group whose elements' entries are given, or convolve on it, and add the residual."""
     inputs = ConvInputs(x, weight, depthwise, bias, residual=residual)
-    return _conv_of(inputs, *options).forward(contiguous(inputs))[0]
+    return _conv_of(inputs, *options).forward(inputs.contiguous())[0]
 
 
 @torch.library.custom_op(
