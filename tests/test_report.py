@@ -19,11 +19,11 @@ from sepgroupy.data import Split, rotate
 from sepgroupy.errors import ArgumentError, DataError
 from sepgroupy.paper import RunConfig, save_run_weights
 from sepgroupy.paper.report import write_report
-from sepgroupy.paper.report._angles import ANGLES, errors_by_angle
-from sepgroupy.paper.report._chapters import order
 from sepgroupy.paper.report._figures import style_of
-from sepgroupy.paper.report._groups import put_together
+from sepgroupy.paper.report._rotation_curve import ANGLES, errors_by_angle
 from sepgroupy.paper.report._rotations import error_averaged
+from sepgroupy.paper.report._run_groups import group_runs
+from sepgroupy.paper.report._sections import order
 from sepgroupy.paper.sweep import Run, find_runs, grid, sweep
 from sepgroupy.training import Result, evaluate, load_model, score
 from stress.small import few_digits, use_digits_in_reports
@@ -70,7 +70,7 @@ def test_runs_that_differ_in_their_seed_alone_are_one_group(few: None) -> None:
         made_up(1.0, model="gc-p4cnn", width=7),
         made_up(8.0, model="z2cnn", epochs=7),
     ]
-    paper, other = put_together([runs[-1], *runs[:-1]])
+    paper, other = group_runs([runs[-1], *runs[:-1]])
     assert [(g.label, g.train_images, len(g.runs)) for g in paper.groups] == [
         ("p4cnn", 6, 1), ("p4cnn", 24, 3), ("gc-p4cnn", 24, 1), ("gc-p4cnn, w=7", 24, 1)
     ]  # fmt: skip
@@ -85,7 +85,7 @@ def test_runs_that_differ_in_their_seed_alone_are_one_group(few: None) -> None:
 
 def test_a_width_of_a_published_network_is_that_network(few: None) -> None:
     runs = [made_up(3.0, model="g-p4cnn", width=10), made_up(4.0, model="g-p4cnn-small", seed=2)]
-    (group,) = put_together([*runs, made_up(5.0, model="g-p4cnn-small", width=10, seed=3)])[0].groups
+    (group,) = group_runs([*runs, made_up(5.0, model="g-p4cnn-small", width=10, seed=3)])[0].groups
     assert (group.label, group.paper_error, len(group.runs)) == ("g-p4cnn-small", "2.60 ± 0.098", 3)
 
 
@@ -98,7 +98,7 @@ def test_only_the_paper_s_augmentation_has_the_paper_s_figure(
 ) -> None:
     crop, hflip = augmentation
     run = Run(Path("x"), RunConfig.for_task("cifar10", samples=9, crop=crop, hflip=hflip), made_up(1).result)
-    assert put_together([run])[0].groups[0].paper_error == printed
+    assert group_runs([run])[0].groups[0].paper_error == printed
 
 
 def test_says_plainly_where_the_paper_s_order_does_not_hold() -> None:
@@ -109,7 +109,7 @@ def test_says_plainly_where_the_paper_s_order_does_not_hold() -> None:
             for short, values in errors.items()
             for seed, error in enumerate(values)
         ]
-        return " ".join(order(put_together(runs)[0].main))
+        return " ".join(order(group_runs(runs)[0].main))
 
     assert said(z2=(9,), gc=(3,), p4=(4,)) == "The paper's order is gc-p4cnn < p4cnn < z2cnn. Here it is the same."
     text = said(z2=(9, 9.5), gc=(5.5, 6.5), p4=(4, 4.5))

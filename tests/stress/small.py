@@ -22,7 +22,7 @@ from torch import Tensor
 from sepgroupy.cli import exit_code
 from sepgroupy.data import ImageData
 from sepgroupy.paper import RunConfig, _data, load_digits
-from sepgroupy.paper.report import _angles, _groups
+from sepgroupy.paper.report import _rotation_curve, _run_groups
 from sepgroupy.training import CHECKPOINT, RunData, _loop, generator, load_model
 
 ORDER, AFFINE = 0, 2
@@ -94,8 +94,8 @@ def use_digits(patch: pytest.MonkeyPatch, digits: ImageData | None, save_seconds
 def use_digits_in_reports(patch: pytest.MonkeyPatch, rotated: ImageData, upright: ImageData) -> None:
     """Let runs and reports on them read these images; no report remembers those of another test."""
     use_digits(patch, rotated)
-    patch.setattr(_angles, "load_digits", lambda rotated: upright)
-    _groups.load.cache_clear()
+    patch.setattr(_rotation_curve, "load_digits", lambda rotated: upright)
+    _run_groups.load.cache_clear()
 
 
 def before_step(
