@@ -33,7 +33,8 @@ def states():
     return (str(random.getstate()), str(numpy.random.get_state()), torch.random.get_rng_state().tolist(),
             torch.get_num_threads(), torch.get_default_dtype(), sys.path[:])
 
-modules, before = set(sys.modules), states()
+before = states()  # which imports numpy.random
+modules = set(sys.modules)
 import {CORE}
 unchanged, imported = states() == before, {{name.partition(".")[0] for name in set(sys.modules) - modules}}
 extras = {{name.partition(".")[0] for name in sys.modules}} & set({EXTRAS})
