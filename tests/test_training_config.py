@@ -96,6 +96,17 @@ def test_the_cosine_schedule_is_torchs(warmup: int) -> None:
         schedule.step()
 
 
+@pytest.mark.parametrize("epochs", [1, 2, 5])
+def test_the_warm_up_ends_within_a_short_run(epochs: int) -> None:
+    config = RunConfig.for_task("rotmnist", lr=0.5, epochs=epochs, schedule="cosine", warmup=2)
+    rates = [config.learning_rate(step, 30) for step in range(30 * epochs)]
+    peak = rates.index(max(rates)) + 1
+    assert peak <= min(2 * 30, 30 * epochs / 3)
+    assert max(rates) > 0.7 * 0.5  # of a cosine that fell during the warm-up
+    assert rates[:peak] == sorted(rates[:peak])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+
+
 def test_an_unknown_setting_is_refused() -> None:
     with pytest.raises(ArgumentError, match="'learning_rate'"):
         RunConfig.for_task("rotmnist", learning_rate=0.1)

@@ -212,17 +212,10 @@ def test_gradients_are_clipped(tmp_path: Path) -> None:
     torch.testing.assert_close(moved[0.01] / 0.01, moved[None] / moved[None].norm(), atol=1e-4, rtol=0)
 
 
-def test_the_rate_rises_then_drops(tmp_path: Path) -> None:
+def test_the_rate_rises_then_drops() -> None:
     config = RunConfig.for_task("rotmnist", lr=6.0, warmup=2, milestones=(3, 4))
     rates = [config.learning_rate(step, steps=3) for step in range(14)]
     assert rates == pytest.approx([1, 2, 3, 4, 5, 6, 6, 6, 6, 0.6, 0.6, 0.6, 0.06, 0.06])
-    one = {"epochs": 1, "batch_size": 48, "optimizer": "sgd", "lr": 1.0, "weight_decay": 0.0}
-    torch.manual_seed(1)
-    start = build_model("gc-p4cnn-small", width=3).fc.weight
-    for warmup in (0, 4):
-        train(small_run(tmp_path / str(warmup), **one, warmup=warmup))
-    full, quarter = (load_model(tmp_path / str(warmup)).fc.weight - start for warmup in (0, 4))
-    torch.testing.assert_close(quarter, full / 4)
 
 
 def test_a_run_starts_from_given_weights(digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

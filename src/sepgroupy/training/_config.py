@@ -99,7 +99,7 @@ class TrainingConfig:
     seed: CountFrom0 = 1
     """Seed of the initial parameters, the order of the images and their augmentation."""
     warmup: CountFrom0 = 0
-    """Epochs over which the learning rate rises to lr, by the same amount in each step."""
+    """Epochs over which the learning rate rises to lr, by the same amount in each step; at most a third of all."""
     clip: Positive | None = None
     """Largest norm of the gradient of all parameters together; a longer one is scaled down. None for no limit."""
     devices: Count = 1
@@ -170,8 +170,8 @@ class TrainingConfig:
             factor = (1 + math.cos(math.pi * step / (self.epochs * steps))) / 2
         else:
             factor = float(0.1 ** bisect_right(self.milestones, step // steps))
-        decayed = self.lr * factor
-        return decayed * min(1.0, (step + 1) / (self.warmup * steps)) if self.warmup else decayed
+        rising = min(self.warmup * steps, self.epochs * steps / 3)
+        return self.lr * factor * min(1.0, (step + 1) / rising if rising else 1.0)
 
     def input_shape(self, facts: Any = None) -> tuple[int, ...]:
         """Channels, rows and columns of an image, as the network reads it."""

@@ -68,13 +68,16 @@ def train(
             return _train(fabric, config, progress, workers, time_limit)
 
 
-def evaluate(folder: str | PathLike[str], device: str = "auto", rotations: int = 1) -> Score:
+def evaluate(
+    folder: str | PathLike[str], device: str = "auto", rotations: int = 1, workers: int | None = None
+) -> Score:
     """Compute loss and error of a trained run on its test set.
 
     Args:
         folder: the folder of the run.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
         rotations: average the class probabilities over this many rotations, see :func:`predict`.
+        workers: processes that read images, if they are not in memory.
 
     Raises:
         ArgumentError: the machine has no such device, or ``rotations`` is not a positive integer.
@@ -82,7 +85,7 @@ def evaluate(folder: str | PathLike[str], device: str = "auto", rotations: int =
     """
     folder = Path(folder)
     config, _, model, checkpoint = restore(folder)
-    data = config.load_data(folder=folder)
+    data = config.load_data(workers, folder)
     checked_record(checkpoint, data, folder)
     return data.score(model.to(device_of(device)), config.test_batch_size, rotations)
 

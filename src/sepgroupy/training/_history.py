@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ._config import TrainingConfig
+from ._run_directory import COLUMNS
 
 
 def best_epoch(history: Sequence[Mapping[str, float]]) -> int:
@@ -17,6 +18,20 @@ def best_epoch(history: Sequence[Mapping[str, float]]) -> int:
     rows = [row for row in history if "validation_error" in row]
     best = min(rows, key=lambda row: (row["validation_error"], row["validation_loss"]), default={"epoch": 0})
     return int(best["epoch"])
+
+
+def epoch_text(row: Mapping[str, float], unit: str) -> str:
+    """Write the values of an epoch; ``unit`` follows errors.
+
+    >>> epoch_text({"epoch": 3, "lr": 0.002, "train_loss": 1.61, "train_error": 25.0, "seconds": 4.2}, " %")
+    'lr 0.002, train loss 1.61, train error 25 %, 4.2 s'
+    """
+    values = []
+    for name in (name for name in COLUMNS[1:] if name in row):
+        value = f"{row[name]:.4g}"
+        text = f"{name.replace('_', ' ')} {value}{unit if name.endswith('_error') else ''}"
+        values.append(f"{value} s" if name == "seconds" else text)
+    return ", ".join(values)
 
 
 def is_last_epoch(config: TrainingConfig, history: Sequence[Mapping[str, float]]) -> bool:

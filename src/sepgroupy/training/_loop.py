@@ -19,10 +19,10 @@ from ..errors import ArgumentError, DataError, RunError
 from ._average import Average
 from ._config import TrainingConfig
 from ._distributed import all_reduce_sum, end_all_ranks, on_rank_zero
-from ._history import best_epoch, is_last_epoch
+from ._history import best_epoch, epoch_text, is_last_epoch
 from ._random import LAYERS, seed_of
 from ._run_data import Batch, RunData
-from ._run_directory import CHECKPOINT, COLUMNS, require_room, write_checkpoint, write_metrics
+from ._run_directory import CHECKPOINT, require_room, write_checkpoint, write_metrics
 from ._signals import Interruption
 from ._step import Report, add, compute_gradients, make_optimizer
 from ._validate_checkpoint import checked_best, checked_optimizer_states, checked_record
@@ -140,8 +140,8 @@ class Loop:
                     if first:
                         logger.log_metrics(row, step=len(self.history))
                     if first and not shown:
-                        values = ", ".join(f"{name} {row[name]:.4g}" for name in COLUMNS[1:] if name in row)
-                        _log.info("epoch %d of %d: %s", len(self.history), config.epochs, values)
+                        text = epoch_text(row, self.data.objective.unit)
+                        _log.info("epoch %d of %d: %s", len(self.history), config.epochs, text)
                 else:
                     self._do_step(stop)
                     if time.monotonic() - self._saved > SAVE_SECONDS:

@@ -18,9 +18,10 @@ class Objective:
 
     Attributes:
         scale: factor of the mean error: 100 where the error is a fraction, to report percent.
+        unit: unit of the reported error, with the space before it.
     """
 
-    scale = 100.0
+    scale, unit = 100.0, " %"
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss of a batch that a training step minimizes."""
@@ -74,7 +75,7 @@ class Regression(Objective):
 
     mean: Tensor
     std: Tensor
-    scale = 1.0
+    scale, unit = 1.0, ""
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean over the targets of ``((y − t) / std)²``."""
