@@ -57,11 +57,17 @@ def lifting_of(spec: ConvSpec) -> NativeConv:
     return native_conv(ConvSpec(spec.group, "lifting", spec.kernel_size, spec.stride, spec.padding, spec.dilation))
 
 
-def layer(kind: str = "dense", backend: str = "native", **options: Any) -> GroupConv2d:
-    built = GroupConv2d(3, 4, 3, **{"padding": 1, "group": D4} | options, kind=kind, backend=backend)
+def layer(kind: str = "dense", backend: str = "native", **options: Any) -> Any:
+    options = {"padding": 1, "group": D4, "backend": backend} | options
+    built = LiftingConv2d(3, 4, 3, **options) if kind == "lifting" else GroupConv2d(3, 4, 3, **options, kind=kind)
     assert built.bias is not None
     nn.init.normal_(built.bias)
     return built
+
+
+def input_axes(kind: str) -> tuple[int, ...]:
+    """Return channels, and group elements, of the input of such a layer."""
+    return (3,) if kind == "lifting" else (3, 8)
 
 
 def as_defined(convolution: GroupConv2d | LiftingConv2d, x: Tensor, **geometry: Any) -> Tensor:
@@ -298,9 +304,13 @@ def test_the_operators_refuse_what_no_layer_asks_for(change: dict[str, Any], unt
 
 def operator_arguments(kind: str = "dense", group: PointGroup = D4) -> dict[str, Any]:
     """Name the arguments of the operator, for p4m."""
-    given = {name: t for name, t in tensors(kind).items() if name in ("x", "weight", "depthwise", "bias", "residual")}
-    elements = group.arrays.flatten().tolist()
-    return given | {"elements": elements, "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1]}
+    lifting = kind == "lifting"
+    given = tensors("dense" if lifting else kind)
+    if lifting:
+        given |= {"x": torch.randn(2, 1, 3, 5, 6), "weight": torch.randn(4, 3, 1, 3, 3)}
+    given = {name: given[name] for name in ("x", "weight", "depthwise", "bias", "residual")}
+    options = {"elements": group.arrays.flatten().tolist(), "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1]}
+    return given | {"lifting": lifting} | options
 
 
 # ---- the interface -----------------------------------------------------------------------------------------------
@@ -904,7 +914,7 @@ def test_frozen_networks_compute_the_gradients_that_remain(
 NEEDS = [(True,) * 4, (True, False, False, False), (False, True, False, False), (False, False, True, True)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "lifting"])
 @pytest.mark.parametrize("needs", NEEDS)
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck looks at it
 def test_the_operators_are_what_torch_expects(kind: str, needs: tuple[bool, ...]) -> None:
@@ -922,7 +932,7 @@ def test_the_operators_are_what_torch_expects(kind: str, needs: tuple[bool, ...]
     assert [g.numel() for g in torch.ops.sepgroupy.group_conv_backward(*given)] == sizes
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "lifting"])
 def test_the_operator_has_the_gradients_of_an_eager_layer(kind: str) -> None:
     """Whichever parameters are frozen."""
     given = operator_arguments(kind)
@@ -933,16 +943,18 @@ def test_the_operator_has_the_gradients_of_an_eager_layer(kind: str) -> None:
             given[name].requires_grad_(name in wanted)
         leaves = [given[name] for name in sorted(wanted)]
         y = torch.ops.sepgroupy.group_conv(*given.values())
-        expected, *_ = backend._convolve(inputs, 0.0, False, native_conv(SPEC))
+        expected, *_ = backend._convolve(
+            inputs, 0.0, False, lifting_of(SPEC) if kind == "lifting" else native_conv(SPEC)
+        )
         assert torch.equal(y, expected)
         ours, theirs = (torch.autograd.grad(t.square().sum(), leaves) for t in (y, expected))
         assert all(map(torch.equal, ours, theirs))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "lifting"])
 @pytest.mark.usefixtures("fresh_compiler")
 def test_a_compiler_sees_one_operator(kind: str) -> None:
-    convolution, x = layer(kind), torch.randn(2, 3, 8, 6, 6, requires_grad=True)
+    convolution, x = layer(kind), torch.randn(2, *input_axes(kind), 6, 6, requires_grad=True)
     counter = torch._dynamo.testing.EagerAndRecordGraphs()
     torch.compile(convolution, fullgraph=True, backend=counter)(x)
     (graph,) = counter.graphs
@@ -956,16 +968,18 @@ def test_a_compiler_sees_one_operator(kind: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["native", "auto"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "lifting"])
 @pytest.mark.usefixtures("fresh_compiler")
 def test_sizes_are_symbols_to_a_compiler(kind: str, backend: str) -> None:
-    convolution = layer(kind, backend, stride=2)
+    stride = 1 if kind == "lifting" else 2
+    convolution = layer(kind, backend, stride=stride)
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(convolution, dynamic=True, fullgraph=True, backend=counter)
     for batch, size in ((2, (6, 7)), (4, (9, 9)), (2, (32, 33)), (5, (16, 16)), (9, (64, 20))):
-        x = torch.randn(batch, 3, 8, *size, requires_grad=True)
+        x = torch.randn(batch, *input_axes(kind), *size, requires_grad=True)
         y = compiled(x)
-        torch.testing.assert_close(y.double(), as_defined(convolution, x, stride=2, padding=1), rtol=1e-4, atol=1e-4)
+        expected = as_defined(convolution, x, stride=stride, padding=1)
+        torch.testing.assert_close(y.double(), expected, rtol=1e-4, atol=1e-4)
         y.sum().backward()
         assert x.grad is not None
     assert counter.frame_count == 1
@@ -979,8 +993,20 @@ def test_only_a_forced_layer_exports_the_operator(backend: str, times: int) -> N
     torch.testing.assert_close(program.module()(x[:1]), convolution(x[:1]))
 
 
+@pytest.mark.usefixtures("fresh_compiler")
+def test_one_compiled_function_lifts_images_of_any_number_of_channels() -> None:
+    """Also of more than the kernels read, and where the compiler takes the number for a symbol."""
+
+    @torch.compile(backend="aot_eager", fullgraph=True, dynamic=True)
+    def compiled(lift: LiftingConv2d, x: Tensor) -> Tensor:
+        return lift(x)
+
+    for channels in (1, 3, 5, 6, 7):  # 5·9 elements are the most
+        lift, x = LiftingConv2d(channels, 4, 3, group=D4), torch.randn(2, channels, 6, 6)
+        torch.testing.assert_close(compiled(lift, x).double(), as_defined(lift, x), rtol=1e-4, atol=1e-4)
+
+
 WITHOUT_KERNELS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
-    "compile": lambda lift, x: torch.compile(lift, backend="aot_eager", fullgraph=True)(x),
     "export": lambda lift, x: torch.export.export(lift, (x,)).module()(x),
     "vmap": lambda lift, x: torch.vmap(lambda one: lift(one[None])[0])(x),
     "jvp": lambda lift, x: torch.func.jvp(lift, (x,), (x,))[0],
@@ -989,8 +1015,7 @@ WITHOUT_KERNELS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("how", WITHOUT_KERNELS)
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # torch's own, in jvp
-def test_native_lifting_is_computed_by_pytorch_where_no_kernel_can_be_called(how: str) -> None:
-    torch._dynamo.reset()
+def test_native_lifting_serves_exported_programs_and_function_transforms(how: str) -> None:
     lift, x = LiftingConv2d(3, 4, 3, padding=1, group=D4, backend="native"), torch.randn(2, 3, 9, 10)
     torch.testing.assert_close(WITHOUT_KERNELS[how](lift, x), lift(x), rtol=1e-4, atol=1e-5)
 
@@ -1047,10 +1072,11 @@ PIXELS = 6 * 7
         ("dense", P4M_PAIR * 3 * 4 * 9 * PIXELS, 1, 1),
         ("g", P4M_PAIR * 3 * 4 * 9 * PIXELS, 1, 1),
         ("gc", P4M_PAIR * 3 * 4 * PIXELS + 4 * 8 * 9 * PIXELS, None, None),
+        ("lifting", 3 * 4 * 8 * 9 * PIXELS, 1, 1),
     ],
 )
 def test_executed_operations_are_counted(kind: str, forward: int, of_x: int | None, of_filters: int | None) -> None:
-    convolution, x = layer(kind), torch.randn(2, 3, 8, 6, 7)
+    convolution, x = layer(kind), torch.randn(2, *input_axes(kind), 6, 7)
     counts = []
     for wants_x, wants_filters in ((False, False), (True, False), (False, True), (True, True)):
         x.requires_grad_(wants_x)

@@ -36,7 +36,7 @@ import oracle
 from oracle import Array
 from sepgroupy.backends import BatchNormReLU, ConvSpec
 from sepgroupy.backends.native import batch_statistics, library, norm_relu_max_pool
-from sepgroupy.backends.native.launch import ConvInputs, NativeConv, lifting_unsupported_reason, native_conv
+from sepgroupy.backends.native.launch import ConvInputs, NativeConv, max_in_channels, native_conv, unsupported_reason
 from sepgroupy.errors import ArgumentError
 from sepgroupy.groups import C1, C2, C4, D1, D2, D4, PointGroup, as_group
 
@@ -214,7 +214,7 @@ class Problem:
     @property
     def is_lifted(self) -> bool:
         """Whether the kernels lift such images to the group, too."""
-        return lifting_unsupported_reason(self._lifting, self.inputs) is None
+        return unsupported_reason(self._lifting) is None and self.inputs <= max_in_channels(self._lifting)
 
     @property
     def _lifting(self) -> ConvSpec:

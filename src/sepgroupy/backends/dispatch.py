@@ -14,7 +14,7 @@ from .base import Backend, can_bypass_dispatcher, has_plain_values, is_plain_eag
 from .conv_spec import ConvSpec
 from .expanded import Expanded
 from .fourier import Fourier
-from .native import Native
+from .native import Native, max_in_channels
 from .reference import Reference
 from .tracing import constant_to_dynamo, is_exporting
 from .two_step import TwoStep
@@ -115,6 +115,8 @@ def select_backend(spec: ConvSpec, x: Tensor, requested: str = "auto") -> Backen
         transformed = torch._C._are_functorch_transforms_active()
         on_cpu = x.device.type == "cpu"
         native = on_cpu and x.dtype in NATIVE_DTYPES and not (is_exporting() or transformed)
+        if native and x.shape[1] > max_in_channels(spec):  # a branch: Dynamo's comparison of symbols is no constant
+            native = False
         return _registry[_select_while_tracing(spec, requested, on_cpu, native, is_exporting(), transformed)]
     candidates = _candidates(spec, requested)
     if requested not in RULES:
@@ -148,7 +150,7 @@ def _select_while_tracing(
         if not (backend.exports if exporting else backend.compiles) or (transformed and not backend.vmap):
             continue
         if isinstance(backend, Native):
-            if native and spec.kind != "lifting":  # has no operator
+            if native:
                 return backend.name
         elif not isinstance(backend, Fourier) or _fourier_pays(spec, *TRACED_SIZE, on_cpu, not exporting):
             return backend.name
@@ -189,8 +191,7 @@ def _may_pay(backend: Backend, spec: ConvSpec) -> bool:
 def _pays(backend: Backend, spec: ConvSpec, x: Tensor) -> bool:
     """Whether a backend that can be the fastest is so for this input."""
     if isinstance(backend, Native):
-        watched = spec.kind == "lifting" and torch._C._len_torch_dispatch_stack()
-        return has_plain_values(x) and not watched and _native_pays(backend, x)
+        return has_plain_values(x) and _native_pays(backend, x)
     if isinstance(backend, Fourier):
         size = (x.shape[1], x.numel()) if is_plain_eager_tensor(x) else TRACED_SIZE
         return _fourier_pays(spec, *size, on_cpu=x.device.type == "cpu", compiled=False)

@@ -12,11 +12,10 @@ from torch import Tensor
 from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
 
 from ...errors import ArgumentError
-from ..base import CONV, Backend, Filters, can_bypass_dispatcher, has_plain_values, pad
+from ..base import CONV, Backend, Filters, can_bypass_dispatcher, pad
 from ..batch_norm import BatchNormReLU
 from ..constants import group_index, planar_index
 from ..conv_spec import ConvSpec
-from ..expanded import Expanded
 from ..filter_bank import expand_filter, full_filter, with_group_axis
 from ..tracing import constant_to_dynamo
 from . import flops
@@ -24,7 +23,7 @@ from .launch import (
     ConvInputs,
     NativeConv,
     group_of_entries,
-    lifting_unsupported_reason,
+    max_in_channels,
     native_conv,
     unsupported_reason,
 )
@@ -58,11 +57,11 @@ class Native(Backend):
 
     def unsupported_reason(self, spec: ConvSpec, x: Tensor | None = None) -> str | None:
         """Compute small kernels and strides, without blocks of channels, for groups of order up to 48, on a CPU."""
-        if (reason := unsupported_reason(spec)) is not None or x is None:
-            return reason
-        if x.device.type not in ("cpu", "meta"):
+        if x is not None and x.device.type not in ("cpu", "meta"):
             return f"an input on a CPU, not on {x.device}"
-        return lifting_unsupported_reason(spec, x.shape[1]) if spec.kind == "lifting" else None
+        if x is not None and x.shape[1] > max_in_channels(spec):
+            return f"at most {max_in_channels(spec)} channels to lift with this kernel"
+        return unsupported_reason(spec)
 
     def expand_filters(self, spec: ConvSpec, parameters: Mapping[str, Tensor]) -> Filters:
         """Return the parameters themselves, weight or pointwise and depthwise weight: the kernels expand them."""
@@ -87,16 +86,9 @@ class Native(Backend):
 
     def run(self, spec: ConvSpec, x: Tensor, filters: Filters, bias: Tensor | None) -> Tensor:
         """Convolve."""
-        if spec.kind == "lifting" and (not has_plain_values(x) or torch._C._len_torch_dispatch_stack()):  # no operator
-            (weight, *_), expanded = filters, Expanded()
-            assert weight is not None
-            return expanded.run(spec, x, expanded.expand_filters(spec, {"weight": weight}), bias)
         if not torch.compiler.is_compiling():
             return self.run_fused(spec, x, filters, bias).y
-        maps = x.transpose(1, 2)
-        if spec.pads_separately:
-            maps = pad(maps.flatten(0, 1), spec)[0].unflatten(0, maps.shape[:2])
-        return group_conv(maps, *filters, bias, None, *_operator_options(spec)).transpose(1, 2)
+        return group_conv(_padded_maps(spec, x), *filters, bias, None, *_operator_options(spec)).transpose(1, 2)
 
     def run_fused(
         self,
@@ -126,11 +118,8 @@ class Native(Backend):
         """
         weight, depthwise, *expanded = filters
         assert weight is not None
-        maps = x.unsqueeze(1) if spec.kind == "lifting" else x.transpose(1, 2)
-        if spec.pads_separately:
-            maps = pad(maps.flatten(0, 1), spec)[0].unflatten(0, maps.shape[:2])
         added = None if residual is None else residual.transpose(1, 2)
-        inputs = ConvInputs(maps, weight, depthwise, bias, residual=added)
+        inputs = ConvInputs(_padded_maps(spec, x), weight, depthwise, bias, residual=added)
         if norm is not None:
             inputs = inputs._replace(gamma=norm.gamma, beta=norm.beta, mean=norm.mean, var=norm.var)
         eps, batch_stats = (norm.eps, norm.batch_stats) if norm is not None else (0.0, False)
@@ -158,6 +147,14 @@ def _conv_after_padding(spec: ConvSpec) -> NativeConv:
     return native_conv(
         replace(spec, kind=kind, padding=padding, padding_mode="zeros", output_padding=(0,) * spec.dimension)
     )
+
+
+def _padded_maps(spec: ConvSpec, x: Tensor) -> Tensor:
+    """Return x as the kernels read it, (B, |H| or 1, I, *spatial), padded where they cannot."""
+    maps = x.unsqueeze(1) if spec.kind == "lifting" else x.transpose(1, 2)
+    if spec.pads_separately:
+        maps = pad(maps.flatten(0, 1), spec)[0].unflatten(0, maps.shape[:2])
+    return maps
 
 
 def _shape_after_padding(spec: ConvSpec, x: Tensor) -> tuple[int, ...]:
@@ -270,7 +267,7 @@ def _backward(
                 grad, inputs, eps, batch_stats, other_grad, wants_x, wants_filters
             )
     if needs[3] and dbias is None:
-        dbias = grad.transpose(0, 2).flatten(1).sum(1)
+        dbias = grad.flatten(3).sum(3).sum((0, 1))
     found = (dx, dweight, ddepthwise, dbias, dgamma, dbeta)
     return tuple(g if need else None for g, need in zip(found, needs, strict=False))
 
@@ -304,15 +301,15 @@ def _options(spec: ConvSpec) -> tuple[tuple[int, ...], tuple[int, ...], tuple[in
 
 
 @constant_to_dynamo
-def _operator_options(spec: ConvSpec) -> tuple[tuple[int, ...], ...]:
+def _operator_options(spec: ConvSpec) -> tuple[Any, ...]:
     elements = tuple(entry for matrix in spec.group.elements for row in matrix for entry in row)
-    return elements, *_options(_conv_after_padding(spec).spec)
+    return spec.kind == "lifting", elements, *_options(_conv_after_padding(spec).spec)
 
 
 # ---- the same as an operator, for torch.compile, autocast and dispatch modes -----------------------------------------
 
 _TENSORS = "Tensor x, Tensor weight, Tensor? depthwise, Tensor? bias"
-_OPTIONS = "int[] elements, int[] stride, int[] padding, int[] dilation"
+_OPTIONS = "bool lifting, int[] elements, int[] stride, int[] padding, int[] dilation"
 
 
 @torch.library.custom_op(
@@ -324,7 +321,7 @@ _OPTIONS = "int[] elements, int[] stride, int[] padding, int[] dilation"
 def group_conv(
     x: Tensor, weight: Tensor, depthwise: Tensor | None, bias: Tensor | None, residual: Tensor | None, *options: Any
 ) -> Tensor:
-    """Convolve on the group whose elements' entries are given, and add the residual."""
+    """Lift to the group whose elements' entries are given, or convolve on it, and add the residual."""
     inputs = ConvInputs(x, weight, depthwise, bias, residual=residual)
     return _conv_of(inputs, *options).forward(_contiguous(inputs))[0]
 
@@ -342,18 +339,21 @@ def group_conv_backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
     return tuple(grad.new_empty(0) if g is None else g for g in gradients[:4])
 
 
-def _conv_of(inputs: ConvInputs, elements: Integers, *geometry: Integers) -> NativeConv:
+def _conv_of(inputs: ConvInputs, lifting: bool, elements: Integers, *geometry: Integers) -> NativeConv:
     filters = inputs.weight if inputs.depthwise is None else inputs.depthwise
     if not (kernel := filters.shape[3:]):
         raise ArgumentError(f"a filter has shape {tuple(filters.shape)}; the kernels read (O, I, |H|, k, …)")
-    return _conv_of_elements(tuple(elements), tuple(map(int, kernel)), *map(tuple, geometry))
+    kind = "lifting" if lifting else "dense"
+    return _conv_of_elements(kind, tuple(elements), tuple(map(int, kernel)), *map(tuple, geometry))
 
 
 @lru_cache(maxsize=1024)
-def _conv_of_elements(elements: tuple[int, ...], kernel: tuple[int, ...], *geometry: tuple[int, ...]) -> NativeConv:
+def _conv_of_elements(
+    kind: str, elements: tuple[int, ...], kernel: tuple[int, ...], *geometry: tuple[int, ...]
+) -> NativeConv:
     group = group_of_entries(elements, len(kernel))
     stride, padding, dilation = geometry
-    return native_conv(ConvSpec.parse(group, "dense", kernel, stride, padding, dilation))
+    return native_conv(ConvSpec.parse(group, kind, kernel, stride, padding, dilation))
 
 
 @group_conv.register_fake

@@ -17,6 +17,8 @@ from ...errors import ArgumentError
 from ...groups import PointGroup, action_table, fourier_basis, moved_size
 from ..batch_norm import BatchNormReLU
 from ..conv_spec import ConvSpec
+from ..geometry import MAX_SIZE
+from ..tracing import constant_to_dynamo
 from . import library
 from .library import DTYPES, Problem, check_readable, launch
 from .memory import empty, workspace
@@ -156,12 +158,11 @@ def unsupported_reason(spec: ConvSpec) -> str | None:
     return ", ".join(need for need, holds in needs.items() if not holds) or None
 
 
-def lifting_unsupported_reason(spec: ConvSpec, in_channels: int) -> str | None:
-    """Return what the kernels would need to lift images of this many channels to the group, or None."""
-    most = MAX_KERNEL_ELEMENTS[spec.dimension]
-    if math.prod(spec.kernel_size) * in_channels > most:
-        return f"at most {most} kernel elements times channels in lifting layers"
-    return unsupported_reason(spec)
+@constant_to_dynamo
+def max_in_channels(spec: ConvSpec) -> int:
+    """Return the largest number of input channels: lifting layers read all of them at a time."""
+    elements = math.prod(spec.kernel_size)
+    return MAX_KERNEL_ELEMENTS[spec.dimension] // elements if spec.kind == "lifting" else MAX_SIZE
 
 
 def group_of_entries(entries: Sequence[int], dimension: int) -> PointGroup:
@@ -279,7 +280,7 @@ class NativeConv:
         dw, db = torch.empty_like(weight), weight.new_empty(len(weight))
         computes = bool(grad.numel() and x.numel())
         self._run("backward", {"x": x, "grad": grad, "dweight": dw, "dbias": db}, computes)
-        return dw, db if computes else grad.transpose(0, 2).flatten(1).sum(1)
+        return dw, db if computes else grad.flatten(3).sum(3).sum((0, 1))
 
     def filter_layout(self, width: int, dtype: torch.dtype) -> tuple[int, bool]:
         """Return what the layout of :meth:`expand_filters` depends on, for rows of ``width`` pixels."""
@@ -334,8 +335,8 @@ class NativeConv:
         kind = LIFTING if self.lifting else DENSE
         if depthwise is not None:
             kind = SEPARABLE if inputs == 1 or depthwise[1:2] != (inputs,) else FACTORED
-        if self.lifting and (reason := lifting_unsupported_reason(spec, inputs)):
-            raise ArgumentError(f"x has {inputs} channels; the kernels need {reason}")
+        if inputs > max_in_channels(spec):
+            raise ArgumentError(f"x has {inputs} channels; the kernels need at most {max_in_channels(spec)}")
         found = library.kernels()
         if not found:
             raise ArgumentError(f"backend (='native') is unavailable: {found.summary}")
