@@ -1,12 +1,12 @@
-"""A layer for volumes on the symmetries of a cube, compared with escnn's of the same group and width.
+"""Layers for volumes on the symmetries of a cube, dense and gc, compared with escnn's of the same group and width.
 
 python -m benchmarks.escnn
 
-Needs escnn (``pip install escnn==1.0.11``; it compiles a package and needs a Fortran compiler). Both layers map four
-regular fields to four by 3×3×3 kernels, dense. They compute different functions: escnn's filters are combinations of
-fewer basis filters, zero in the corners. So times are compared, and not outputs. Construction is that of the first
-layer of the group in this process. Inference expands no filters: escnn's layer is in evaluation mode, ours within
-``cached_filters``. Writes ``benchmarks/results/escnn.csv`` and the table of docs/volumes.md.
+Needs escnn (``pip install escnn==1.0.11``, which needs a Fortran compiler for one of its dependencies). The layers map
+four regular fields to four by 3×3×3 kernels. They compute different functions: escnn's filters are combinations of
+fewer basis filters. So times are compared, and not outputs. The construction of escnn's layer and of the dense one is
+that of the first layer of the group in this process. Inference expands no filters: escnn's layer is in evaluation mode,
+ours within ``cached_filters``. Writes ``benchmarks/results/escnn.csv`` and the table of docs/volumes.md.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import argparse
 import importlib.util
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sepgroupy import GroupConv3d
+from sepgroupy import GroupConv3d, as_group
 from sepgroupy._files import atomic
 from sepgroupy.nn import cached_filters
 
@@ -56,19 +57,19 @@ class EscnnLayer(nn.Module):
 
 
 def measure(group: str, channels: int, size: int, rounds: int) -> list[dict[str, Any]]:
-    """Return a line for escnn and one for the library."""
-    theirs, seconds = constructed(lambda: EscnnLayer(channels, group))
-    ours, our_seconds = constructed(lambda: GroupConv3d(channels, channels, 3, padding=1, group=group))
-    variants = {
-        f"escnn {version('escnn')}": Variant("escnn", theirs),
-        "sepgroupy": Variant("sepgroupy", ours, group_outermost=True, inference_context=cached_filters),
-    }
-    x = torch.randn(2, channels, ours.group.order, size, size, size)
+    """Return a line for escnn and one for each kind of layer of the library."""
+    layer, seconds = constructed(lambda: EscnnLayer(channels, group))
+    variants, construction = {f"escnn {version('escnn')}": Variant("escnn", layer)}, [seconds]
+    for kind in ("dense", "gc"):
+        layer, seconds = constructed(partial(GroupConv3d, channels, channels, 3, padding=1, group=group, kind=kind))
+        variants[f"sepgroupy {kind}"] = Variant(kind, layer, group_outermost=True, inference_context=cached_filters)
+        construction.append(seconds)
+    x = torch.randn(2, channels, as_group(group).order, size, size, size)
     lines = time_interleaved(variants, x, rounds=rounds, inference=True)
-    for line, layer, taken in zip(lines, (theirs, ours), (seconds, our_seconds), strict=True):
-        line["construction_s"] = round(taken, 3)
-        line["parameters"] = sum(p.numel() for p in layer.parameters())
-    case = {"row": f"{group} dense {channels} channels {size}³", "group": group, "channels": channels, "size": size}
+    for line, variant, seconds in zip(lines, variants.values(), construction, strict=True):
+        line["construction_s"] = round(seconds, 3)
+        line["parameters"] = sum(p.numel() for p in variant.module.parameters())
+    case = {"row": f"{group} {channels} channels {size}³", "group": group, "channels": channels, "size": size}
     return [{**case, **line, **describe(torch.device("cpu"))} for line in lines]
 
 
@@ -88,7 +89,7 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
     for row in rows:
         times = f"{row['construction_s']:.2f} | {row['inference_ms']:.0f} | {row['step_ms']:.0f}"
         speedups = f"{row['inference_speedup']:.1f}, {row['step_speedup']:.1f}"
-        order = {"O": 24, "Oh": 48}[row["group"]]
+        order = as_group(row["group"]).order
         lines.append(f"| {row['group']} | {order} | {row['variant']} | {times} | {speedups} |")
     return "\n".join(lines)
 

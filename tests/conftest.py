@@ -173,7 +173,9 @@ def build(way: tuple[Any, ...]) -> Build:
     dimension = Way(*way).dimension
 
     def build(*args: Any, group: Any, **options: Any) -> Any:
-        return build_layer(way, *args, group=COUNTERPARTS[dimension].get(group, group), **options)
+        if isinstance(group, PointGroup):
+            group = COUNTERPARTS[dimension].get(group, group)
+        return build_layer(way, *args, group=group, **options)
 
     return build
 
