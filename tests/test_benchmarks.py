@@ -6,6 +6,7 @@ import sys
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partialmethod
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/ belongs to the
 from benchmarks import (
     arguments,
     compare,
+    escnn,
     gpu,
     hardware,
     layers,
@@ -127,6 +129,13 @@ def test_a_device_that_is_not_there_is_an_error(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.skipif(not available_backends()["native"].startswith("C++ kernels"), reason="there are no kernels")
+@pytest.mark.skipif(find_spec("escnn") is not None, reason="escnn is installed")
+def test_a_library_that_is_missing_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        escnn.main(["--quick"])
+    assert "pip install escnn" in capsys.readouterr().err
+
+
 def test_volumes_are_compared_with_ready_filters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert volumes.main(["--quick", "--rounds", "1", "--out", str(tmp_path)]) == 0
     found = rows_of(tmp_path / "volumes.csv")

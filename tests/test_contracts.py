@@ -70,9 +70,9 @@ def fused(module: nn.Module, shape: tuple[int, ...]) -> tuple[nn.Module, tuple[i
 
 
 # Not "torch", which selects one of the backends that are named.
-SPATIAL, POINTWISE = ([way for way in ways_of(kernel_size=kernel) if way[1] != "torch"] for kernel in (3, 1))
-SUBJECTS = {"-".join(way): lambda way=way: layer(way, 3) for way in SPATIAL}
-SUBJECTS |= {f"{'-'.join(way)}-1x1": lambda way=way: layer(way, 1) for way in POINTWISE if way not in SPATIAL}
+SPATIAL, POINTWISE = ([way for way in ways_of(kernel_size=kernel) if way.backend != "torch"] for kernel in (3, 1))
+SUBJECTS = {str(way): lambda way=way: layer(way, 3) for way in SPATIAL}
+SUBJECTS |= {f"{way}-1x1": lambda way=way: layer(way, 1) for way in POINTWISE if way not in SPATIAL}
 for name in ("auto", "expanded", "two_step", "reference"):
     SUBJECTS[f"transposed-{name}"] = lambda name=name: (
         GroupConvTranspose2d(2, 3, 4, 2, 1, group=C4, kind="gc", backend=name),

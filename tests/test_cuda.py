@@ -62,7 +62,7 @@ def step_of(net: nn.Module, x: Tensor) -> None:
 # ---- numbers and gradients -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", LAYERS, ids="-".join)
+@pytest.mark.parametrize("way", LAYERS, ids=str)
 def test_layers_and_their_gradients_are_those_of_a_cpu(way: tuple[str, str]) -> None:
     kernel = 1 if way == ("dense", "fourier") else 3
     layer = build_layer(way, 3, 4, kernel, padding=kernel // 2, group="p4m").double()

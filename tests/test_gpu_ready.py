@@ -50,7 +50,7 @@ def images_for(name: str, batch: int = 2) -> Tensor:
 # ---- forward passes: every layer, kind, backend and network ----------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", [way for way in WAYS if way[1] != "native"], ids="-".join)
+@pytest.mark.parametrize("way", [way for way in WAYS if way[1] != "native"], ids=str)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
 def test_every_layer_stays_on_its_device_and_reads_nothing(way: tuple[str, str], memory_format: Any) -> None:
     kernel = 1 if way == ("dense", "fourier") else 3

@@ -174,6 +174,18 @@ def test_volumes_of_every_size_and_stride_are_as_defined(kind: str) -> None:
         Convolution(kind, 5, size, kernel, stride, padding, channels=(2, 3), threads=threads).check()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_and_slices_without_zeros_between_them(kind: str) -> None:
+    """A slice may end within a vector of its rows; the next one begins at a vector of its own."""
+    for size, kernel in (
+        ((3, 5, 5), (1, 1, 1)),
+        ((4, 3, 4), (2, 2, 1)),
+        ((3, 5, 7), (3, 3, 3)),
+        ((33, 1, 6), (2, 1, 1)),
+    ):
+        Convolution(kind, 5, size, kernel, padding=(0, 0, 0), channels=(2, 3)).check()
+
+
 ROTATIONS = as_group("O")
 REVERSED = PointGroup((ROTATIONS.elements[0], *reversed(ROTATIONS.elements[1:])), "reversed O")
 SIZES = (((3, 4, 8), torch.float32, 1), ((4, 2, 3), torch.float64, 2))
