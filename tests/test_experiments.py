@@ -239,12 +239,15 @@ def test_cifar_without_files_says_where_they_must_be(
     assert "give the folder that cifar-10-python.tar.gz was unpacked in" in capsys.readouterr().err
 
 
-def test_rotmnist_runs(tmp_path: Path) -> None:
+def test_rotmnist_trains_on_the_bundled_digits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     command = "--planes 3 --equivariance P4 --separable gc --epochs 1 --samples 20 --no-cuda"
-    done = run_as_user("rotmnist", command, tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "using the bundled digits" in done.stdout
-    assert "test accuracy" in done.stdout
+    assert experiment("rotmnist").main(command.split()) == 0
+    out = capsys.readouterr().out
+    assert "using the bundled digits" in out
+    assert "test accuracy" in out
     assert len(list(tmp_path.glob("runs/rotmnist-gc-p4cnn-*/result.json"))) == 1
 
 
