@@ -36,7 +36,8 @@ import oracle
 from oracle import Array
 from sepgroupy.backends import BatchNormReLU, ConvSpec
 from sepgroupy.backends.native import batch_statistics, library, norm_relu_max_pool
-from sepgroupy.backends.native.launch import ConvInputs, NativeConv, max_in_channels, native_conv, unsupported_reason
+from sepgroupy.backends.native.launch import ConvInputs, NativeConv, native_conv
+from sepgroupy.backends.native.limits import max_in_channels, unsupported_reason
 from sepgroupy.errors import ArgumentError
 from sepgroupy.groups import C1, C2, C4, D1, D2, D4, PointGroup, as_group
 
