@@ -5,13 +5,16 @@
 
 namespace {
 
-/* Visit the rows of a phase: its first pixel in a channel of the input, its first column, and its pixels. Images whose rows
- * have nothing between them are one long row. */
+/* Visit the rows of a phase: its first pixel in a channel of the input, its first column, and its pixels. Rows that have
+ * nothing between them are one long row; so are slices. */
 template <class Function>
 INLINE void for_rows(const Problem &p, const Tile &t, const Phase &phase, Function function)
 {
     index_t slices = phase.size[0], rows = phase.size[1], pixels = phase.size[2];
-    if (product(p.stride) == 1 && phase.row_step == pixels && phase.count) pixels *= slices * rows, slices = rows = 1;
+    if (product(p.stride) == 1 && phase.row_step == pixels && phase.count) {
+        pixels *= rows, rows = 1;
+        if (phase.slice_step == pixels) pixels *= slices, slices = 1;
+    }
     for (index_t image = 0; image < t.images; image++)
         for (index_t s = 0; s < slices; s++)
             for (index_t r = 0; r < rows; r++) {

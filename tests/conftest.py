@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 import pickle
 from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -17,8 +17,8 @@ from hypothesis import settings
 import oracle
 from sepgroupy.backends import RULES, ConvSpec, dispatch, registered_backends
 from sepgroupy.errors import ArgumentError
-from sepgroupy.groups import C1, C2, C4, D1, D2, D4, PointGroup
-from sepgroupy.nn import GroupConv2d, GroupConvTranspose2d, LiftingConv2d
+from sepgroupy.groups import C1, C2, C4, D1, D2, D4, PointGroup, as_group
+from sepgroupy.nn import GROUP_CONVS, LIFTING_CONVS, GroupConv, GroupConvTranspose, LiftingConv
 
 settings.register_profile("seeded", derandomize=True, deadline=None, database=None)
 settings.load_profile("seeded")
@@ -43,7 +43,35 @@ OTHER_GROUPS = (
     PointGroup.generate([_TIMES_I, _TIMES_J], "quaternions"),
 )
 
+GROUPS = {1: (as_group("reflection", 1),), 2: PLANE_GROUPS, 3: (as_group("C4v", 3), as_group("T", 3))}
+"""Groups to test layers of each dimension with."""
+
+
+def _of_slices(group: PointGroup) -> PointGroup:
+    """Let a group of images act on every slice of volumes."""
+    elements = (((1, 0, 0), *((0, *row) for row in element)) for element in group.elements)
+    return PointGroup(tuple(elements), f"{group.name} of slices")
+
+
+COUNTERPARTS = {
+    1: dict.fromkeys(PLANE_GROUPS, GROUPS[1][0]),
+    2: {group: group for group in PLANE_GROUPS},
+    3: {group: _of_slices(group) for group in PLANE_GROUPS},
+}
+"""What takes the place of a group of images where a test runs in another dimension."""
+
 KINDS = ("lifting", "dense", "g", "gc")
+
+
+class Way(NamedTuple):
+    """A kind of layer, a value of ``backend=`` and a number of spatial axes."""
+
+    kind: str
+    backend: str
+    dimension: int = 2
+
+    def __str__(self) -> str:
+        return "-".join(self[:2]) + ("" if self.dimension == 2 else f"-{self.dimension}d")
 
 
 def _backends_of(kind: str) -> list[str]:
@@ -56,38 +84,40 @@ def _backends_of(kind: str) -> list[str]:
     ]
 
 
-WAYS = [(kind, backend) for kind in KINDS for backend in (*RULES, *_backends_of(kind))]
-"""Every kind of layer with every value of ``backend=`` that computes it on this machine."""
+WAYS = [Way(kind, backend) for kind in KINDS for backend in (*RULES, *_backends_of(kind))]
+"""Every kind of layer of images with every value of ``backend=`` that computes it on this machine."""
+OTHER_DIMENSIONS = [Way(kind, "auto", dimension) for dimension in (1, 3) for kind in KINDS]
+"""Every kind of layer of signals and volumes."""
 
 AS_IF_LARGE = ((dispatch, "FOURIER_MIN_WORK", 0),)
 
-Layer = LiftingConv2d | GroupConv2d | GroupConvTranspose2d
+Layer = LiftingConv | GroupConv | GroupConvTranspose
 Build = Callable[..., Any]  # a Layer, whose parameters a type checker does not know
 
 
-def build_layer(way: tuple[str, str], *args: Any, **options: Any) -> Any:
-    """Build a layer of that kind and backend from the arguments that all layers share.
+def build_layer(way: tuple[Any, ...], *args: Any, **options: Any) -> Any:
+    """Build a layer of that kind, backend and dimension (2 if there is none) from the arguments that all layers share.
 
     Its bias is drawn at random, since that of a new layer is zero and nothing would tell if it were left out.
     """
-    kind, backend = way
+    kind, backend, dimension = Way(*way)
     if kind == "lifting":
-        layer: Any = LiftingConv2d(*args, backend=backend, **options)
+        layer: Any = LIFTING_CONVS[dimension](*args, backend=backend, **options)
     else:
-        layer = GroupConv2d(*args, kind=kind, backend=backend, **options)
+        layer = GROUP_CONVS[dimension](*args, kind=kind, backend=backend, **options)
     if layer.bias is not None:
         torch.nn.init.normal_(layer.bias)
     return layer
 
 
-def ways_of(**case: Any) -> list[tuple[str, str]]:
+def ways_of(dimension: int = 2, **case: Any) -> list[Way]:
     """List the ways that support these arguments, as the backends themselves say."""
-    return [way for way in WAYS if _supports(way, **case)]
+    return [way for way in (way._replace(dimension=dimension) for way in WAYS) if _supports(way, **case)]
 
 
-def _supports(way: tuple[str, str], **case: Any) -> bool:
+def _supports(way: Way, **case: Any) -> bool:
     try:
-        build_layer(way, 2, 2, group="p1", **case)
+        build_layer(way, 2, 2, group=PointGroup.generate([np.eye(way.dimension, dtype=int).tolist()]), **case)
     except ArgumentError as error:
         if not str(error).startswith("backend"):
             raise
@@ -95,9 +125,22 @@ def _supports(way: tuple[str, str], **case: Any) -> bool:
     return True
 
 
-def pairs(cases: Mapping[str, dict[str, Any]]) -> list[Any]:
-    """Each case with each way that supports it, for ``pytest.mark.parametrize(("way", "case"), …)``."""
-    return [pytest.param(w, case, id=f"{name}-{'-'.join(w)}") for name, case in cases.items() for w in ways_of(**case)]
+def pairs(cases: Mapping[str, dict[str, Any]], every_backend: bool = True, rules: bool = True) -> list[Any]:
+    """Each case with each way that supports it, for ``pytest.mark.parametrize(("way", "case"), …)``.
+
+    A case may have a dimension. If it does, it may be computed by the backends that "auto" selects alone. Without
+    ``rules``, "auto" and "torch" are left out: each selects one of the named backends.
+    """
+    found = []
+    for name, case in cases.items():
+        ways = ways_of(**case)
+        arguments = {argument: value for argument, value in case.items() if argument != "dimension"}
+        if "dimension" in case and not every_backend:
+            ways = [way for way in ways if way.backend == "auto"]
+        elif not rules:
+            ways = [way for way in ways if way.backend not in RULES]
+        found += [pytest.param(way, arguments, id=f"{name}-{way}") for way in ways]
+    return found
 
 
 @pytest.fixture(autouse=True)
@@ -123,20 +166,28 @@ def plane_group(request: pytest.FixtureRequest) -> PointGroup:
     return request.param
 
 
-@pytest.fixture(params=ways_of(kernel_size=3), ids="-".join)
-def way(request: pytest.FixtureRequest) -> tuple[str, str]:
+@pytest.fixture(params=[*(way for way in ways_of(kernel_size=3) if way.backend != "torch"), *OTHER_DIMENSIONS], ids=str)
+def way(request: pytest.FixtureRequest) -> Way:
     return request.param
 
 
 @pytest.fixture
-def build(way: tuple[str, str]) -> Build:
-    """Build layers of the way under test."""
-    return partial(build_layer, way)
+def build(way: tuple[Any, ...]) -> Build:
+    """Build layers of the way under test; for signals and volumes with the counterpart of a group of images."""
+    dimension = Way(*way).dimension
+
+    def build(*args: Any, group: Any, **options: Any) -> Any:
+        if isinstance(group, PointGroup):
+            group = COUNTERPARTS[dimension].get(group, group)
+        return build_layer(way, *args, group=group, **options)
+
+    return build
 
 
 def random_input(layer: Layer, *size: int, batch: int = 2, dtype: Any = torch.float64) -> Any:
-    """Draw an input of the shape that the layer reads."""
+    """Draw an input of the shape that the layer reads; of the size of an image, three slices or a row if need be."""
     group_axis = () if layer.kind == "lifting" else (layer.group.order,)
+    size = (3, *size)[-layer.dimension :]
     return torch.randn(batch, layer.in_channels, *group_axis, *size, dtype=dtype)
 
 
@@ -217,3 +268,19 @@ def lazy_device(_lazy_backend: None, monkeypatch: pytest.MonkeyPatch) -> str:
     """Return a second device that needs no hardware."""
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device=None: False)  # which does not know it
     return "lazy"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In a second run with the kernels switched off, leave out layers whose backend is requested by name.
+
+    They compute by the same code with kernels and without: only "auto" selects another backend.
+    """
+    if os.environ.get("SEPGROUPY_NATIVE") == "0":
+        repeated = [item for item in items if _backend_of(item) not in (None, "auto")]
+        config.hook.pytest_deselected(items=repeated)
+        items[:] = [item for item in items if item not in repeated]
+
+
+def _backend_of(item: pytest.Item) -> str | None:
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    return parameters["way"][1] if "way" in parameters else None

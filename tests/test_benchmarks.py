@@ -6,6 +6,7 @@ import sys
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partialmethod
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from sepgroupy import GroupConv2d, available_backends, build_model, fuse
 from sepgroupy.models import published_model_names
@@ -24,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/ belongs to the
 from benchmarks import (
     arguments,
     compare,
+    escnn,
     gpu,
     hardware,
     layers,
@@ -126,6 +129,13 @@ def test_a_device_that_is_not_there_is_an_error(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.skipif(not available_backends()["native"].startswith("C++ kernels"), reason="there are no kernels")
+@pytest.mark.skipif(find_spec("escnn") is not None, reason="escnn is installed")
+def test_a_library_that_is_missing_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        escnn.main(["--quick"])
+    assert "pip install escnn" in capsys.readouterr().err
+
+
 def test_volumes_are_compared_with_ready_filters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert volumes.main(["--quick", "--rounds", "1", "--out", str(tmp_path)]) == 0
     found = rows_of(tmp_path / "volumes.csv")
@@ -314,16 +324,15 @@ def test_bars_compare_times_within_rounds_as_the_tables_do() -> None:
     assert [bar.get_width() for bar in figure.axes[0].patches] == [pytest.approx(1.25)]
 
 
-def test_the_library_computes_inference_with_cached_filters(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_library_computes_inference_with_cached_filters() -> None:
     cached = []
-    forward = GroupConv2d.forward
 
-    def watched(layer: GroupConv2d, x: Tensor) -> Tensor:
-        cached.append((torch.is_grad_enabled(), layer.filter_cache is not None))
-        return forward(layer, x)
+    def watch(layer: nn.Module, _: Any) -> None:
+        if isinstance(layer, GroupConv2d):
+            cached.append((torch.is_grad_enabled(), layer.filter_cache is not None))
 
-    monkeypatch.setattr(GroupConv2d, "forward", watched)
-    measure.measure_variants(layers.variants(CASE, CPU), CASE.input(CPU), rounds=1)
+    with register_module_forward_pre_hook(watch):
+        measure.measure_variants(layers.variants(CASE, CPU), CASE.input(CPU), rounds=1)
     assert {is_cached for with_gradients, is_cached in cached if not with_gradients} == {True}
     assert {is_cached for with_gradients, is_cached in cached if with_gradients} == {False}
 

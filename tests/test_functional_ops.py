@@ -9,27 +9,39 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import build_layer, ways_of
+from conftest import COUNTERPARTS, KINDS, OTHER_DIMENSIONS, Way, build_layer, random_input, ways_of
 from sepgroupy.backends import constants
-from sepgroupy.functional import group_conv2d, lifting_conv2d, separable_group_conv2d
+from sepgroupy.functional import (
+    group_conv,
+    group_conv2d,
+    lifting_conv,
+    lifting_conv2d,
+    separable_group_conv,
+    separable_group_conv2d,
+)
 from sepgroupy.groups import C4
 
 pytestmark = pytest.mark.usefixtures("as_if_large")
-WAYS = [way for way in ways_of(kernel_size=3) if way[0] != "lifting"] + [("lifting", "auto")]
+WAYS = [way for way in ways_of(kernel_size=3) if way[0] != "lifting"] + [Way("lifting", "auto")]
+LESS = [way for way in OTHER_DIMENSIONS if way.kind in ("lifting", "gc")]
 
 
-def subject(way: tuple[str, str]) -> tuple[Callable[..., Tensor], Any, Tensor]:
+def subject(way: Way) -> tuple[Callable[..., Tensor], Any, Tensor]:
     """Make a function of x and parameters, a layer that computes the same, and an input."""
-    kind, backend = way
+    kind, backend, dimension = way
     calls: dict[str, Any] = {"lifting": lifting_conv2d, "dense": group_conv2d}
     function = calls.get(kind, separable_group_conv2d)
+    if dimension != 2:
+        calls = {"lifting": lifting_conv, "dense": group_conv}
+        function = calls.get(kind, separable_group_conv)
     options = {} if kind == "lifting" else {"backend": backend}
+    group = COUNTERPARTS[dimension][C4]
 
     def call(x: Tensor, **parameters: Tensor) -> Tensor:
-        return function(x, **parameters, padding=1, group=C4, **options)
+        return function(x, **parameters, padding=1, group=group, **options)
 
-    layer = build_layer(way, 2, 3, 3, padding=1, group=C4)
-    return call, layer, torch.randn(2, 2, *(() if kind == "lifting" else (4,)), 5, 6)
+    layer = build_layer(way, 2, 3, 3, padding=1, group=group)
+    return call, layer, random_input(layer, 5, 6, dtype=torch.float32)
 
 
 @pytest.fixture(autouse=True)
@@ -38,8 +50,8 @@ def _constants_as_in_a_new_process() -> None:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("way", WAYS, ids="-".join)
-def test_compiled_whole(way: tuple[str, str]) -> None:
+@pytest.mark.parametrize("way", [*WAYS, *OTHER_DIMENSIONS], ids=str)
+def test_compiled_whole(way: Way) -> None:
     call, layer, x = subject(way)
     compiled = torch.compile(call, fullgraph=True, backend="eager")
     parameters = dict(layer.named_parameters())
@@ -47,7 +59,7 @@ def test_compiled_whole(way: tuple[str, str]) -> None:
 
 
 def test_a_name_of_a_group_is_read_while_compiling() -> None:
-    _, layer, x = subject(("gc", "auto"))
+    _, layer, x = subject(Way("gc", "auto"))
     parameters = dict(layer.named_parameters())
     compiled = torch.compile(
         lambda x, **p: separable_group_conv2d(x, **p, padding=1, group="p4"), fullgraph=True, backend="eager"
@@ -55,8 +67,8 @@ def test_a_name_of_a_group_is_read_while_compiling() -> None:
     torch.testing.assert_close(compiled(x, **parameters), layer(x), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("way", [(kind, "auto") for kind in ("lifting", "dense", "g", "gc")], ids="-".join)
-def test_one_program_for_all_sizes(way: tuple[str, str]) -> None:
+@pytest.mark.parametrize("way", [*(Way(kind, "auto") for kind in KINDS), *LESS], ids=str)
+def test_one_program_for_all_sizes(way: Way) -> None:
     call, layer, _ = subject(way)
     programs: list[Any] = []
 
@@ -65,15 +77,15 @@ def test_one_program_for_all_sizes(way: tuple[str, str]) -> None:
         return program
 
     compiled = torch.compile(layer, fullgraph=True, backend=count, dynamic=True)
-    for rows, columns, batch in ((5, 6, 3), (9, 7, 5), (12, 8, 7), (33, 31, 6)):
-        x = torch.randn(batch, 2, *(() if way[0] == "lifting" else (4,)), rows, columns)
+    for rows, columns, batch in ((5, 6, 7), (9, 7, 5), (12, 8, 7), (33, 31, 6)):  # at first all differ
+        x = random_input(layer, rows, columns, batch=batch, dtype=torch.float32)
         torch.testing.assert_close(compiled(x), call(x, **dict(layer.named_parameters())), atol=1e-5, rtol=1e-5)
     assert len(programs) == 1
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
-@pytest.mark.parametrize("way", WAYS, ids="-".join)
-def test_mapped_over_inputs_and_parameters(way: tuple[str, str]) -> None:
+@pytest.mark.parametrize("way", [*WAYS, *LESS], ids=str)
+def test_mapped_over_inputs_and_parameters(way: Way) -> None:
     call, layer, x = subject(way)
     parameters = {name: torch.stack([p.detach(), p.detach() * 2]) for name, p in layer.named_parameters()}
     inputs = torch.stack([x, x + 1])

@@ -111,7 +111,7 @@ def test_pairs_may_be_any_sequence(build: Build, pair: Any) -> None:
 UNEVEN: dict[str, Any] = {"kernel_size": (1, 2), "stride": (1, 2), "padding": (0, 1), "dilation": (1, 2)}
 
 
-@pytest.mark.parametrize("way", ways_of(**UNEVEN), ids="-".join)
+@pytest.mark.parametrize("way", ways_of(**UNEVEN), ids=str)
 def test_a_group_without_rotations_takes_uneven_pairs(build: Build) -> None:
     assert build(1, 1, group=D1, **UNEVEN).stride == (1, 2)
 

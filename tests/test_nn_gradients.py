@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from conftest import build_layer, pairs, random_input
+from conftest import COUNTERPARTS, GROUPS, Way, build_layer, pairs, random_input
 from sepgroupy.functional import transform
-from sepgroupy.groups import C4, D4, PointGroup
+from sepgroupy.groups import C4, D4
 
 pytestmark = pytest.mark.usefixtures("as_if_large")
 
@@ -23,8 +23,16 @@ CASES: dict[str, dict[str, Any]] = {
     "3x3-stride": {"kernel_size": 3, "stride": 2, "padding": 1},
     "groups": {"kernel_size": 2, "groups": 2},
     "circular": {"kernel_size": 2, "padding": 1, "padding_mode": "circular"},
+    "signals-stride": {"dimension": 1, "kernel_size": 3, "stride": 2, "padding": 1},
+    "volumes": {"dimension": 3, "kernel_size": (1, 3, 3), "padding": (0, 1, 1)},
+    "volumes-stride": {"dimension": 3, "kernel_size": 2, "stride": 2, "padding": 1},
 }
-TWO: dict[str, dict[str, Any]] = {"1x1": {"kernel_size": 1}, "3x3": {"kernel_size": 3, "padding": 1}}
+FEW: dict[str, dict[str, Any]] = {
+    "1x1": {"kernel_size": 1},
+    "3x3": {"kernel_size": 3, "padding": 1},
+    "signals": {"dimension": 1, "kernel_size": 3, "padding": 1},
+    "volumes": {"dimension": 3, "kernel_size": 3, "padding": 1},
+}
 
 
 def as_function(layer: Any, x: Tensor) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
@@ -37,54 +45,56 @@ def as_function(layer: Any, x: Tensor) -> tuple[Callable[..., Tensor], tuple[Ten
     return call, (x.requires_grad_(), *layer.parameters())
 
 
-@pytest.mark.parametrize("group", [C4, D4], ids=["p4", "p4m"])
-@pytest.mark.parametrize(("way", "case"), pairs(CASES))
-def test_first_and_second_derivatives(way: tuple[str, str], case: dict[str, Any], group: PointGroup) -> None:
-    channels = case.get("groups", 1)
+@pytest.mark.parametrize(("way", "case"), pairs(CASES, rules=False))
+def test_first_and_second_derivatives(way: Way, case: dict[str, Any]) -> None:
+    channels, group = case.get("groups", 1), GROUPS[way.dimension][0]
+    if way.dimension == 2:
+        group = C4 if case["kernel_size"] == 2 else D4
     layer = build_layer(way, channels, 2, group=group, dtype=torch.float64, **case)
     call, inputs = as_function(layer, random_input(layer, 3, 3, batch=2))
     assert gradcheck(call, inputs, fast_mode=True)
     assert gradgradcheck(call, inputs, fast_mode=True)
 
 
-@pytest.mark.parametrize(("way", "case"), pairs(TWO))
-def test_gradients_of_the_parameters_do_not_depend_on_how_the_image_is_rotated(
-    way: tuple[str, str], case: dict[str, Any]
-) -> None:
-    layer = build_layer(way, 2, 3, group=D4, dtype=torch.float64, **case)
+@pytest.mark.parametrize(("way", "case"), pairs(FEW, every_backend=False, rules=False))
+def test_gradients_of_the_parameters_do_not_depend_on_how_the_image_is_rotated(way: Way, case: dict[str, Any]) -> None:
+    group = COUNTERPARTS[way.dimension][D4]
+    layer = build_layer(way, 2, 3, group=group, dtype=torch.float64, **case)
     x = random_input(layer, 5, 5)
     gradients = [
         torch.autograd.grad(
-            layer(transform(x, D4, t, group_axis=x.ndim == 5)).square().sum(), tuple(layer.parameters())
+            layer(transform(x, group, t, group_axis=way.kind != "lifting")).square().sum(), tuple(layer.parameters())
         )
-        for t in range(8)
+        for t in range(group.order)
     ]
     for rotated in gradients[1:]:
         torch.testing.assert_close(rotated, gradients[0], atol=1e-10, rtol=1e-10)
 
 
-@pytest.mark.parametrize(("way", "case"), pairs(TWO))
-@pytest.mark.parametrize("frozen", ["x", "weight", "depthwise_weight", "pointwise_weight", "bias"])
-def test_what_wants_no_gradient_gets_none(way: tuple[str, str], case: dict[str, Any], frozen: str) -> None:
-    layer = build_layer(way, 2, 2, group=C4, dtype=torch.float64, **case)
-    x = random_input(layer, 3, 3).requires_grad_()
+@pytest.mark.parametrize(("way", "case"), pairs(FEW, every_backend=False, rules=False))
+def test_a_frozen_tensor_gets_no_gradient_and_the_others_the_same(way: Way, case: dict[str, Any]) -> None:
+    layer = build_layer(way, 2, 2, group=COUNTERPARTS[way.dimension][C4], dtype=torch.float64, **case)
+    x = random_input(layer, 3, 3)
     leaves = {"x": x, **dict(layer.named_parameters())}
-    if frozen not in leaves:
-        frozen = "x"
-    layer(x).square().sum().backward()
-    expected = {name: leaf.grad for name, leaf in leaves.items() if name != frozen}
-    for leaf in leaves.values():
-        leaf.grad = None
-    leaves[frozen].requires_grad_(False)
-    layer(x).square().sum().backward()
-    assert leaves.pop(frozen).grad is None
-    for name, leaf in leaves.items():
-        torch.testing.assert_close(leaf.grad, expected[name], atol=1e-12, rtol=0)
+
+    def gradients(frozen: str) -> dict[str, Tensor | None]:
+        for name, leaf in leaves.items():
+            leaf.grad = None
+            leaf.requires_grad_(name != frozen)
+        layer(x).square().sum().backward()
+        return {name: leaf.grad for name, leaf in leaves.items()}
+
+    expected = gradients("")
+    for frozen in leaves:
+        found = gradients(frozen)
+        assert found.pop(frozen) is None
+        for name, gradient in found.items():
+            torch.testing.assert_close(gradient, expected[name], atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize(("way", "case"), pairs(TWO))
-def test_the_output_may_be_changed_in_place(way: tuple[str, str], case: dict[str, Any]) -> None:
-    layer = build_layer(way, 2, 2, group=C4, dtype=torch.float64, **case)
+@pytest.mark.parametrize(("way", "case"), pairs(FEW, every_backend=False, rules=False))
+def test_the_output_may_be_changed_in_place(way: Way, case: dict[str, Any]) -> None:
+    layer = build_layer(way, 2, 2, group=COUNTERPARTS[way.dimension][C4], dtype=torch.float64, **case)
     x = random_input(layer, 3, 3).requires_grad_()
     (apart,) = torch.autograd.grad((layer(x) + 1).relu().square().sum(), x)
     y = layer(x)
@@ -93,10 +103,10 @@ def test_the_output_may_be_changed_in_place(way: tuple[str, str], case: dict[str
     torch.testing.assert_close(in_place, apart)
 
 
-@pytest.mark.parametrize(("way", "case"), pairs(TWO))
+@pytest.mark.parametrize(("way", "case"), pairs(FEW, every_backend=False))
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
-def test_an_ensemble_by_vmap(way: tuple[str, str], case: dict[str, Any]) -> None:
-    layers = [build_layer(way, 2, 2, group=C4, **case) for _ in range(3)]
+def test_an_ensemble_by_vmap(way: Way, case: dict[str, Any]) -> None:
+    layers = [build_layer(way, 2, 2, group=COUNTERPARTS[way.dimension][C4], **case) for _ in range(3)]
     parameters, buffers = torch.func.stack_module_state(layers)
     x = random_input(layers[0], 4, 4, dtype=torch.float32)
 

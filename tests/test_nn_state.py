@@ -4,37 +4,55 @@ from __future__ import annotations
 
 import copy
 import io
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
 
-from conftest import COPIES, WAYS, Build, assert_as_defined, build_layer, random_input, refuses, use, ways_of
-from sepgroupy.groups import C4, D4, PointGroup
-from sepgroupy.nn import GroupConv2d, LiftingConv2d
+from conftest import (
+    COPIES,
+    COUNTERPARTS,
+    GROUPS,
+    OTHER_DIMENSIONS,
+    WAYS,
+    Build,
+    Way,
+    assert_as_defined,
+    build_layer,
+    random_input,
+    refuses,
+    use,
+    ways_of,
+)
+from sepgroupy.groups import C4, D4
+from sepgroupy.nn import GROUP_CONVS, LIFTING_CONVS, GroupConv2d
 
 pytestmark = pytest.mark.usefixtures("as_if_large")
 
 
-def shapes(kind: str, order: int, kernel: tuple[int, int], inner: int) -> dict[str, tuple[int, ...]]:
+def shapes(kind: str, order: int, kernel: tuple[int, ...], inner: int) -> dict[str, tuple[int, ...]]:
     """Give the published parameters of a layer with six output channels."""
+    ones = (1,) * len(kernel)
     every: dict[str, dict[str, tuple[int, ...]]] = {
         "lifting": {"weight": (6, inner, 1, *kernel)},
         "dense": {"weight": (6, inner, order, *kernel)},
-        "g": {"depthwise_weight": (6, inner, *kernel), "pointwise_weight": (6, inner, order, 1, 1)},
-        "gc": {"depthwise_weight": (6, 1, 1, *kernel), "pointwise_weight": (6, inner, order, 1, 1)},
+        "g": {"depthwise_weight": (6, inner, *kernel), "pointwise_weight": (6, inner, order, *ones)},
+        "gc": {"depthwise_weight": (6, 1, 1, *kernel), "pointwise_weight": (6, inner, order, *ones)},
     }
     return every[kind]
 
 
 @pytest.mark.parametrize(("kernel", "groups"), [(3, 1), (4, 2), (1, 1)])
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_state_is_the_published_parameters_alone(
-    plane_group: PointGroup, kernel: int, groups: int, bias: bool
-) -> None:
-    for way in ways_of(kernel_size=kernel, groups=groups):
-        layer = build_layer(way, 4, 6, kernel, groups=groups, bias=bias, group=plane_group)
-        expected = shapes(way[0], plane_group.order, (kernel, kernel), 4 // groups)
+@pytest.mark.parametrize("dimension", [1, 2, 3])
+def test_the_state_is_the_published_parameters_alone(dimension: int, kernel: int, groups: int, bias: bool) -> None:
+    for group, way in product(GROUPS[dimension], ways_of(kernel_size=kernel, groups=groups)):
+        if dimension != 2 and way.backend != "auto":
+            continue
+        way = way._replace(dimension=dimension)
+        layer = build_layer(way, 4, 6, kernel, groups=groups, padding=1, bias=bias, group=group)
+        expected = shapes(way.kind, group.order, (kernel,) * dimension, 4 // groups)
         expected |= {"bias": (6,)} if bias else {}
         for mode in (True, False, True):
             with torch.no_grad():
@@ -65,19 +83,19 @@ def test_a_state_survives_a_file(build: Build) -> None:
 
 
 @COPIES
-@pytest.mark.parametrize("used", ["not", "no_grad", "inference_mode", "grad"])
-def test_copies_compute_the_same_and_stand_alone(build: Build, duplicate: Any, used: str) -> None:
-    layer = build(2, 3, 3, group=C4, dtype=torch.float64)
-    x = random_input(layer, 5, 5)
-    use(layer, x, used)
-    other = duplicate(layer)
-    torch.testing.assert_close(other(x), layer(x), atol=0, rtol=0)
-    before = layer(x)
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.add_(1)
-        assert torch.equal(layer(x), before)
-        assert_as_defined(other, x)
+def test_copies_compute_the_same_and_stand_alone(build: Build, duplicate: Any) -> None:
+    for used in ("not", "no_grad", "inference_mode", "grad"):
+        layer = build(2, 3, 3, group=C4, dtype=torch.float64)
+        x = random_input(layer, 5, 5)
+        use(layer, x, used)
+        other = duplicate(layer)
+        torch.testing.assert_close(other(x), layer(x), atol=0, rtol=0)
+        before = layer(x)
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter.add_(1)
+            assert torch.equal(layer(x), before)
+    assert_as_defined(other, x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -117,13 +135,14 @@ def test_dtype_and_device_are_passed_down(build: Build) -> None:
     assert all(p.dtype == torch.float16 and p.is_meta for p in layer.parameters())
 
 
-@pytest.mark.parametrize("way", WAYS, ids="-".join)
-def test_skip_init(way: tuple[str, str]) -> None:
-    kind, backend = way
+@pytest.mark.parametrize("way", [*WAYS, *OTHER_DIMENSIONS], ids=str)
+def test_skip_init_leaves_the_parameters_uninitialized(way: Way) -> None:
+    kind, backend, dimension = way
     options = {} if kind == "lifting" else {"kind": kind, "backend": backend}
-    layer = torch.nn.utils.skip_init(
-        LiftingConv2d if kind == "lifting" else GroupConv2d, 2, 3, 1, group=D4, dtype=torch.float64, **options
-    )
+    layer: Any = torch.nn.utils.skip_init(
+        (LIFTING_CONVS if kind == "lifting" else GROUP_CONVS)[dimension],
+        *(2, 3, 1), group=COUNTERPARTS[dimension][D4], dtype=torch.float64, **options,
+    )  # fmt: skip
     assert not any(parameter.is_meta for parameter in layer.parameters())
     layer.reset_parameters()
     assert_as_defined(layer, random_input(layer, 4, 4))
@@ -143,7 +162,7 @@ def test_to_meta_and_back(build: Build) -> None:
 def test_shapes_on_the_meta_device(build: Build) -> None:
     layer = build(2, 3, 3, padding=1, group=D4, device="meta")
     x = random_input(layer, 5, 6, dtype=torch.float32).to("meta")
-    assert refuses(layer, x) or layer(x).shape == (2, 3, 8, 5, 6)
+    assert refuses(layer, x) or layer(x).shape == (2, 3, layer.group.order, *x.shape[-layer.dimension :])
 
 
 def test_repr_says_what_the_layer_is() -> None:

@@ -142,10 +142,12 @@ class ConvSpec(Constant):
         dimension = len(self.kernel_size)
         if x.ndim != 1 + dimension + len(expected) or tuple(x.shape[1:-dimension]) != expected:
             axes = ", ".join(map(str, (*expected, *axis_names(dimension))))
-            raise ArgumentError(
-                f"x has shape {tuple(x.shape)}; this layer reads (B, {axes})"
-                + ("" if lifting else f", a feature map on {self.group.name} with in_channels (={in_channels})")
-            )
+            text = f"x has shape {tuple(x.shape)}; this layer reads (B, {axes})"
+            if not lifting:
+                text += f", a feature map on {self.group.name} with in_channels (={in_channels})"
+                if x.ndim == 2 + dimension:
+                    text += f". LiftingConv{dimension}d makes one of x"
+            raise ArgumentError(text)
         if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):  # there sizes may be symbols
             try:
                 _check_size(self, x.shape)
