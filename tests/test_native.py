@@ -985,10 +985,13 @@ def test_sizes_are_symbols_to_a_compiler(kind: str, backend: str) -> None:
     assert counter.frame_count == 1
 
 
+@pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize(("backend", "times"), [("native", 1), ("auto", 0)])
-def test_only_a_forced_layer_exports_the_operator(backend: str, times: int) -> None:
+@pytest.mark.usefixtures("fresh_compiler")
+def test_only_a_forced_layer_exports_the_operator(backend: str, times: int, strict: bool) -> None:
     convolution, x = layer(backend=backend), torch.randn(2, 3, 8, 40, 40)
-    program = torch.export.export(convolution, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    sizes = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(convolution, (x,), dynamic_shapes=sizes, strict=strict)
     assert program.graph_module.code.count("torch.ops.sepgroupy.group_conv") == times
     torch.testing.assert_close(program.module()(x[:1]), convolution(x[:1]))
 

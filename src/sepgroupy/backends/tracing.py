@@ -36,9 +36,10 @@ def constant_to_dynamo(function: F) -> F:
     return outer  # type: ignore[return-value]
 
 
+@constant_to_dynamo  # Dynamo of PyTorch 2.11 would take torch.compiler.is_exporting() to be always true
 def is_exporting() -> bool:
     """Whether ``torch.export`` is tracing (its programs use standard operations only), not ``torch.compile``."""
-    return torch.compiler.is_exporting() if hasattr(torch.compiler, "is_exporting") else False
+    return torch.compiler.is_exporting()
 
 
 class _Traced:
