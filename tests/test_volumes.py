@@ -364,6 +364,19 @@ def test_other_groups_and_dimensions_of_networks() -> None:
         sepgroupy.models.UNet(dimension=4)
 
 
+def test_the_audit_sends_few_elements_at_a_time() -> None:
+    class Watched(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            batches.append(len(x))
+            return x
+
+    batches: list[int] = []
+    report = audit(nn.Sequential(Watched(), sepgroupy.LiftingConv3d(1, 1, 1, group="Oh")), "Oh", 3)
+    assert report.exact
+    assert len(report.rows[-1].errors) == 48
+    assert max(batches) == 8
+
+
 def test_solids() -> None:
     volumes, labels = load_solids(20, size=9, noise=0.0)
     assert labels.tolist() == [*range(10)] * 2
