@@ -14,8 +14,9 @@ test: .venv/ready  ## lint, types, tests and doctests; the layers' tests once mo
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist loadfile
 	SEPGROUPY_NATIVE=0 OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist loadfile tests/test_nn_*.py tests/test_functional_*.py tests/test_native_missing.py docs/native.md
 
-docs: .venv/ready  ## the site, into site/: runs the tutorials, stops at a broken link or reference
+docs: .venv/ready  ## the site, into site/: runs the tutorials; stops at a broken link, a missing docstring, a page too wide
 	$(BIN)/sphinx-build -W --keep-going -b html -d build/doctrees docs site
+	$(BIN)/python tests/check_site.py site
 
 format: .venv/ready
 	$(BIN)/ruff check --fix .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from docutils import nodes
 from latex2mathml.converter import convert
 from sphinx.application import Sphinx
+from sphinx.util.logging import getLogger
 from sphinx.writers.html5 import HTML5Translator
 
 import sepgroupy
@@ -19,6 +21,8 @@ from sepgroupy.play import build_page
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
 from equations import typeset  # noqa: E402
+
+logger = getLogger(__name__)
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
@@ -40,7 +44,7 @@ myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 4
 nb_execution_mode = "cache"
 nb_execution_cache_path = str(ROOT / "build" / "notebooks")
-nb_execution_raise_on_error = True
+nb_execution_show_traceback = True  # a cell that fails is a warning, which stops the build
 nb_execution_timeout = 240
 nb_merge_streams = True
 
@@ -87,6 +91,13 @@ def setup(app: Sphinx) -> None:
         escaped = (part if i % 2 else re.sub(r"\||\*(?=spatial)", r"\\\g<0>", part) for i, part in enumerate(parts))
         lines[:] = "".join(escaped).split("\n")
 
+    def require_docstring(_: Sphinx, kind: str, name: str, item: object, skipped: bool, options: object) -> None:
+        """Stop the build at a public function, class or property without a docstring, which autodoc would leave out."""
+        code = isinstance(item, (type, property)) or inspect.isroutine(item)
+        if skipped and code and not name.startswith("_") and not inspect.getdoc(item):
+            place = getattr(getattr(item, "fget", item), "__qualname__", name)
+            logger.warning("%s.%s has no docstring", getattr(item, "__module__", kind), place)
+
     def write_math(display: str) -> Callable[[HTML5Translator, nodes.math], None]:
         """Return how an equation is written: as MathML, which browsers lay out without a script."""
 
@@ -99,3 +110,4 @@ def setup(app: Sphinx) -> None:
     app.add_html_math_renderer("mathml", (write_math("inline"), None), (write_math("block"), None))
     app.connect("source-read", relink)
     app.connect("autodoc-process-docstring", prepare)
+    app.connect("autodoc-skip-member", require_docstring)

@@ -14,6 +14,9 @@ from browser import BROWSER
 
 KEYS = {"ArrowRight": 39, "ArrowLeft": 37, "Enter": 13, "Tab": 9}
 
+MOST_PIXELS = 8000
+"""Height of a screenshot; Chromium refuses pages that are much longer."""
+
 
 class Page:
     """One page, at the size of a screen.
@@ -34,6 +37,7 @@ class Page:
         os.close(write_end)
         self._buffer, self._count, self._session = b"", 0, ""
         self.failures: list[str] = []
+        self.requests: list[str] = []
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -42,9 +46,13 @@ class Page:
         self.send(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
-        self.requests: list[str] = []
+        self.open(url)
+
+    def open(self, url: str, seconds: float = 20) -> None:
+        """Open a page and wait until it is loaded."""
+        self.failures, self.requests = [], []
         self.send("Page.navigate", url=url)
-        self.wait("document.readyState === 'complete'")
+        self.wait("document.readyState === 'complete'", seconds)
 
     def send(self, method: str, **parameters: Any) -> Any:
         """Send a command and return its result."""
@@ -102,9 +110,12 @@ class Page:
         for kind in ("rawKeyDown", "keyUp"):
             self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=KEYS[key])
 
-    def screenshot(self, path: Path, whole: bool = True) -> None:
-        """Save the page as a PNG file."""
-        data = self.send("Page.captureScreenshot", captureBeyondViewport=whole)["data"]
+    def screenshot(self, path: Path) -> None:
+        """Save the page as a PNG file; of a very long one, the beginning."""
+        script = "[document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
+        width, height = self.evaluate(script)
+        clip = {"x": 0, "y": 0, "width": width, "height": min(height, MOST_PIXELS), "scale": 1}
+        data = self.send("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)["data"]
         path.write_bytes(base64.b64decode(data))
 
     def close(self) -> None:

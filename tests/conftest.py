@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 import pickle
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -124,10 +125,11 @@ def _supports(way: Way, **case: Any) -> bool:
     return True
 
 
-def pairs(cases: Mapping[str, dict[str, Any]], every_backend: bool = True) -> list[Any]:
+def pairs(cases: Mapping[str, dict[str, Any]], every_backend: bool = True, rules: bool = True) -> list[Any]:
     """Each case with each way that supports it, for ``pytest.mark.parametrize(("way", "case"), …)``.
 
-    A case may have a dimension. If it does, it may be computed by the backends that "auto" selects alone.
+    A case may have a dimension. If it does, it may be computed by the backends that "auto" selects alone. Without
+    ``rules``, "auto" and "torch" are left out: each selects one of the named backends.
     """
     found = []
     for name, case in cases.items():
@@ -135,6 +137,8 @@ def pairs(cases: Mapping[str, dict[str, Any]], every_backend: bool = True) -> li
         arguments = {argument: value for argument, value in case.items() if argument != "dimension"}
         if "dimension" in case and not every_backend:
             ways = [way for way in ways if way.backend == "auto"]
+        elif not rules:
+            ways = [way for way in ways if way.backend not in RULES]
         found += [pytest.param(way, arguments, id=f"{name}-{way}") for way in ways]
     return found
 
@@ -162,7 +166,7 @@ def plane_group(request: pytest.FixtureRequest) -> PointGroup:
     return request.param
 
 
-@pytest.fixture(params=[*ways_of(kernel_size=3), *OTHER_DIMENSIONS], ids=str)
+@pytest.fixture(params=[*(way for way in ways_of(kernel_size=3) if way.backend != "torch"), *OTHER_DIMENSIONS], ids=str)
 def way(request: pytest.FixtureRequest) -> Way:
     return request.param
 
@@ -264,3 +268,19 @@ def lazy_device(_lazy_backend: None, monkeypatch: pytest.MonkeyPatch) -> str:
     """Return a second device that needs no hardware."""
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device=None: False)  # which does not know it
     return "lazy"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In a second run with the kernels switched off, leave out layers whose backend is requested by name.
+
+    They compute by the same code with kernels and without: only "auto" selects another backend.
+    """
+    if os.environ.get("SEPGROUPY_NATIVE") == "0":
+        repeated = [item for item in items if _backend_of(item) not in (None, "auto")]
+        config.hook.pytest_deselected(items=repeated)
+        items[:] = [item for item in items if item not in repeated]
+
+
+def _backend_of(item: pytest.Item) -> str | None:
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    return parameters["way"][1] if "way" in parameters else None

@@ -616,7 +616,9 @@ def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
     return int(stop.value.code or 0), *capsys.readouterr()
 
 
-def test_command(digits: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_a_row_for_every_call_and_draws_the_errors(
+    digits: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     code, out, err = command(capsys, digits)
     assert (code, err) == (0, "")
     assert out.count("\n") == 28  # a row for every call, the activations among them

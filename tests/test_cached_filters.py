@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import COPIES, Build, assert_as_defined, random_input
+from conftest import COPIES, WAYS, Build, assert_as_defined, random_input, ways_of
 from host_reads import NoMethodReads
 from sepgroupy import build_model, cached_filters
 from sepgroupy.backends import ConvSpec, Filters, register, unregister
@@ -121,7 +121,18 @@ def layer_and_input(build: Build) -> tuple[Any, Tensor]:
     return layer, random_input(layer, 5, 5)
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+EVERY_CHANGE = [(way, change) for way in WAYS if way[1] == "auto" for change in CHANGES]
+EVERY_WAY = [(way, change) for way in WAYS if way[1] != "auto" for change in (change_through_numpy, replace)]
+
+
+@pytest.mark.parametrize(
+    ("way", "change"),
+    [
+        pytest.param(way, change, id=f"{way[0]}-{way[1]}-{change.__name__}")
+        for way, change in EVERY_CHANGE + EVERY_WAY
+        if way in ways_of(kernel_size=3)
+    ],
+)
 def test_the_output_follows_the_parameters(build: Build, change: Any) -> None:
     layer, x = layer_and_input(build)
     with cached_filters(layer):
@@ -269,7 +280,7 @@ def test_dtypes_autocast_and_sizes_have_filters_of_their_own(build: Build) -> No
             plain.load_state_dict(layer.state_dict())
 
 
-def test_other_devices(build: Build) -> None:
+def test_a_layer_may_move_to_another_device_and_back(build: Build) -> None:
     layer, x = layer_and_input(build)
     state = copy.deepcopy(layer.state_dict())
     with cached_filters(layer), torch.no_grad():
@@ -297,7 +308,7 @@ def test_copies_have_no_cache_and_stand_alone(build: Build, duplicate: Any) -> N
     assert_as_defined(duplicate(layer), x)
 
 
-def test_parametrized_layers(build: Build) -> None:
+def test_cached_filters_follow_a_parametrization(build: Build) -> None:
     layer, x = layer_and_input(build)
     name = next(name for name, _ in layer.named_parameters() if "weight" in name)
     torch.nn.utils.parametrizations.weight_norm(layer, name)
@@ -326,7 +337,7 @@ def test_function_transforms(build: Build) -> None:
         torch.testing.assert_close(together, torch.stack([y, other(x)]))
 
 
-def test_threads(build: Build) -> None:
+def test_threads_share_cached_filters(build: Build) -> None:
     layer, _ = layer_and_input(build)
     inputs = [random_input(layer, 4 + index % 5, 6) for index in range(40)]
     with torch.no_grad():
@@ -342,7 +353,7 @@ def test_threads(build: Build) -> None:
 
 
 @pytest.mark.parametrize("kind", ["dense", "g", "gc"])
-def test_transposed_layers(kind: str) -> None:
+def test_transposed_layers_follow_their_parameters(kind: str) -> None:
     layer = GroupConvTranspose2d(2, 3, 3, stride=2, group=C4, kind=kind, dtype=torch.float64)
     x = random_input(layer, 5, 4)
     with cached_filters(layer):

@@ -34,12 +34,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     return call
 
 
-def test_version(run: Run) -> None:
+def test_the_version_is_printed(run: Run) -> None:
     assert run("--version") == (0, f"sepgroupy {__version__}\n", "")
 
 
 @pytest.mark.parametrize("arguments", [(), ("train",), ("evaluate",), ("demo",)])
-def test_help(arguments: tuple[str, ...], run: Run) -> None:
+def test_every_command_has_a_help_page(arguments: tuple[str, ...], run: Run) -> None:
     code, out, _ = run(*arguments, "--help")
     assert code == 0
     assert "Usage" in out
@@ -201,7 +201,9 @@ def test_train_then_evaluate(run: Run, tmp_path: Path) -> None:
     assert run(*TRAIN, "--folder", "run")[0] == 2  # other milestones
 
 
-def test_demo(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_demonstration_prints_its_table_and_draws_its_plot(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(demo, "SCHEDULE", {"epochs": 1, "batch_size": 10})
     code, out, _ = run("demo", "--figure", "plot.png")
     assert code == 0

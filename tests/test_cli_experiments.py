@@ -10,10 +10,9 @@ import torch
 
 from sepgroupy import cli
 from sepgroupy.compression import compress
-from sepgroupy.paper.report import _angles, _groups
 from sepgroupy.paper.sweep import preset
 from sepgroupy.training import load_model
-from stress.small import few_digits, use_digits
+from stress.small import few_digits, use_digits_in_reports
 
 Run = Callable[..., tuple[int, str, str]]
 SWEEP = ("sweep", "rotmnist", "--set", "epochs=1", "--set", "device=cpu", "--folder", "all")
@@ -25,9 +24,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
     digits = few_digits(24, 20)
-    use_digits(monkeypatch, digits)
-    monkeypatch.setattr(_angles, "load_digits", lambda rotated: digits)
-    _groups.load.cache_clear()
+    use_digits_in_reports(monkeypatch, digits, digits)
 
     def call(*arguments: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as stop:
@@ -63,7 +60,7 @@ def test_sweep_of_a_published_grid(run: Run, monkeypatch: pytest.MonkeyPatch) ->
         assert seen[-1] == preset(task, name, epochs=1)
 
 
-def test_redundancy(run: Run) -> None:
+def test_the_command_lists_and_draws_the_redundancy_of_group_convolutions(run: Run) -> None:
     folder = trained(run, "--models", "p4cnn", "--widths", "2")
     code, out, _ = run("redundancy", str(folder))
     assert code == 0

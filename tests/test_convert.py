@@ -6,7 +6,7 @@ import copy
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import convnext, densenet, resnet18, segmentation, vgg
 
-from sepgroupy._nested import map_leaves
 from sepgroupy.conversion import MergedGroupConv, MergedGroupPool, convert
 from sepgroupy.conversion._replace_layers import LayerReplacer
 from sepgroupy.errors import ArgumentError
@@ -593,6 +592,16 @@ NESTS: dict[str, Callable[[Tensor, Tensor], Any]] = {
 }
 
 
+def shapes_in(value: Any) -> list[Any]:
+    """List the shapes of all tensors in the output of a network, and the other values in it."""
+    if isinstance(value, Tensor):
+        return [value.shape]
+    parts = vars(value) if isinstance(value, Answer) else value
+    if isinstance(parts, Mapping):
+        parts = parts.values()
+    return [s for part in parts for s in shapes_in(part)] if isinstance(parts, Iterable) else [value]
+
+
 @pytest.mark.parametrize("nest", NESTS.values(), ids=NESTS)
 @pytest.mark.parametrize("match", ["width", "params"])
 def test_every_output_is_pooled_and_has_its_channels(nest: Callable[[Tensor, Tensor], Any], match: str) -> None:
@@ -601,10 +610,7 @@ def test_every_output_is_pooled_and_has_its_channels(nest: Callable[[Tensor, Ten
     net = convert(plain, "p4", in_size=17, match=match).double().eval()
     x = images(17)
     assert_equivariant(net, "p4", x)
-    found, expected = [], []
-    map_leaves(lambda _, leaf: found.append(leaf.shape if isinstance(leaf, Tensor) else leaf), net(x), "")
-    map_leaves(lambda _, y: expected.append(y.shape if isinstance(y, Tensor) else y), plain.double().eval()(x), "")
-    assert found == expected
+    assert shapes_in(net(x)) == shapes_in(plain.double().eval()(x))
     assert type(net(x)) is type(plain(x))
 
 
@@ -889,6 +895,6 @@ def test_what_cannot_be_treated_is_named(message: str, plain: nn.Module) -> None
         ({"weights": "lift", "match": "params", "kind": "g"}, r"match \(='params'\) must be 'width'"),
     ],
 )
-def test_refusals(options: dict[str, Any], message: str) -> None:
+def test_an_option_out_of_range_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         convert(ResidualNet(), **({"group": "p4", "in_size": 17} | options))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,8 @@ from sepgroupy.data import ImageData
 from sepgroupy.errors import ArgumentError
 from sepgroupy.models import model_names
 from sepgroupy.nn import GroupBatchNorm2d, GroupConv2d
-from sepgroupy.paper import _data
 from sepgroupy.training import evaluate, load_model, train
-from sepgroupy.training._loop import Loop
-from stress.small import few_digits, outcome, small_run
+from stress.small import before_step, few_digits, outcome, small_run, use_digits
 from test_gpu_ready import SMALL, images_for
 
 pytestmark = [pytest.mark.cuda, pytest.mark.filterwarnings("default")]
@@ -206,7 +205,7 @@ def test_a_step_needs_no_more_memory_than_the_published_one(name: str) -> None:
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> ImageData:
     digits = few_digits()
-    monkeypatch.setattr(_data, "load_rotmnist", lambda source, path: digits)
+    use_digits(monkeypatch, digits)
     return digits
 
 
@@ -215,22 +214,22 @@ def test_a_run_trains_and_resumes_without_waiting(
     settings: dict[str, Any], few: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = small_run(tmp_path / "whole", device=DEVICE, **settings)
-    do_step = Loop._do_step
+    steps, epoch = count(), 5
 
-    def step(self: Loop, stop: Any) -> None:
-        if self.step == 0:
-            return do_step(self, stop)  # makes the constants, and compiles
-        if self.step == 12:
-            monkeypatch.setattr(Loop, "_do_step", do_step)
+    def refuse_waits() -> None:
+        if (step := next(steps)) == 12:
             raise KeyboardInterrupt
-        if self.step % self.steps not in (0, self.steps - 1):  # the last batch of an epoch is another program
-            with no_wait():
-                return do_step(self, stop)
-        return do_step(self, stop)
+        # The first step makes the constants, and compiles; the last batch of an epoch is another program.
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error" if step % epoch not in (0, epoch - 1) else "default")
 
-    monkeypatch.setattr(Loop, "_do_step", step)
-    with pytest.raises(KeyboardInterrupt):
-        train(config)
+    with monkeypatch.context() as patch:
+        before_step(patch, refuse_waits)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                train(config)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
     result = train(config)
     assert all(value.isfinite().all() for value in load_model(tmp_path / "whole").state_dict().values())
     assert evaluate(tmp_path / "whole", DEVICE).error == result.test_error

@@ -87,7 +87,7 @@ def test_every_call_gives_the_same(rotated):
     assert torch.equal(again.test.images, rotated.test.images)
 
 
-def test_order_is_pinned(upright):
+def test_the_bundled_digits_keep_their_order_and_fingerprint(upright):
     # Results on the bundled digits compare across versions only as long as the split stays what it is.
     assert upright.test.labels[:12].tolist() == [2, 8, 6, 5, 8, 0, 2, 9, 0, 7, 6, 6]
     assert upright.fingerprint == "32ef9d5fdffe3c3c"

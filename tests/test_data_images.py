@@ -189,7 +189,9 @@ def test_gray_of_eight_bits(tmp_path: Path, suffix: str) -> None:
         (DEEP.astype(np.uint32), {}, DEEP[None] / (2**32 - 1)),
     ],
 )
-def test_tiff(tmp_path: Path, array: np.ndarray, options: dict[str, Any], expected: np.ndarray) -> None:
+def test_tiff_files_of_every_type_and_layout_are_read(
+    tmp_path: Path, array: np.ndarray, options: dict[str, Any], expected: np.ndarray
+) -> None:
     tifffile.imwrite(tmp_path / "x.tif", array, **options)
     torch.testing.assert_close(read(tmp_path / "x.tif", len(expected)), torch.from_numpy(expected).float())
 
@@ -362,7 +364,7 @@ def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Monkey
         ({"task": "regression"}, "labels is missing: regression reads numbers from a CSV file"),
     ],
 )
-def test_bad_arguments(tmp_path: Path, options: dict[str, Any], text: str) -> None:
+def test_an_argument_out_of_range_is_refused(tmp_path: Path, options: dict[str, Any], text: str) -> None:
     with pytest.raises(ArgumentError, match=text):
         open_images(tmp_path, **options)
 
@@ -435,7 +437,7 @@ def test_a_table_from_a_spreadsheet(tmp_path: Path) -> None:
     assert open_images(tmp_path).classes == ("Zürich, see", "ok")
 
 
-def test_regression(tmp_path: Path) -> None:
+def test_numbers_of_a_table_are_the_targets_of_a_regression(tmp_path: Path) -> None:
     header, rows = ("path", "label_x", "label_y"), []
     for index in range(10):
         save(tmp_path / f"{index}.png", noise(8, 8))
@@ -543,7 +545,7 @@ def medmnist(file: Path, *shape: int, labels: int = 1, **changes: Any) -> Path:
 
 
 @pytest.mark.parametrize(("shape", "channels"), [((28, 28), 1), ((28, 28, 3), 3), ((28, 28, 28), 1)])
-def test_medmnist(tmp_path: Path, shape: tuple[int, ...], channels: int) -> None:
+def test_a_medmnist_archive_has_its_splits_and_classes(tmp_path: Path, shape: tuple[int, ...], channels: int) -> None:
     file = medmnist(tmp_path / "some.npz", *shape)
     images = open_images(file)
     assert (images.classes, images.channels, images.size) == (("0", "1", "2"), channels, 28)

@@ -74,6 +74,6 @@ def test_type_is_kept_and_the_input_left_alone():
         (torch.zeros(2, 1, 5, 5), math.nan, "finite"),
     ],
 )
-def test_refusals(images, angles, message):
+def test_images_or_angles_that_do_not_fit_are_refused(images, angles, message):
     with pytest.raises(ArgumentError, match=message):
         rotate(images, angles)

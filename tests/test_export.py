@@ -103,10 +103,13 @@ def test_options_of_the_networks(options: dict[str, str]) -> None:
     assert_exports(lived(model, x), x)
 
 
-@pytest.mark.parametrize("group", ["p1", "p4", "p4m", [[[0, 1], [1, 0]]]], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "group"),
+    [("dense", "p4m"), ("g", "p4"), ("gc", "p4m"), ("gc", "p1"), ("dense", [[[0, 1], [1, 0]]])],
+    ids=str,
+)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-@pytest.mark.parametrize("kind", ["dense", "g", "gc"])
-def test_layers(kind: str, case: dict[str, Any], group: Any) -> None:
+def test_every_layer_becomes_plain_pytorch(kind: str, case: dict[str, Any], group: Any) -> None:
     net = nn.Sequential(
         LiftingConv2d(4, 4, **case, group=group), GroupConv2d(4, 8, **case, group=group, kind=kind), GroupPool("mean")
     ).double()
@@ -117,7 +120,7 @@ def test_layers(kind: str, case: dict[str, Any], group: Any) -> None:
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_whatever_the_backend(kernel: int) -> None:
+def test_a_layer_becomes_plain_pytorch_whatever_its_backend(kernel: int) -> None:
     for way in ways_of(kernel_size=kernel):
         layer = build_layer(way, 4, 2, kernel, padding=1, group=D4, dtype=torch.float64)
         assert_exports(layer, random_input(layer, 5, 5))
@@ -134,7 +137,7 @@ def test_uneven_kernels_and_paddings() -> None:
 
 @pytest.mark.parametrize("kind", ["dense", "g", "gc"])
 @pytest.mark.parametrize("options", [{}, {"kernel_size": 4, "padding": 1}, {"groups": 2}, {"bias": False}])
-def test_transposed_layers(kind: str, options: dict[str, Any]) -> None:
+def test_transposed_layers_become_plain_pytorch(kind: str, options: dict[str, Any]) -> None:
     options = {"kernel_size": 2, "stride": 2, "group": "p4", "kind": kind, "dtype": torch.float64} | options
     layer = lived(GroupConvTranspose2d(4, 6, **options))
     x = torch.randn(2, 4, 4, 5, 5).double()
@@ -326,7 +329,7 @@ def test_converted_networks() -> None:
         assert not any(isinstance(module, nn.BatchNorm2d) for module in exported.modules())
 
 
-def test_parametrized_layers() -> None:
+def test_parametrized_layers_become_plain_pytorch() -> None:
     layer = GroupConv2d(4, 4, 3, group=C4, kind="gc", dtype=torch.float64)
     net = nn.Sequential(torch.nn.utils.parametrizations.weight_norm(layer, "pointwise_weight"), nn.ReLU())
     plain = assert_exports(lived(net), torch.randn(2, 4, 4, 5, 5).double())
@@ -494,7 +497,7 @@ def test_the_network_itself_is_named_model() -> None:
         export(Branching())
 
 
-def test_no_module() -> None:
+def test_anything_but_a_module_is_refused() -> None:
     with pytest.raises(ArgumentError, match="model is a function"):
         export(lambda x: x)  # type: ignore[arg-type]
 
@@ -528,7 +531,7 @@ def test_files_of_an_exported_network_need_torch_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["gc-p4cnn-small", "gc-p4m-resnet44", "p4m-unet"])
-def test_onnx(name: str, tmp_path: Path) -> None:
+def test_an_onnx_file_computes_the_same_for_any_batch(name: str, tmp_path: Path) -> None:
     model, x = small(name)
     lived(model, x)
     save(model, tmp_path / "net.onnx", "onnx", x.shape[1:])
@@ -560,7 +563,7 @@ def run_onnx(path: Path, x: Tensor) -> Any:
     return session.run(None, {"image": x.numpy()})[0]
 
 
-def test_safetensors(tmp_path: Path) -> None:
+def test_a_safetensors_file_has_the_parameters_and_the_metadata(tmp_path: Path) -> None:
     from safetensors import safe_open
     from safetensors.torch import load_file
 

@@ -653,7 +653,9 @@ def test_replicas_as_data_parallel_makes_them() -> None:
     torch.testing.assert_close(fused(x), plain(x), atol=1e-9, rtol=1e-8)
 
 
-def test_functional_call(pair: tuple[nn.Module, nn.Module, Tensor]) -> None:
+def test_a_fused_network_computes_with_the_parameters_of_functional_call(
+    pair: tuple[nn.Module, nn.Module, Tensor],
+) -> None:
     fused, plain, x = pair
     state = {name: p.detach() * 0.9 for name, p in plain.named_parameters()}
     for training in (True, False):

@@ -60,9 +60,9 @@ def test_arguments_in_their_order(prefix: str, name: str) -> None:
     assert cls(2, 3, 3)(random_image(name)).shape[-2:] == (4, 4)
 
 
-@pytest.mark.parametrize("kernel", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("kernel", [1, 3, 4])
 @pytest.mark.parametrize(("prefix", "name"), CLASSES, ids=NAMES)
-def test_parameters_and_numbers(prefix: str, name: str, kernel: int) -> None:
+def test_parameters_and_results_are_those_of_the_definition(prefix: str, name: str, kernel: int) -> None:
     x = random_image(name).double()
     state: dict[str, torch.Tensor] = {}
     for separable in (None, True, False) if prefix else (None,):

@@ -29,10 +29,9 @@ from sepgroupy.nn import (
     LiftingConv3d,
     PerElement,
 )
-from sepgroupy.paper import RunConfig, _data
-from sepgroupy.training import _loop, train
-from sepgroupy.training._loop import Loop
-from stress.small import few_digits, outcome, same, small_run
+from sepgroupy.paper import RunConfig
+from sepgroupy.training import Classification, _loop, train
+from stress.small import before_step, few_digits, interrupt, outcome, same, small_run, use_digits
 
 SMALL: dict[str, dict[str, Any]] = {
     "resnet44": {"depth": 8}, "p4m-resnet44": {"depth": 8}, "g-p4m-resnet44": {"depth": 8},
@@ -157,15 +156,15 @@ def test_gradients_stay_on_their_device(lazy_device: str) -> None:
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> ImageData:
     digits = few_digits()
-    monkeypatch.setattr(_data, "load_rotmnist", lambda source, path: digits)
+    use_digits(monkeypatch, digits)
     return digits
 
 
 def steps_without_reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Refuse every read of a value in a step but those of reports; return (the step that reads, the step it reads)."""
     read: list[tuple[int, int]] = []
-    current: list[Loop] = []
-    start, do_step = _loop.start_reading, Loop._do_step
+    current: list[_loop.Loop] = []
+    start, do_step = _loop.start_reading, _loop.Loop._do_step
 
     def start_reading(values: Tensor) -> Any:
         of = current[0].step
@@ -179,7 +178,7 @@ def steps_without_reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]
 
         return reader
 
-    def step(self: Loop, stop: Any) -> None:
+    def step(self: _loop.Loop, stop: Any) -> None:
         current[:] = [self]
         images = self._next_batch()  # from the host
         monkeypatch.setattr(self, "_next_batch", lambda: images)
@@ -187,7 +186,7 @@ def steps_without_reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]
         monkeypatch.delattr(self, "_next_batch")
 
     monkeypatch.setattr(_loop, "start_reading", start_reading)
-    monkeypatch.setattr(Loop, "_do_step", step)
+    monkeypatch.setattr(_loop.Loop, "_do_step", step)
     return read
 
 
@@ -206,15 +205,9 @@ def test_the_step_of_a_network_on_fake_cuda_reads_nothing() -> None:
     with fake_cuda():
         net, x = build_model("gc-p4m-resnet44", depth=8), images_for("gc-p4m-resnet44")
         labels = torch.zeros(2, dtype=torch.int64)
-        objective = _data_objective()
+        objective = Classification(0.1)
         assert without_reads_on_cuda(lambda: objective.loss(net(x), labels)).shape == ()
         assert without_reads_on_cuda(lambda: objective.errors(net(x), labels)).shape == (2,)
-
-
-def _data_objective() -> Any:
-    from sepgroupy.training._objective import Classification
-
-    return Classification(0.1)
 
 
 # ---- compiled training -----------------------------------------------------------------------------------------------
@@ -245,15 +238,8 @@ def test_compiled_training_resumes_and_leaves_the_same_keys(
     train(small_run(tmp_path / "whole", **compiled))
     assert len(light_compiler) == 2  # of whole batches and of the last one: no graph break, no recompilation
     train(small_run(tmp_path / "eager", **compiled | {"compile": False}))
-    do_step = Loop._do_step
-
-    def interrupted(self: Loop, stop: Any) -> None:
-        if self.step == 7:
-            raise KeyboardInterrupt
-        do_step(self, stop)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Loop, "_do_step", interrupted)
+        before_step(patch, interrupt, 7)
         with pytest.raises(KeyboardInterrupt):
             train(small_run(tmp_path / "parts", **compiled))
     train(small_run(tmp_path / "parts", **compiled))

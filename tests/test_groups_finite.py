@@ -60,7 +60,7 @@ ORDERS = {
 }
 
 
-def test_order(group: PointGroup) -> None:
+def test_the_order_is_the_number_of_different_elements(group: PointGroup) -> None:
     assert group.order == ORDERS[group.name] == len(group.elements) == len(set(group.elements))
 
 
@@ -90,7 +90,7 @@ def test_identity_is_the_first_element(group: PointGroup) -> None:
     np.testing.assert_array_equal(group.cayley_table[:, 0], everything)
 
 
-def test_inverses(group: PointGroup) -> None:
+def test_an_element_times_its_inverse_is_the_identity(group: PointGroup) -> None:
     everything = np.arange(group.order)
     assert group.inverses.shape == (group.order,)
     assert (group.cayley_table[everything, group.inverses] == 0).all()
@@ -208,7 +208,7 @@ def test_copies_are_equal_and_as_frozen(group: PointGroup, duplicate) -> None:  
             getattr(other, name)[0] = 1
 
 
-def test_frozen() -> None:
+def test_a_group_is_a_frozen_value() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         D4.elements = C4.elements  # type: ignore[misc]
     with pytest.raises(dataclasses.FrozenInstanceError):

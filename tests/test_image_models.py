@@ -162,13 +162,13 @@ def test_pretrained_weights_are_fetched_by_the_library(monkeypatch: pytest.Monke
         ("timm/test_vit", {"size": 160}, "reads 3 axes, which do not say where rows and columns are"),
     ],
 )
-def test_refusals(name: str, options: dict[str, Any], text: str) -> None:
+def test_an_option_that_does_not_fit_the_network_is_refused(name: str, options: dict[str, Any], text: str) -> None:
     pytest.importorskip("timm")
     with pytest.raises(ArgumentError, match=text):
         build_image_model(name, **({"channels": 3, "outputs": 2, "size": 32} | options))
 
 
-def test_without_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_timm_the_error_names_the_package_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ArgumentError, match=r"needs timm: pip install 'sepgroupy\[timm\]'"):
         build_image_model("timm/resnet18", channels=3, outputs=2, size=33)

@@ -32,15 +32,13 @@ from sepgroupy.training import (
     evaluate_images,
     export_run,
     load_model,
+    read_config,
     read_result,
     train,
 )
 from sepgroupy.training._augmentation import Augmentation
-from sepgroupy.training._engine import restore
-from sepgroupy.training._folder import held
-from sepgroupy.training._image_data import StreamedData, open_run_images
-from sepgroupy.training._loop import Loop
-from stress.small import together
+from sepgroupy.training._run_directory import lock_run_directory
+from stress.small import before_step, interrupt, together
 
 SIDE, COUNTS = 16, {"round, ü": 14, "square": 10}
 pytestmark = pytest.mark.filterwarnings("ignore:.*worker processes in total:UserWarning")  # on one processor
@@ -120,17 +118,6 @@ def assert_same(first: Any, second: Any) -> None:
         assert torch.equal(value, second[name]), name
 
 
-def interrupted_at(step: int) -> Callable[..., None]:
-    original = Loop._do_step
-
-    def do_step(self: Loop, stop: Any) -> None:
-        if self.step == step:
-            raise KeyboardInterrupt
-        original(self, stop)
-
-    return do_step
-
-
 # ---- training ------------------------------------------------------------------------------------------------------
 
 
@@ -140,7 +127,7 @@ def test_interrupted_and_resumed_with_workers_is_never_interrupted(
 ) -> None:
     config = config_on(shapes, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(Loop, "_do_step", interrupted_at(step))
+        before_step(patch, interrupt, step)
         with pytest.raises(KeyboardInterrupt):
             train(config, workers=1)
     train(config, workers=2)
@@ -159,12 +146,12 @@ def test_mixed_precision_trains_and_resumes_bitwise(
         seen.add(outputs.dtype)
         return outputs
 
-    monkeypatch.setattr(nn.functional, "linear", watched)
+    monkeypatch.setattr(nn.functional, "linear", watched)  # a hook would stop the fusion
     configs = [config_on(shapes, tmp_path / name, precision="bf16-mixed") for name in ("whole", "parts")]
     train(configs[0], workers=0)
     assert torch.bfloat16 in seen
     with monkeypatch.context() as patch:
-        patch.setattr(Loop, "_do_step", interrupted_at(3))
+        before_step(patch, interrupt, 3)
         with pytest.raises(KeyboardInterrupt):
             train(configs[1], workers=0)
     train(configs[1], workers=0)
@@ -190,7 +177,7 @@ def test_a_time_limit_stops_a_run_to_go_on_another_time(shapes: Path, finished: 
 
 def test_each_image_is_augmented_differently_in_every_epoch_and_by_the_seed_alone(shapes: Path, tmp_path: Path) -> None:
     def images(workers: int, epoch: int, first: int = 0, **overrides: Any) -> Tensor:
-        data = open_run_images(config_on(shapes, tmp_path, **overrides), workers, tmp_path)
+        data = config_on(shapes, tmp_path, **overrides).load_data(workers, tmp_path)
         fabric: Any = type("Fabric", (), {"world_size": 1, "global_rank": 0, "device": torch.device("cpu")})
         return torch.cat([batch.images for batch in data.batches(epoch, first, fabric)])
 
@@ -208,7 +195,7 @@ def test_each_image_is_augmented_differently_in_every_epoch_and_by_the_seed_alon
 
 
 def test_batches_of_an_epoch_differ_by_one_image_at_most(shapes: Path, tmp_path: Path) -> None:
-    data = open_run_images(config_on(shapes, tmp_path, batch_size=5), 0, tmp_path)
+    data = config_on(shapes, tmp_path, batch_size=5).load_data(0, tmp_path)
     fabric: Any = type("Fabric", (), {"world_size": 2, "global_rank": 1, "device": torch.device("cpu")})
     batches = list(data.batches(0, 0, fabric))
     assert len(batches) == data.steps == math.ceil(data.train_images / 5)
@@ -218,11 +205,11 @@ def test_batches_of_an_epoch_differ_by_one_image_at_most(shapes: Path, tmp_path:
 
 
 def test_balanced_sampling_and_class_weights_balance_the_classes(shapes: Path, tmp_path: Path) -> None:
-    data = open_run_images(config_on(shapes, tmp_path, balanced_sampling=True), 0, tmp_path)
+    data = config_on(shapes, tmp_path, balanced_sampling=True).load_data(0, tmp_path)
     drawn = torch.cat([data.splits.train.targets[data.order(epoch)] for epoch in range(200)])
     assert drawn.float().mean() == pytest.approx(0.5, abs=0.03)
     assert data.splits.train.targets.float().mean() < 0.45
-    weighted = open_run_images(config_on(shapes, tmp_path, class_weights=True, label_smoothing=0.0), 0, tmp_path)
+    weighted = config_on(shapes, tmp_path, class_weights=True, label_smoothing=0.0).load_data(0, tmp_path)
     targets = weighted.splits.train.targets
     logits = torch.randn(len(targets), 2)
     losses = nn.functional.cross_entropy(logits, targets, reduction="none")
@@ -279,24 +266,26 @@ def test_two_processes_are_one_with_the_same_batches(shapes: Path, tmp_path: Pat
 def test_the_best_epoch_on_the_validation_images_is_tested_and_patience_ends_the_run(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    errors, states, tally = iter([5.0, 3.0, 4.0, 3.0, 1.0]), [], StreamedData.tally
+    config = config_on(shapes, tmp_path, epochs=9, patience=2)
+    streamed = type(config.load_data(0))
+    errors, states, tally = iter([5.0, 3.0, 4.0, 3.0, 1.0]), [], streamed.tally
 
-    def scripted(self: StreamedData, model: nn.Module, split: str, *rest: Any) -> Tensor:
+    def scripted(self: Any, model: nn.Module, split: str, *rest: Any) -> Tensor:
         if split == "test":
             return tally(self, model, split, *rest)
         states.append({name: value.clone() for name, value in model.state_dict().items()})
         return torch.tensor([1.0 + len(states), next(errors), 10.0], dtype=torch.float64)
 
-    monkeypatch.setattr(StreamedData, "tally", scripted)
-    result = train(config_on(shapes, tmp_path, epochs=9, patience=2), workers=0)
+    monkeypatch.setattr(streamed, "tally", scripted)
+    result = train(config, workers=0)
     rows = history(tmp_path)
     assert [row["validation_error"] for row in rows] == ["50.0", "30.0", "40.0", "30.0"]
     assert [bool(row["test_error"]) for row in rows] == [False, False, False, True]
     assert_same(load_model(tmp_path).state_dict(), states[1])
     assert (result.validation_error, result.test_error) == (30.0, evaluate(tmp_path, "cpu").error)
-    assert train(config_on(shapes, tmp_path, epochs=9, patience=2)) == result
+    assert train(config) == result
     (tmp_path / "result.json").unlink()
-    assert train(config_on(shapes, tmp_path, epochs=9, patience=2), workers=0).test_error == result.test_error
+    assert train(config, workers=0).test_error == result.test_error
 
 
 def test_a_process_that_reads_images_does_not_hold_the_folder(tmp_path: Path) -> None:
@@ -304,18 +293,18 @@ def test_a_process_that_reads_images_does_not_hold_the_folder(tmp_path: Path) ->
     source, sink = os.pipe()
     run = os.fork()
     if not run:
-        with held(tmp_path):
+        with lock_run_directory(tmp_path):
             if not os.fork():  # a worker
                 os.write(sink, str(os.getpid()).encode())
             time.sleep(60)
         os._exit(0)
     worker = int(os.read(source, 20))
-    with pytest.raises(ArgumentError, match="another process"), held(tmp_path):
+    with pytest.raises(ArgumentError, match="another process"), lock_run_directory(tmp_path):
         pass
     os.kill(run, signal.SIGKILL)
     os.waitpid(run, 0)
     try:
-        with held(tmp_path):
+        with lock_run_directory(tmp_path):
             pass
     finally:
         os.kill(worker, signal.SIGKILL)
@@ -371,7 +360,7 @@ def test_a_regression(sizes: Path, tmp_path: Path) -> None:
     assert result.test_error == pytest.approx(float(errors.mean()), rel=1e-5)
     assert [row[0] for row in found.scores.rows] == ["label_mean", "label_ten"]
     assert found.scores.rows[1][1] == pytest.approx(float(errors[:, 1].mean()))
-    data = open_run_images(config_on(sizes, tmp_path, "regression"), 0, tmp_path)
+    data = config_on(sizes, tmp_path, "regression").load_data(0, tmp_path)
     assert found.facts.target_mean == pytest.approx(data.splits.train.targets.mean(0).tolist())
     assert found.largest_change < 1e-4
     assert "mean absolute error" in (tmp_path / "report.html").read_text()
@@ -380,7 +369,7 @@ def test_a_regression(sizes: Path, tmp_path: Path) -> None:
 def test_a_segmentation(masks: Path, tmp_path: Path) -> None:
     train(config_on(masks, tmp_path / "run", "segmentation", epochs=1), workers=0)
     found = evaluate_images(tmp_path / "run", "cpu", 0)
-    model, data = load_model(tmp_path / "run"), open_run_images(found.config, 0, tmp_path / "run")
+    model, data = load_model(tmp_path / "run"), found.config.load_data(0, tmp_path / "run")
     with torch.no_grad():
         pairs = [(model(x[None]).argmax(1)[0], y) for x, y in (data.splits.test[i] for i in range(found.images))]
     predicted, true = (torch.stack(part) for part in zip(*pairs, strict=True))
@@ -529,7 +518,7 @@ def test_the_four_commands(shapes: Path, tmp_path: Path, command: Command) -> No
     assert (len(rows), len(lines)) == (10, 11)
     assert "error" in next(line for line in lines if line["path"] == "broken.png")
     model = load_model(tmp_path / "run")
-    data = open_run_images(restore(tmp_path / "run").config, 0, tmp_path / "run")  # type: ignore[arg-type]
+    data: Any = read_config(tmp_path / "run").load_data(0, tmp_path / "run")
     image = next(data.splits.test[i][0] for i, p in enumerate(data.splits.test.paths) if p.startswith("square"))
     with torch.no_grad():
         chances = model(image[None]).softmax(1)[0].tolist()
@@ -561,7 +550,7 @@ def test_a_network_of_timm_is_trained_by_the_command(shapes: Path, tmp_path: Pat
     code, out, err = command(*words, "--run-dir", "run", "--match", "width", "--kind", "dense")
     assert code == 0, err
     assert "balanced accuracy" in out
-    config: Any = restore(tmp_path / "run").config
+    config: Any = read_config(tmp_path / "run")
     start = config.pretrained_model(config.read_facts(tmp_path / "run")).state_dict()
     trained = load_model(tmp_path / "run").state_dict()
     assert trained.keys() == start.keys()

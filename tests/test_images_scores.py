@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from sepgroupy.training import Classification, Regression, Segmentation
 from sepgroupy.training._image_scores import classification_scores, regression_scores, segmentation_scores
-from sepgroupy.training._objective import IGNORE, Classification, Regression, Segmentation, balanced_weights
+from sepgroupy.training._objective import IGNORE, balanced_weights
 
 
 def test_scores_of_a_classification() -> None:

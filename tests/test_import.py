@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from typing import Any
+
+import pytest
 
 EXTRAS = (
     "lightning",
@@ -22,40 +26,43 @@ CORE = "sepgroupy, sepgroupy.gconv.splitgconv2d, sepgroupy.gconv.g_splitgconv2d,
 CORE += ", sepgroupy.gconv.pooling, sepgroupy.testing, sepgroupy.models"
 
 
-def run(code: str) -> list[str]:
-    """Run code in a Python of its own, where a warning is an error, and return the words that it prints."""
-    command = [sys.executable, "-W", "error", "-c", code]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+CODE = f"""
+import importlib, json, numpy, pkgutil, random, sys, torch, torch.nn.functional
+
+def states():
+    return (str(random.getstate()), str(numpy.random.get_state()), torch.random.get_rng_state().tolist(),
+            torch.get_num_threads(), torch.get_default_dtype(), sys.path[:])
+
+before = states()  # which imports numpy.random
+modules = set(sys.modules)
+import {CORE}
+unchanged, imported = states() == before, {{name.partition(".")[0] for name in set(sys.modules) - modules}}
+extras = {{name.partition(".")[0] for name in sys.modules}} & set({EXTRAS})
+missing = [name for name in sepgroupy.__all__ if not hasattr(sepgroupy, name)]
+names = [m.name for m in pkgutil.iter_modules(sepgroupy.__path__) if not m.name.startswith("_")]
+shadowed = [n for n in names if hasattr(sepgroupy, n) and type(getattr(sepgroupy, n)) is not type(pkgutil)]
+packages = ("auditing", "compression", "conversion", "exporting", "functional", "groups", "models", "nn", "testing")
+shadowed += [n for n in packages if getattr(sepgroupy, n) is not importlib.import_module("sepgroupy." + n)]
+print(json.dumps([unchanged, sorted(imported), sorted(extras), missing, shadowed]))
+"""
 
 
-def test_nothing_is_imported_that_torch_and_numpy_do_not_import() -> None:
-    code = (
-        "import sys, numpy, torch, torch.nn.functional; before = set(sys.modules);"
-        f"import {CORE}; print(*{{name.partition('.')[0] for name in set(sys.modules) - before}})"
-    )
-    assert set(run(code)) - set(sys.stdlib_module_names) - {"numpy", "torch"} == {"sepgroupy"}
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    """Import the core in a Python of its own, where a warning is an error, and return what has changed by it."""
+    command = [sys.executable, "-W", "error", "-c", CODE]
+    values = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return dict(zip(("unchanged", "imported", "extras", "missing", "shadowed"), values, strict=True))
 
 
-def test_importing_alone_leaves_everything_as_it_was() -> None:
-    code = (
-        "import numpy, random, sys, torch; states = lambda: (str(random.getstate()), str(numpy.random.get_state()),"
-        "torch.random.get_rng_state().tolist(), torch.get_num_threads(), torch.get_default_dtype(), sys.path[:]);"
-        f"before = states(); import {CORE}; assert states() == before;"
-        "print(sepgroupy.__version__, *(name for name in sepgroupy.__all__ if not hasattr(sepgroupy, name)),"
-        f"*{{name.partition('.')[0] for name in sys.modules}} & set({EXTRAS}))"
-    )
-    version, *surprises = run(code)
-    assert version[0].isdigit()
-    assert not surprises  # neither names that are promised and missing nor extras
+def test_nothing_is_imported_that_torch_and_numpy_do_not_import(found: dict[str, Any]) -> None:
+    assert set(found["imported"]) - set(sys.stdlib_module_names) - {"numpy", "torch"} == {"sepgroupy"}
+    assert found["extras"] == []
 
 
-def test_no_name_shadows_a_module() -> None:
-    code = (
-        "import importlib, pkgutil, sepgroupy;"
-        "names = [m.name for m in pkgutil.iter_modules(sepgroupy.__path__) if not m.name.startswith('_')];"
-        "modules = {n: importlib.import_module(f'sepgroupy.{n}') for n in ('auditing', 'compression', 'conversion',"
-        "'exporting', 'functional', 'groups', 'models', 'nn', 'testing')};"
-        "print(*(n for n in names if hasattr(sepgroupy, n) and type(getattr(sepgroupy, n)) is not type(pkgutil)));"
-        "print(*(n for n, m in modules.items() if getattr(sepgroupy, n) is not m))"
-    )
-    assert run(code) == []
+def test_importing_leaves_random_numbers_threads_and_paths_as_they_were(found: dict[str, Any]) -> None:
+    assert found["unchanged"]
+
+
+def test_every_name_that_is_promised_is_there_and_shadows_no_module(found: dict[str, Any]) -> None:
+    assert found["missing"] == found["shadowed"] == []

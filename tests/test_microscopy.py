@@ -35,7 +35,7 @@ def test_the_folder_is_a_data_set(tmp_path: Path) -> None:
     assert max(means) - min(means) < 0.3  # brightness does not tell the class
 
 
-def test_bad_arguments(tmp_path: Path) -> None:
+def test_too_few_images_and_existing_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match=r"train \(=5\) and test \(=6\) must be at least 6"):
         write_microscopy(tmp_path / "cells", 5, 6)
     with pytest.raises(ArgumentError, match="is there already"):

@@ -71,8 +71,7 @@ def test_every_published_model_comes_back(name, file):
         ResNet("gc", 8, (2, 3, 4), group="p4", classes=2),
     ],
 )
-@pytest.mark.parametrize("prefix", ["", "module."])
-@pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
+@pytest.mark.parametrize(("prefix", "wrapper"), [("", None), ("module.", "state_dict"), ("", "model")])
 def test_other_sizes_prefixes_and_wrappers(net, prefix, wrapper, file):
     scrambled(net)
     state = {prefix + key: value for key, value in net.state_dict().items()}

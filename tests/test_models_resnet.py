@@ -179,7 +179,7 @@ def test_gradients_reach_every_parameter():
         ({"kind": "gc", "backend": "fast"}, r"backend \(='fast'\) must be one of"),
     ],
 )
-def test_refusals(options, message):
+def test_an_option_out_of_range_is_refused(options, message):
     with pytest.raises(ArgumentError, match=message):
         ResNet(**options)
 

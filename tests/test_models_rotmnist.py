@@ -64,7 +64,7 @@ def test_the_seven_are_known_in_the_order_of_the_paper() -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_parameters(name: str) -> None:
+def test_parameters_are_as_many_as_published(name: str) -> None:
     assert sum(p.numel() for p in build_model(name).parameters()) == MODELS[name][2]
     assert sum(p.numel() for p in build_model(name.upper()).parameters()) == MODELS[name][2]
 

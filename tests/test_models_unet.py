@@ -126,7 +126,7 @@ def test_other_sizes_are_refused(shape: tuple[int, ...]) -> None:
         ({"group": "p6"}, r"group \(='p6'\) is unknown"),
     ],
 )
-def test_refusals(options: dict[str, Any], message: str) -> None:
+def test_an_option_out_of_range_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         build_model("p4m-unet", **options)
 

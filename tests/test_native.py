@@ -23,8 +23,19 @@ from torch.utils.flop_counter import FlopCounterMode
 import oracle
 import sepgroupy
 from sepgroupy.backends import BatchNormReLU, ConvSpec, select_backend
-from sepgroupy.backends.native import Native, backend, batch_statistics, launch, library, norm_relu_max_pool
+from sepgroupy.backends.native import (
+    Native,
+    backend,
+    batch_statistics,
+    launch,
+    library,
+    limits,
+    norm_relu_max_pool,
+    operator,
+    transform,
+)  # fmt: skip
 from sepgroupy.backends.native import batch_norm as native_batch_norm
+from sepgroupy.backends.native import convolution as native_convolution
 from sepgroupy.backends.native.backend import FusedOutput
 from sepgroupy.backends.native.launch import ConvInputs, NativeConv, native_conv
 from sepgroupy.backends.native.library import kernels
@@ -345,13 +356,14 @@ def test_a_tensor_of_an_unknown_name_is_refused() -> None:
 def test_python_and_the_kernels_have_the_same_constants() -> None:
     header = (ROOT / "csrc" / "interface.h").read_text()
     constants = {name: int(value) for name, value in re.findall(r"\b([A-Z][A-Z0-9_]+) = (\d+)", header)}
-    ours = {name: value for name, value in vars(launch).items() if name in constants}
+    modules = vars(launch) | vars(limits) | vars(transform)
+    ours = {name: value for name, value in modules.items() if name in constants}
     assert ours == {name: constants[name] for name in ours}
     assert {"DENSE", "SEPARABLE", "FACTORED", "LIFTING", "GENERAL", "MAX_STRIDE", "MAX_ORDER"} <= set(ours)
     assert {"forward": constants["FORWARD"], "backward": constants["BACKWARD"], "expand_filters": 2} == launch.PASSES
     assert (constants["INTERFACE_VERSION"], constants["AXES"]) == (library.VERSION, library.AXES)
     assert {torch.float32: constants["FLOAT32"], torch.float64: constants["FLOAT64"]} == library.DTYPES
-    assert constants["MAX_ELEMENTS"] >= max(launch.MAX_KERNEL_ELEMENTS.values())
+    assert constants["MAX_ELEMENTS"] >= max(limits.MAX_KERNEL_ELEMENTS.values())
 
 
 # ---- the definition, at sizes that are awkward for vectors, tiles and threads ------------------------------------
@@ -408,7 +420,7 @@ def test_every_width_beside_that_of_vectors(group: PointGroup, kind: str, stride
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("stride", [1, 2, 3])
-def test_seven_by_seven(kind: str, stride: int) -> None:
+def test_the_largest_kernel_is_as_defined(kind: str, stride: int) -> None:
     spec = ConvSpec.parse(D4, "dense", 7, stride, 3)
     for size in ((1, 1), (5, 9), (16, 16), (70, 31)):
         assert stress.Problem(spec, 2, 2, 3, size, torch.float64, kind, True, True, 2).check() < 1e-11
@@ -425,10 +437,10 @@ def test_kernels_that_reach_far_beyond_their_images(kind: str, stride: int) -> N
 
 def test_the_general_transform_is_tested_beside_the_fast_ones() -> None:
     general = (C1, D2, stress.DIAGONAL, stress.BOTH_DIAGONALS, stress.SHUFFLED)
-    assert {launch._transform(group)[0] for group in general} == {launch.GENERAL}
-    fast = {C4: launch.CYCLIC4, D4: launch.DIHEDRAL4, as_group("C4v", 3): launch.DIHEDRAL4}
-    fast |= {as_group("O"): launch.OCTAHEDRAL, as_group("Oh"): launch.FULL_OCTAHEDRAL}
-    assert {group: launch._transform(group)[0] for group in fast} == fast
+    assert {transform.kernel_transform(group)[0] for group in general} == {transform.GENERAL}
+    fast = {C4: transform.CYCLIC4, D4: transform.DIHEDRAL4, as_group("C4v", 3): transform.DIHEDRAL4}
+    fast |= {as_group("O"): transform.OCTAHEDRAL, as_group("Oh"): transform.FULL_OCTAHEDRAL}
+    assert {group: transform.kernel_transform(group)[0] for group in fast} == fast
 
 
 WORK = {
@@ -479,7 +491,7 @@ class Maps(Dataset[Tensor]):
     """Convolves as it loads."""
 
     def __init__(self, convolution: nn.Module, x: Tensor) -> None:
-        self.convolution, self.x = convolution, x
+        self.convolution, self.x = x
 
     def __len__(self) -> int:
         return len(self.x)
@@ -508,7 +520,7 @@ def test_maps_of_a_pixel_or_a_row(kind: str, size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_empty_batch(kind: str) -> None:
+def test_an_empty_batch_gives_an_empty_output_and_zero_gradients(kind: str) -> None:
     convolution, x, norm = layer(kind), torch.zeros(0, 3, 8, 5, 6, requires_grad=True), norm_of()
     leaves = [x, norm.gamma, norm.beta, *convolution.parameters()]
     y = run_fused(convolution, x, norm_of_leaves(norm), return_stats=True)
@@ -715,7 +727,9 @@ def test_gradients_at_what_is_not_finite(column: int) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("batch", [None, False, True])  # no norm, one of fixed statistics, one of the batch's own
 @pytest.mark.parametrize("group", [C4, D4, stress.DIAGONAL], ids=lambda group: group.name)
-def test_derivatives(kind: str, batch: bool | None, group: PointGroup) -> None:
+def test_first_and_second_derivatives_are_those_of_finite_differences(
+    kind: str, batch: bool | None, group: PointGroup
+) -> None:
     # At stride 1 blocks of a g filter stay in factors.
     spec = ConvSpec.parse(group, "dense", 3, 1 if kind == "g" else 2, 1)
     x = torch.randn(2, group.order, 2, 4, 5).double()
@@ -826,8 +840,8 @@ def test_lifting_computes_the_gradients_that_are_needed(
 ) -> None:
     convolution, x, calls = LiftingConv2d(3, 4, 3, group=D4), torch.randn(2, 3, 7, 8), []
     leaves = {"x": x, "weight": convolution.weight, "bias": convolution.bias}
-    of_images = backend._images_grad
-    monkeypatch.setattr(backend, "_images_grad", lambda *args: (calls.append("x"), of_images(*args))[1])
+    of_images = native_convolution._images_grad
+    monkeypatch.setattr(native_convolution, "_images_grad", lambda *args: (calls.append("x"), of_images(*args))[1])
 
     def gradients(names: set[str]) -> dict[str, Tensor]:
         for name, leaf in leaves.items():
@@ -923,10 +937,10 @@ def test_the_operators_are_what_torch_expects(kind: str, needs: tuple[bool, ...]
         if arguments[name] is not None:
             arguments[name].requires_grad_(need)
     if any(t is not None and t.requires_grad for t in list(arguments.values())[:5] if isinstance(t, Tensor)):
-        torch.library.opcheck(backend.group_conv, tuple(arguments.values()))
+        torch.library.opcheck(operator.group_conv, tuple(arguments.values()))
     x, weight, depthwise, bias, _, *options = (a.detach() if isinstance(a, Tensor) else a for a in arguments.values())
     given = (torch.randn(2, 8, 4, 5, 6), x, weight, depthwise, bias, list(needs), *options)
-    torch.library.opcheck(backend.group_conv_backward, given)
+    torch.library.opcheck(operator.group_conv_backward, given)
     tensors = zip((x, weight, depthwise, bias), needs, strict=True)
     sizes = [t.numel() if t is not None and need else 0 for t, need in tensors]
     assert [g.numel() for g in torch.ops.sepgroupy.group_conv_backward(*given)] == sizes

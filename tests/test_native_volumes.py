@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sepgroupy.backends import ConvSpec
-from sepgroupy.backends.native import launch, library
+from sepgroupy.backends.native import launch, library, transform
 from sepgroupy.backends.native.library import Problem, kernels
 from sepgroupy.groups import PointGroup, as_group
 from stress import native as stress
@@ -109,7 +109,7 @@ class Convolution:
         """Launch a kernel."""
         arrays = (self.blocks, np.ascontiguousarray(self.offset), np.ascontiguousarray(self.basis), self.irreps)
         problem = Problem(
-            library.DTYPES[self.dtype], KINDS[self.kind], launch.GENERAL, self.threads,
+            library.DTYPES[self.dtype], KINDS[self.kind], transform.GENERAL, self.threads,
             self.batch, self.order, self.inputs, self.outputs,
             self.size, self.out_size, self.stride, self.padding,
             self.elements, len(self.blocks), False, 0.0, *(a.ctypes.data for a in arrays),
@@ -158,7 +158,7 @@ def test_any_order(order: int, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_volumes(kind: str) -> None:
+def test_volumes_of_every_size_and_stride_are_as_defined(kind: str) -> None:
     """Rows that fill vectors and others, every stride, bands of a volume, threads."""
     one = (1, 1, 1)
     for size, stride, kernel, threads in (
@@ -202,7 +202,7 @@ def test_symmetries_of_a_cube(group: PointGroup, kind: str) -> None:
 
 
 def test_a_group_in_another_order_has_the_general_transform() -> None:
-    assert launch._transform(REVERSED)[0] == launch.GENERAL
+    assert transform.kernel_transform(REVERSED)[0] == transform.GENERAL
 
 
 def test_bands_of_a_volume() -> None:

@@ -18,7 +18,7 @@ from sepgroupy.errors import ArgumentError
 from sepgroupy.groups import C4
 from sepgroupy.nn import GroupConvTranspose2d, GroupPool, PerElement
 
-quickly = settings(max_examples=500, suppress_health_check=list(HealthCheck))
+quickly = settings(max_examples=250, suppress_health_check=list(HealthCheck))
 
 HUGE = st.sampled_from([2**31, 2**40, 2**63, 10**30])
 WRONG = st.sampled_from(

@@ -53,13 +53,13 @@ def test_the_number_of_channels_may_change() -> None:
     torch.testing.assert_close(PerElement(module)(x), torch.stack([module(x[:, :, g]) for g in range(8)], 2))
 
 
-def test_an_empty_batch() -> None:
+def test_an_empty_batch_gives_an_empty_output() -> None:
     assert PerElement(nn.MaxPool2d(2))(torch.zeros(0, 5, 8, 4, 6)).shape == (0, 5, 8, 2, 3)
     assert GroupPool()(torch.zeros(0, 5, 8, 4, 6)).shape == (0, 5, 4, 6)
 
 
 @pytest.mark.parametrize("mode", ["max", "mean"])
-def test_group_pool(mode: str) -> None:
+def test_group_pooling_takes_maximum_or_mean_over_the_elements(mode: str) -> None:
     x = torch.randn(PUBLISHED, dtype=torch.float64)
     expected = x.numpy().max(2) if mode == "max" else x.numpy().mean(2)
     torch.testing.assert_close(GroupPool(mode)(x), torch.from_numpy(expected), atol=1e-15, rtol=0)
@@ -80,6 +80,6 @@ def test_group_pool_and_its_gradient_are_equivariant(mode: str) -> None:
     assert pool(layer(x)).shape == (3, 4, 4, 6)
 
 
-def test_repr() -> None:
+def test_the_description_names_module_and_mode() -> None:
     assert repr(GroupPool("mean")) == "GroupPool(mean)"
     assert "MaxPool2d" in repr(PerElement(nn.MaxPool2d(2)))

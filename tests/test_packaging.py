@@ -13,7 +13,7 @@ from sepgroupy.info import environment_report
 ROOT = Path(__file__).parent.parent
 
 
-def test_one_version() -> None:
+def test_all_files_name_the_same_version() -> None:
     citation = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
     project = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert citation

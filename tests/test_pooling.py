@@ -18,7 +18,7 @@ def assert_pools(x: Tensor, window: tuple[tuple[int, int], ...]) -> None:
 
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("size", [(9, 8), (5, 5)])
-def test_values(window: tuple[tuple[int, int], ...], size: tuple[int, int]) -> None:
+def test_the_maximum_is_that_of_pytorch(window: tuple[tuple[int, int], ...], size: tuple[int, int]) -> None:
     assert_pools(torch.randn(2, 3, *size), window)
     assert_pools(torch.randint(0, 2, (2, 3, *size)).double(), window)
 

@@ -18,26 +18,23 @@ from browser import BROWSER, open_page
 from sepgroupy.data import Split, rotate
 from sepgroupy.errors import ArgumentError, DataError
 from sepgroupy.paper import RunConfig, save_run_weights
-from sepgroupy.paper.report import _angles, _groups, _rotations, write_report
-from sepgroupy.paper.report._angles import ANGLES, errors_by_angle
-from sepgroupy.paper.report._chapters import order
+from sepgroupy.paper.report import write_report
 from sepgroupy.paper.report._figures import style_of
-from sepgroupy.paper.report._groups import put_together
+from sepgroupy.paper.report._rotation_curve import ANGLES, errors_by_angle
+from sepgroupy.paper.report._rotations import error_averaged
+from sepgroupy.paper.report._run_groups import group_runs
+from sepgroupy.paper.report._sections import order
 from sepgroupy.paper.sweep import Run, find_runs, grid, sweep
 from sepgroupy.training import Result, evaluate, load_model, score
-from stress.small import few_digits, use_digits
+from stress.small import few_digits, use_digits_in_reports
 
 
 @pytest.fixture(scope="module")
 def few() -> Iterator[None]:
     """Let every run and report of these tests read few digits."""
-    every = {rotated: few_digits(24, 20, rotated) for rotated in (True, False)}
-    _groups.load.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
-        use_digits(patch, every[True])
-        patch.setattr(_angles, "load_digits", lambda rotated: every[rotated])
+        use_digits_in_reports(patch, few_digits(24, 20), few_digits(24, 20, rotated=False))
         yield
-    _groups.load.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +70,7 @@ def test_runs_that_differ_in_their_seed_alone_are_one_group(few: None) -> None:
         made_up(1.0, model="gc-p4cnn", width=7),
         made_up(8.0, model="z2cnn", epochs=7),
     ]
-    paper, other = put_together([runs[-1], *runs[:-1]])
+    paper, other = group_runs([runs[-1], *runs[:-1]])
     assert [(g.label, g.train_images, len(g.runs)) for g in paper.groups] == [
         ("p4cnn", 6, 1), ("p4cnn", 24, 3), ("gc-p4cnn", 24, 1), ("gc-p4cnn, w=7", 24, 1)
     ]  # fmt: skip
@@ -88,7 +85,7 @@ def test_runs_that_differ_in_their_seed_alone_are_one_group(few: None) -> None:
 
 def test_a_width_of_a_published_network_is_that_network(few: None) -> None:
     runs = [made_up(3.0, model="g-p4cnn", width=10), made_up(4.0, model="g-p4cnn-small", seed=2)]
-    (group,) = put_together([*runs, made_up(5.0, model="g-p4cnn-small", width=10, seed=3)])[0].groups
+    (group,) = group_runs([*runs, made_up(5.0, model="g-p4cnn-small", width=10, seed=3)])[0].groups
     assert (group.label, group.paper_error, len(group.runs)) == ("g-p4cnn-small", "2.60 ± 0.098", 3)
 
 
@@ -101,7 +98,7 @@ def test_only_the_paper_s_augmentation_has_the_paper_s_figure(
 ) -> None:
     crop, hflip = augmentation
     run = Run(Path("x"), RunConfig.for_task("cifar10", samples=9, crop=crop, hflip=hflip), made_up(1).result)
-    assert put_together([run])[0].groups[0].paper_error == printed
+    assert group_runs([run])[0].groups[0].paper_error == printed
 
 
 def test_says_plainly_where_the_paper_s_order_does_not_hold() -> None:
@@ -112,7 +109,7 @@ def test_says_plainly_where_the_paper_s_order_does_not_hold() -> None:
             for short, values in errors.items()
             for seed, error in enumerate(values)
         ]
-        return " ".join(order(put_together(runs)[0].main))
+        return " ".join(order(group_runs(runs)[0].main))
 
     assert said(z2=(9,), gc=(3,), p4=(4,)) == "The paper's order is gc-p4cnn < p4cnn < z2cnn. Here it is the same."
     text = said(z2=(9, 9.5), gc=(5.5, 6.5), p4=(4, 4.5))
@@ -124,9 +121,7 @@ def test_says_plainly_where_the_paper_s_order_does_not_hold() -> None:
     assert said(gc=(3,)) == ""
 
 
-def test_errors_by_angle_are_those_of_rotated_upright_digits_and_are_kept(
-    runs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_errors_by_angle_are_those_of_rotated_upright_digits_and_are_stored(runs: Path) -> None:
     run = next(run for run in find_runs([runs]) if run.config.model == "p4cnn")
     (run.folder / "angles.csv").unlink(missing_ok=True)
     errors = errors_by_angle(run)
@@ -134,11 +129,11 @@ def test_errors_by_angle_are_those_of_rotated_upright_digits_and_are_kept(
     for angle, error in zip(ANGLES, errors, strict=True):
         assert score(model, Split(rotate(test.images, math.radians(angle)), test.labels)).error == error
     assert errors[:4] == errors[4:8] == errors[8:12]
-    with monkeypatch.context() as patch:
-        patch.setattr(_angles, "score", lambda *_: pytest.fail("measured again"))
-        assert errors_by_angle(run) == errors
+    path = run.folder / "angles.csv"
+    path.write_text(path.read_text().replace(f"0.0,{errors[0]}\n", "0.0,12.5\n", 1))
+    assert errors_by_angle(run) == [12.5, *errors[1:]]  # not measured again
     for broken in ("", "angle_degrees,test_error_percent\n0,1\n", "\0"):
-        (run.folder / "angles.csv").write_text(broken)
+        path.write_text(broken)
         assert errors_by_angle(run) == errors
 
 
@@ -162,23 +157,22 @@ def test_the_tables_say_what_the_runs_say(runs: Path, report: Path) -> None:
     assert len(rows) == 10
 
 
-def test_the_error_averaged_over_rotations_is_measured_once(
-    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_error_averaged_over_rotations_is_measured_once(runs: Path, tmp_path: Path) -> None:
     write_report([runs], tmp_path, rotations=2)
+    text = (tmp_path / "report.md").read_text()
     for model in ("z2cnn", "p4cnn"):
         found = [run for run in find_runs([runs]) if (run.config.model, run.config.samples) == (model, None)]
         errors = [evaluate(run.folder, "cpu", rotations=2).error for run in found]
         plain = [run.result.test_error for run in found if run.result]
         cells = [f"{sum(values) / 2:.2f} ± {stdev(values):.2f}" for values in (plain, errors)]
-        assert f" | 2 | {cells[0]} | {cells[1]} | " in (tmp_path / "report.md").read_text()
-    assert "k·45°, k = 0..1" in (tmp_path / "report.md").read_text()
-    with monkeypatch.context() as patch:
-        patch.setattr(_rotations, "score", lambda *_, **__: pytest.fail("measured again"))
-        assert _rotations.error_averaged(found[0], 2) == errors[0]
+        assert f" | 2 | {cells[0]} | {cells[1]} | " in text
+    assert "k·45°, k = 0..1" in text
+    path = found[0].folder / "rotations-2.json"
+    path.write_text('{"test_error": 12.5}')
+    assert error_averaged(found[0], 2) == 12.5  # not measured again
     for broken in ("", "[]", "{}", '{"test_error": "low"}'):
-        (found[0].folder / "rotations-2.json").write_text(broken)
-        assert _rotations.error_averaged(found[0], 2) == errors[0]
+        path.write_text(broken)
+        assert error_averaged(found[0], 2) == errors[0]
     with pytest.raises(ArgumentError, match="rotations"):
         write_report([runs], tmp_path, rotations=0)
 

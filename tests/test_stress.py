@@ -22,10 +22,9 @@ from sepgroupy.data._archive import unpack
 from sepgroupy.data._batch_file import read_batch
 from sepgroupy.errors import DataError
 from sepgroupy.paper import load_idx
-from sepgroupy.training import _loop, evaluate, train
-from sepgroupy.training._folder import read_checkpoint
+from sepgroupy.training import evaluate, train
 from stress import fuzz
-from stress.small import few_digits, little_memory, use_digits
+from stress.small import few_digits, little_memory, read_checkpoint, use_digits
 
 TRAIN_FILE = AMAT_FILES[0]
 
@@ -48,7 +47,6 @@ def test_damaged_files_are_read_or_refused(tmp_path: Path) -> None:
 def stopped(tmp_path: Path) -> Path:
     """Make a run that was stopped after its third step of five."""
     fuzz._make_stopped_run(tmp_path)
-    _loop.SAVE_SECONDS = 300.0
     return tmp_path
 
 
@@ -98,7 +96,7 @@ ALTERATIONS: dict[str, Callable[[dict[str, Any]], object]] = {
 
 @pytest.mark.parametrize("name", ALTERATIONS)
 def test_a_checkpoint_that_is_none_is_refused_before_it_is_used(name: str, stopped: Path) -> None:
-    checkpoint = read_checkpoint(stopped / "last.ckpt")
+    checkpoint = read_checkpoint(stopped)
     ALTERATIONS[name](checkpoint)
     torch.save(checkpoint, stopped / "last.ckpt")
     before = (stopped / "last.ckpt").read_bytes()

@@ -171,7 +171,7 @@ def test_tolerances_of_all_floating_types() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision(dtype: torch.dtype) -> None:
+def test_half_precision_is_judged_by_its_own_rounding(dtype: torch.dtype) -> None:
     assert_equivariant(planar_to_planar(D4).to(dtype), D4, torch.randn(1, 2, 7, 7).to(dtype))
 
 

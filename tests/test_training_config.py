@@ -4,6 +4,7 @@ import json
 import pickle
 import re
 from dataclasses import FrozenInstanceError, asdict, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,7 @@ import torch
 
 from sepgroupy.errors import ArgumentError
 from sepgroupy.models import published_model_names
-from sepgroupy.paper import RunConfig, milestones_every
-from sepgroupy.paper._config import MODERN
-from sepgroupy.training._loop import rate
+from sepgroupy.paper import RECIPES, RunConfig, milestones_every
 
 PAPER = {  # SPEC: sections 3 and 4
     "rotmnist": ("adam", 0.01, 0.0, 1e-5, (40,), 50, 256),
@@ -30,7 +29,7 @@ def test_defaults_are_the_papers(task: str) -> None:
 
 
 @pytest.mark.parametrize("task", PAPER)
-def test_json_round_trip(task: str) -> None:
+def test_a_configuration_survives_json(task: str) -> None:
     config = RunConfig.for_task(task, lr=0.1, width=5, milestones=(2, 3), folder="here", samples=7, seed=0)
     assert RunConfig.from_json(config.to_json()) == config
 
@@ -76,7 +75,8 @@ def test_the_modern_recipe_is_the_paper_s_but_for_its_own_values(task: str) -> N
     paper, modern = RunConfig.for_task(task), RunConfig.for_task(task, "modern")
     assert RunConfig.for_task(task, recipe="paper") == paper
     different = {name for name, value in asdict(modern).items() if value != asdict(paper)[name]}
-    assert different == MODERN[task].keys()
+    assert different == {name for name, value in RECIPES["modern"][task].items() if value != asdict(paper)[name]}
+    assert {"epochs", "schedule", "ema"} <= different
     assert RunConfig.for_task(task, "modern", epochs=3, ema=0.5) == replace(modern, epochs=3, ema=0.5)
     assert RunConfig.from_json(modern.to_json()) == modern
     assert modern.run_folder != paper.run_folder
@@ -91,9 +91,20 @@ def test_the_cosine_schedule_is_torchs(warmup: int) -> None:
     config = RunConfig.for_task("rotmnist", lr=0.5, epochs=6, schedule="cosine", warmup=warmup)
     for step in range(6 * 7):
         rising = min(1.0, (step + 1) / (7 * warmup)) if warmup else 1.0
-        assert rate(config, step, 7) == pytest.approx(rising * schedule.get_last_lr()[0])
+        assert config.learning_rate(step, 7) == pytest.approx(rising * schedule.get_last_lr()[0])
         optimizer.step()
         schedule.step()
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 5])
+def test_the_warm_up_ends_within_a_short_run(epochs: int) -> None:
+    config = RunConfig.for_task("rotmnist", lr=0.5, epochs=epochs, schedule="cosine", warmup=2)
+    rates = [config.learning_rate(step, 30) for step in range(30 * epochs)]
+    peak = rates.index(max(rates)) + 1
+    assert peak <= min(2 * 30, 30 * epochs / 3)
+    assert max(rates) > 0.7 * 0.5  # of a cosine that fell during the warm-up
+    assert rates[:peak] == sorted(rates[:peak])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
 
 
 def test_an_unknown_setting_is_refused() -> None:
@@ -179,10 +190,8 @@ def test_crops_of_older_versions_are_of_4_pixels() -> None:
 def test_a_network_of_a_published_width_has_its_name(name: str) -> None:
     """Every width is named by the network of the same shapes, and by no other."""
     task = "cifar10" if "resnet" in name else "rotmnist"
-    shapes = {
-        other: _shapes(RunConfig.for_task(task, model=other)) for other in published_model_names() if _fits(other, task)
-    }
-    for width in (5, 10, 11, 17, 19, 20, 28, 30, 32, 57):
+    shapes = _published_shapes(task)
+    for width in {"rotmnist": (5, 10, 17, 20, 30, 57), "cifar10": (5, 11, 19, 28, 32)}[task]:
         config = RunConfig.for_task(task, model=name, width=width)
         equal = [other for other in shapes if shapes[other] == _shapes(config)]
         canonical = config.canonical
@@ -194,8 +203,10 @@ def test_a_network_of_a_published_width_has_its_name(name: str) -> None:
     assert config.canonical == config
 
 
-def _fits(name: str, task: str) -> bool:
-    return ("resnet" in name) == (task == "cifar10")
+@lru_cache
+def _published_shapes(task: str) -> dict[str, list[tuple[str, torch.Size]]]:
+    names = [name for name in published_model_names() if ("resnet" in name) == (task == "cifar10")]
+    return {name: _shapes(RunConfig.for_task(task, model=name)) for name in names}
 
 
 def _shapes(config: RunConfig) -> list[tuple[str, torch.Size]]:
@@ -210,7 +221,8 @@ def test_milestones_of_a_periodic_step_give_its_learning_rates(step: int, epochs
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, step, 0.1)
     config = RunConfig.for_task("rotmnist", lr=0.5, epochs=epochs, milestones=milestones_every(step, epochs))
     for epoch in range(epochs):
-        assert rate(config, 7 * epoch, 7) == rate(config, 7 * epoch + 6, 7) == pytest.approx(schedule.get_last_lr()[0])
+        rates = [config.learning_rate(7 * epoch + step, 7) for step in (0, 6)]
+        assert rates == [pytest.approx(schedule.get_last_lr()[0])] * 2
         optimizer.step()
         schedule.step()
 

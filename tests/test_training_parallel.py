@@ -21,7 +21,7 @@ from sepgroupy.errors import ArgumentError
 from sepgroupy.nn import GroupBatchNorm2d
 from sepgroupy.paper import RunConfig
 from sepgroupy.training import evaluate, train
-from sepgroupy.training._parallel import share_batch_norm
+from sepgroupy.training._distributed import share_batch_norm
 from stress.small import before_step, few_digits, outcome, same, small_run, together, use_digits
 
 STEPS = 5
@@ -114,7 +114,7 @@ def test_the_loss_of_a_process_ends_the_run_with_a_word_and_no_hang(
         with monkeypatch.context() as patch:
             before_step(patch, lambda: os.kill(os.getpid(), signal.SIGKILL), 2 * STEPS + 2, lost)
             codes = run_two(two(folder), log)
-        assert time.monotonic() - start < 20
+        assert time.monotonic() - start < 100  # gloo itself would wait for half an hour
         assert (codes[lost], codes[1 - lost]) == (-signal.SIGKILL, 1)
         word = f"error: process {1 - lost} of 2 ends because another one is gone; started again, the run goes on from"
         assert log.read_text().splitlines()[-1].startswith(word)

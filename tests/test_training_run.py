@@ -18,12 +18,9 @@ from sepgroupy.data import ImageData, RandomAffine, Split, rotate
 from sepgroupy.errors import ArgumentError, DataError
 from sepgroupy.fusion import fuse
 from sepgroupy.models import build_model, published_model_names
-from sepgroupy.paper import RunConfig, require_free, save_initial_state, save_trained_state
-from sepgroupy.paper._data import load_data
+from sepgroupy.paper import RunConfig, load_data, require_free, save_initial_state, save_trained_state
 from sepgroupy.training import Result, Score, evaluate, generator, initial_model, load_model, predict, score, train
-from sepgroupy.training._loop import Loop, rate
-from sepgroupy.training._random import AFFINE, order_of
-from stress.small import before_step, few_digits, interrupt, use_digits
+from stress.small import AFFINE, before_step, epoch_order, few_digits, interrupt, use_digits
 
 ROTMNIST = [name for name in published_model_names() if "resnet" not in name]
 
@@ -85,7 +82,7 @@ def test_a_run_is_the_plain_loop(few: ImageData, tmp_path: Path) -> None:
     optimizer = torch.optim.Adam(model.parameters(), weight_decay=0.1)
     for epoch, lr in enumerate((0.01, 0.001, 0.0001)):
         optimizer.param_groups[0]["lr"] = lr
-        for indices in order_of(48, 5, epoch).split(20):
+        for indices in epoch_order(48, 5, epoch).split(20):
             optimizer.zero_grad()
             nn.functional.nll_loss(model(few.train.images[indices]), few.train.labels[indices]).backward()
             optimizer.step()
@@ -105,8 +102,8 @@ def test_a_modern_run_is_the_plain_loop(few: ImageData, tmp_path: Path) -> None:
     average = copy.deepcopy(model)
     affine, scores, step = RandomAffine(180.0, 0.1, 0.1), [], 0
     for epoch in range(4):
-        for indices in order_of(42, 5, epoch).split(20):
-            optimizer.param_groups[0]["lr"] = rate(config, step, 3)
+        for indices in epoch_order(42, 5, epoch).split(20):
+            optimizer.param_groups[0]["lr"] = config.learning_rate(step, 3)
             optimizer.zero_grad()
             outputs = model(affine(data.train.images[indices], generator(5, AFFINE, step)))
             nn.functional.cross_entropy(outputs, data.train.labels[indices], label_smoothing=0.1).backward()
@@ -158,11 +155,19 @@ def test_a_run_learns(few: ImageData, tmp_path: Path) -> None:
     assert result.train_error < 10 < result.test_error < 80
 
 
-def test_the_order_is_a_new_permutation_every_epoch() -> None:
-    orders = [order_of(10, *place) for place in ((1, 0), (1, 1), (2, 0))]
-    assert torch.equal(orders[0], order_of(10, 1, 0))
+def test_the_order_is_a_new_permutation_every_epoch(few: ImageData, tmp_path: Path) -> None:
+    fabric: Any = type("Fabric", (), {"world_size": 1, "global_rank": 0, "device": torch.device("cpu")})
+
+    def order(seed: int, epoch: int) -> Tensor:
+        data = config_in(tmp_path, seed=seed).load_data()
+        images = torch.cat([batch.images for batch in data.batches(epoch, 0, fabric)]).flatten(1)
+        return (images[:, None] == few.train.images.flatten(1)).all(2).nonzero()[:, 1]
+
+    orders = [order(*place) for place in ((1, 0), (1, 1), (2, 0))]
+    assert torch.equal(orders[0], order(1, 0))
+    assert torch.equal(orders[1], epoch_order(48, 1, 1))
     assert len({tuple(order.tolist()) for order in orders}) == 3
-    assert all(sorted(order.tolist()) == list(range(10)) for order in orders)
+    assert all(sorted(order.tolist()) == list(range(48)) for order in orders)
 
 
 def test_same_seed_same_run(few: ImageData, tmp_path: Path) -> None:
@@ -180,21 +185,39 @@ MODERN: dict[str, Any] = {
 OPTIMIZERS: dict[str, dict[str, Any]] = {"adam": {}, "sgd": {"optimizer": "sgd", "momentum": 0.9}, "modern": MODERN}
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("step", [1, 3, 5, 8])  # before any checkpoint, and in each of three later epochs
+@pytest.fixture(scope="module")
+def whole_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Result]]:
+    """Train a run that nothing happens to with each optimizer."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        use_digits(patch, few_digits())
+        return {name: (folder / name, train(config_in(folder / name, **interruptible(name)))) for name in OPTIMIZERS}
+
+
+def interruptible(optimizer: str) -> dict[str, Any]:
+    return {"epochs": 3, "milestones": (1, 2), "log_every": 2, "crop": 4, "hflip": True} | OPTIMIZERS[optimizer]
+
+
+@pytest.mark.parametrize(  # before any checkpoint, and in each of three later epochs
+    ("optimizer", "step"), [("modern", 1), ("modern", 3), ("modern", 5), ("modern", 8), ("adam", 5), ("sgd", 8)]
+)
 def test_interrupted_and_resumed_is_never_interrupted(
-    step: int, optimizer: str, few: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    step: int,
+    optimizer: str,
+    whole_runs: dict[str, tuple[Path, Result]],
+    few: ImageData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settings = {"epochs": 3, "milestones": (1, 2), "log_every": 2, "crop": 4, "hflip": True} | OPTIMIZERS[optimizer]
-    whole = train(config_in(tmp_path / "whole", **settings))
+    settings, (folder, whole) = interruptible(optimizer), whole_runs[optimizer]
     with monkeypatch.context() as patch:
         before_step(patch, interrupt, step)
         with pytest.raises(KeyboardInterrupt):
-            train(config_in(tmp_path / "parts", **settings))
-    assert not (tmp_path / "parts" / "result.json").exists()
-    resumed = train(config_in(tmp_path / "parts", **settings))
-    assert_same(parameters(tmp_path / "whole"), parameters(tmp_path / "parts"))
-    assert history(tmp_path / "whole") == history(tmp_path / "parts")
+            train(config_in(tmp_path, **settings))
+    assert not (tmp_path / "result.json").exists()
+    resumed = train(config_in(tmp_path, **settings))
+    assert_same(parameters(folder), parameters(tmp_path))
+    assert history(folder) == history(tmp_path)
     assert replace(resumed, seconds=whole.seconds) == whole
 
 
@@ -207,7 +230,7 @@ def test_a_run_that_lacks_only_its_result_is_finished(few: ImageData, tmp_path: 
 def test_a_finished_run_is_not_run_again(few: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = train(config_in(tmp_path))
     before = snapshot(tmp_path)
-    monkeypatch.setattr("sepgroupy.paper._data.load_rotmnist", None)
+    use_digits(monkeypatch, None)  # the data are not read
     assert train(config_in(tmp_path)) == result
     assert snapshot(tmp_path) == before
 
@@ -314,27 +337,17 @@ def test_a_result_of_an_older_version_is_read(few: ImageData, tmp_path: Path) ->
     assert train(config_in(tmp_path)) == replace(result, test_correct=0, test_images=0)
 
 
-def test_the_initial_model_is_that_of_the_run(few: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_initial_model_is_that_of_the_run(few: ImageData, tmp_path: Path) -> None:
     before = torch.random.get_rng_state()
     drawn = initial_model(config_in(tmp_path / "a", seed=4)).state_dict()
     assert torch.equal(torch.random.get_rng_state(), before)
-    with monkeypatch.context() as patch:
-        patch.setattr(Loop, "run", lambda self, *_: stop_at(self.model))
-        with pytest.raises(StopError) as stopped:
-            train(config_in(tmp_path / "b", seed=4))
-    assert_same(drawn, stopped.value.args[0])
+    train(config_in(tmp_path / "b", seed=4, epochs=1, lr=1e-30))
+    for name, value in load_model(tmp_path / "b").named_parameters():
+        torch.testing.assert_close(value, drawn[name], atol=1e-20, rtol=0)
     torch.save(drawn, tmp_path / "drawn.pt")
     assert_same(
         drawn, initial_model(config_in(tmp_path / "c", seed=5, weights=str(tmp_path / "drawn.pt"))).state_dict()
     )
-
-
-class StopError(Exception):
-    pass
-
-
-def stop_at(model: nn.Module) -> None:
-    raise StopError(model.state_dict())
 
 
 def test_cudnn_is_deterministic_while_a_run_trains(

@@ -127,7 +127,7 @@ def test_a_network_of_every_group(name: str) -> None:
 
 @pytest.mark.parametrize("kind", ["dense", "g", "gc"])
 @pytest.mark.parametrize("group", ["C2v", "reflection"])
-def test_gradients_of_transposed_layers(group: str, kind: str) -> None:
+def test_gradients_of_transposed_layers_are_those_of_finite_differences(group: str, kind: str) -> None:
     dimension = 1 if group == "reflection" else 3
     layer = build(dimension, kind, 1, 1, 2, stride=2, padding=0, group=group, transposed=True)
     parameters = [p.detach().requires_grad_() for p in layer.parameters()]
@@ -377,7 +377,7 @@ def test_the_audit_sends_few_elements_at_a_time() -> None:
     assert max(batches) == 8
 
 
-def test_solids() -> None:
+def test_solids_are_drawn_by_number_and_orientation() -> None:
     volumes, labels = load_solids(20, size=9, noise=0.0)
     assert labels.tolist() == [*range(10)] * 2
     again, _ = load_solids(12, size=9, noise=0.0)

@@ -40,9 +40,9 @@ from sepgroupy.data._archive import unpack
 from sepgroupy.errors import SepgroupyError
 from sepgroupy.models import WeightsCard, build_model, save_weights
 from sepgroupy.paper import RunConfig, load_idx
-from sepgroupy.training import _loop, evaluate, read_config, read_result, train
+from sepgroupy.training import evaluate, read_config, read_result, train
 
-from .small import few_digits, small_run, use_digits
+from .small import before_step, few_digits, interrupt, small_run, use_digits
 
 TRAIN_FILE, TEST_FILE = AMAT_FILES
 
@@ -237,17 +237,11 @@ def _make_run(folder: Path) -> None:
 
 
 def _make_stopped_run(folder: Path) -> None:
-    def stop(loop: _loop.Loop, asked: object) -> None:
-        step(loop, asked)  # type: ignore[arg-type]
-        if loop.step == 3:
-            raise KeyboardInterrupt
-
-    step, _loop.Loop._do_step = _loop.Loop._do_step, stop  # type: ignore[method-assign, assignment]
-    try:
-        _loop.SAVE_SECONDS = -1.0
-        train(_run(folder))
-    except KeyboardInterrupt:
-        _loop.Loop._do_step = step  # type: ignore[method-assign]
+    with pytest.MonkeyPatch.context() as patch:
+        use_digits(patch, few_digits(), save_seconds=-1.0)
+        before_step(patch, interrupt, 3)
+        with pytest.raises(KeyboardInterrupt):
+            train(_run(folder))
 
 
 def _run(folder: Path) -> RunConfig:

@@ -18,10 +18,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sepgroupy.training import train
-from sepgroupy.training._folder import CHECKPOINT, read_checkpoint
+from sepgroupy.training import CHECKPOINT, train
 
-from .small import few_digits, finished, fork, outcome, same, small_run, use_digits
+from .small import few_digits, finished, fork, outcome, read_checkpoint, same, small_run, use_digits
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -57,7 +56,7 @@ def survive(kills: int, folder: Path, seed: int = 0) -> Counter[str]:
             counts["while a checkpoint was written"] += bool(list(run.glob(f".{Path(CHECKPOINT).stem}.*")))
             counts["stopped and saved"] += code == 130
             if (run / CHECKPOINT).exists():
-                read_checkpoint(run / CHECKPOINT)  # the last good one
+                read_checkpoint(run)  # the last good one
         assert same(outcome(run), whole), f"{run} differs from the run that was never killed"
     return counts
 

@@ -36,7 +36,8 @@ import oracle
 from oracle import Array
 from sepgroupy.backends import BatchNormReLU, ConvSpec
 from sepgroupy.backends.native import batch_statistics, library, norm_relu_max_pool
-from sepgroupy.backends.native.launch import ConvInputs, NativeConv, max_in_channels, native_conv, unsupported_reason
+from sepgroupy.backends.native.launch import ConvInputs, NativeConv, native_conv
+from sepgroupy.backends.native.limits import max_in_channels, unsupported_reason
 from sepgroupy.errors import ArgumentError
 from sepgroupy.groups import C1, C2, C4, D1, D2, D4, PointGroup, as_group
 
@@ -153,19 +154,21 @@ class Problem:
     def draw(cls, chance: random.Random) -> Problem:
         """Draw a problem that is not too long; one in ten is empty, and images are tiny, wide, tall or large.
 
-        One in five is of what networks are made of, for which the kernels have functions of their own.
+        Three in ten are of what networks are made of, for which the kernels have functions of their own.
         """
-        usual = chance.random() < 0.2
-        groups = (D4,) if usual else chance.choice((GROUPS, GROUPS, GROUPS, VOLUMES, VOLUMES, SIGNALS))
+        usual = chance.random() < 0.3
+        groups = chance.choice(((D4,), VOLUMES) if usual else (GROUPS, GROUPS, GROUPS, VOLUMES, VOLUMES, SIGNALS))
         while True:
             group, large = chance.choice(groups), chance.random() < 0.2
+            volume = group.dimension == 3  # of few channels, or only the smallest volumes would not be too long
             sizes = [chance.choice((1, 2, 3, 5, 8, 9, 16, 17, 31, 32)) for _ in range(group.dimension)]
             if large:
                 sizes[chance.randrange(group.dimension)] = chance.randrange(60, 400)
-            if usual:
+            if usual and not volume:
                 sizes[1] = -(-sizes[1] // 16) * 16  # rows fill vectors of any width
-            channels = [chance.choice((1, 2, 3, 5, 8, 13) if large else (1, 3, 4, 6, 9, 25, 40)) for _ in range(2)]
-            counts = [chance.choice((1, 1, 2, 3, 7, 40)), *channels]
+            few, many = (1, 2, 3, 5, 8, 13), (1, 3, 4, 6, 9, 25, 40)
+            channels = [chance.choice(few[:4] if volume else few if large else many) for _ in range(2)]
+            counts = [chance.choice((1, 1, 2) if volume else (1, 1, 2, 3, 7, 40)), *channels]
             if chance.random() < 0.1:
                 counts[chance.randrange(3)] = 0
             kernel, stride, padding, dilation = (

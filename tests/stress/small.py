@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,11 @@ from torch import Tensor
 from sepgroupy.cli import exit_code
 from sepgroupy.data import ImageData
 from sepgroupy.paper import RunConfig, _data, load_digits
-from sepgroupy.training import _loop, load_model
-from sepgroupy.training._loop import Loop
+from sepgroupy.paper.report import _rotation_curve, _run_groups
+from sepgroupy.training import CHECKPOINT, RunData, _loop, generator, load_model
+
+ORDER, AFFINE = 0, 2
+"""What the random numbers of a run are for, as stored runs rely on it."""
 
 
 @lru_cache
@@ -81,30 +84,53 @@ def together(count: int, action: Callable[[], object], log: Path) -> list[int]:
     return [finished(process) for process in [fork(action, log, usual | sizes | place) for place in places]]
 
 
-def use_digits(patch: pytest.MonkeyPatch, digits: ImageData, save_seconds: float | None = None) -> None:
+def use_digits(patch: pytest.MonkeyPatch, digits: ImageData | None, save_seconds: float | None = None) -> None:
     """Let every run read these images in place of those that it names, and save as often as given."""
     patch.setattr(_data, "load_rotmnist", lambda source, path: digits)
     if save_seconds is not None:
         patch.setattr(_loop, "SAVE_SECONDS", save_seconds)
 
 
+def use_digits_in_reports(patch: pytest.MonkeyPatch, rotated: ImageData, upright: ImageData) -> None:
+    """Let runs and reports on them read these images; no report remembers those of another test."""
+    use_digits(patch, rotated)
+    patch.setattr(_rotation_curve, "load_digits", lambda rotated: upright)
+    _run_groups.load.cache_clear()
+
+
 def before_step(
     patch: pytest.MonkeyPatch, action: Callable[[], object], step: int | None = None, rank: int | None = None
 ) -> None:
-    """Let something happen before a training step, or before each of them, in one process or in all."""
-    do_step = Loop._do_step
+    """Let something happen when a training step, or each of them, asks for its batch, in one process or in all."""
 
-    def with_action(self: Loop, stop: Any) -> None:
-        if step in (None, self.step) and rank in (None, self.fabric.global_rank):
-            action()
-        do_step(self, stop)
+    def with_action(batches: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+        def acting(self: RunData, epoch: int, first: int, fabric: Any) -> Iterator[Any]:
+            found = batches(self, epoch, first, fabric)
+            for position in range(first, self.steps):
+                if step in (None, epoch * self.steps + position) and rank in (None, fabric.global_rank):
+                    action()
+                yield next(found)
 
-    patch.setattr(Loop, "_do_step", with_action)
+        return acting
+
+    for data in RunData.__subclasses__():
+        patch.setattr(data, "batches", with_action(data.batches))
 
 
 def interrupt() -> None:
     """Do what Ctrl-C does."""
     raise KeyboardInterrupt
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
+    """Return the order of the training images in an epoch: what stored runs rely on."""
+    return torch.randperm(count, generator=generator(seed, ORDER, epoch))
+
+
+def read_checkpoint(folder: Path) -> dict[str, Any]:
+    """Read the checkpoint of a run."""
+    found: dict[str, Any] = torch.load(folder / CHECKPOINT, weights_only=True)
+    return found
 
 
 def outcome(folder: Path) -> tuple[dict[str, Tensor], list[dict[str, str]]]:
@@ -123,11 +149,11 @@ def same(first: tuple[dict[str, Tensor], Any], second: tuple[dict[str, Tensor], 
 
 
 class little_memory:  # noqa: N801 - used as a function
-    """Hold that what is done inside takes less than ten seconds and 300 MiB."""
+    """Assert that what is done inside takes less than ten seconds of a processor and 300 MiB."""
 
     def __enter__(self) -> None:
-        self.start, self.before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        self.start, self.before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     def __exit__(self, *_: object) -> None:
-        assert time.monotonic() - self.start < 10
+        assert time.process_time() - self.start < 10
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - self.before < 300 * 2**10

@@ -12,7 +12,8 @@ from torch import nn
 from ..errors import ArgumentError
 from ..groups import GroupLike, PointGroup, as_group, axis_names, moved_size
 from ..nn import GroupConvolution
-from ._diagnosis import Diagnosis, diagnose, geometry_of, has_symmetric_grid
+from ._diagnosis import Diagnosis, diagnose
+from ._grid import geometry_of, has_symmetric_grid
 from ._report import AuditReport, AuditRow
 from ._tracing import Step, Stop, Subject
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ..backends import CONV, ConvSpec
-from ..groups import PointGroup, as_group, axis_names
+from ..groups import PointGroup, axis_names
 from ..nn import GroupConvolution
 from ._axis_layout import NOT_CHANNELS, AxisLayout, Orbit, find_layout, spatial_last
+from ._grid import CONVS, asymmetric_axis, exact_kernel, geometry_of, has_symmetric_grid, span
 from ._tracing import INPUT, Resize, Step
 
 _NORMS = (
@@ -25,13 +26,7 @@ _PADS = (
     nn.CircularPad2d, nn.CircularPad3d,
 )  # fmt: skip
 _SIDES = ("left", "right", "top", "bottom", "front", "back")
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _UNPOOLS = (nn.MaxUnpool1d, nn.MaxUnpool2d, nn.MaxUnpool3d)
-_POOLS: dict[int, Any] = {
-    1: (nn.MaxPool1d, nn.AvgPool1d, nn.LPPool1d),
-    2: (nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d),
-    3: (nn.MaxPool3d, nn.AvgPool3d, nn.LPPool3d),
-}
 _LINEAR_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
@@ -72,7 +67,7 @@ def diagnose(step: Step, group: PointGroup, orbit: Orbit, tolerance: float) -> l
     if isinstance(module, GroupConvolution) and not group.is_subgroup_of(module.group):
         cause = f"it is equivariant under {_name(module.group)} alone, not under {_name(group)}"
         found.append(Diagnosis(cause, f"group={_name(group)!r}"))
-    elif isinstance(module, _CONVS) and x is not None and layout is not None:
+    elif isinstance(module, CONVS) and x is not None and layout is not None:
         if not found or _filter_breaks(module, x, layout, orbit, tolerance):
             found.append(_plain_convolution(module, layout, orbit.group))
     elif isinstance(module, nn.Linear) and layout is not None and NOT_CHANNELS & set(layout.labels):
@@ -90,55 +85,18 @@ def diagnose(step: Step, group: PointGroup, orbit: Orbit, tolerance: float) -> l
     return found or [_unknown(step)]
 
 
-def geometry_of(module: nn.Module) -> ConvSpec | None:
-    """Return kernel, stride, padding and dilation of a convolution or pooling; None for other modules."""
-    if isinstance(module, GroupConvolution):
-        return None if module.spec.transposed else module.spec
-    dimension = next((d for d, pools in _POOLS.items() if isinstance(module, pools)), 0)
-    if isinstance(module, _CONVS):
-        dimension = len(module.kernel_size)
-    if not dimension:
-        return None
-    made: Any = module
-    kernel = _by_axis(made.kernel_size, dimension)
-    stride = _by_axis(made.stride, dimension) if made.stride else kernel
-    dilation, padding = _by_axis(getattr(module, "dilation", 1), dimension), getattr(module, "padding", 0)
-    if isinstance(padding, str):
-        total = [d * (k - 1) if padding == "same" else 0 for k, d in zip(kernel, dilation, strict=True)]
-        sides = [(n // 2, n - n // 2) for n in total]
-    else:
-        sides = [(n, n) for n in _by_axis(padding, dimension)]
-    return ConvSpec(as_group("C1", dimension), "dense", kernel, stride, sum(sides, ()), dilation)
-
-
-def has_symmetric_grid(geometry: ConvSpec, pixels: tuple[int, ...], group: PointGroup) -> bool:
-    """Whether ``(n + 2·padding - dilation·(k-1) - 1) % stride == 0`` on every axis that the group reverses."""
-    return _asymmetric_axis(geometry, pixels, group) is None
-
-
-def _asymmetric_axis(geometry: ConvSpec, pixels: tuple[int, ...], group: PointGroup) -> int | None:
-    """Return the first axis that the group reverses and whose grid is not symmetric."""
-    reversed_axes = [axis for axis in range(len(pixels)) if (group.arrays[:, :, axis] < 0).any()]
-    return next((axis for axis in reversed_axes if _span(geometry, axis, pixels[axis]) % geometry.stride[axis]), None)
-
-
-def _span(geometry: ConvSpec, axis: int, n: int) -> int:
-    before, after = geometry.padding[2 * axis : 2 * axis + 2]
-    return n + before + after - geometry.dilation[axis] * (geometry.kernel_size[axis] - 1) - 1
-
-
 def _grid(geometry: ConvSpec, pixels: tuple[int, ...], group: PointGroup) -> Diagnosis:
-    axis = _asymmetric_axis(geometry, pixels, group)
+    axis = asymmetric_axis(geometry, pixels, group)
     assert axis is not None
     k, s, p, d = (v[axis] for v in (geometry.kernel_size, geometry.stride, geometry.padding[::2], geometry.dilation))
-    n, remainder = pixels[axis], _span(geometry, axis, pixels[axis]) % s
+    n, remainder = pixels[axis], span(geometry, axis, pixels[axis]) % s
     cause = (
         f"the grid of stride {s} is not symmetric at this size: n + 2·padding - dilation·(k-1) - 1 = "
-        f"{n} + 2·{p} - {d}·{k - 1} - 1 = {_span(geometry, axis, n)}, which {s} does not divide (remainder {remainder})"
+        f"{n} + 2·{p} - {d}·{k - 1} - 1 = {span(geometry, axis, n)}, which {s} does not divide (remainder {remainder})"
     )
     axes = (geometry.kernel_size, geometry.stride, geometry.padding, geometry.dilation, pixels)
     equal = all(len(set(v)) == 1 for v in axes)
-    arguments = _exact_kernel(n, k, s, p, d) if equal else None
+    arguments = exact_kernel(n, k, s, p, d) if equal else None
     if arguments is None:
         return Diagnosis(cause, "another input size", depends_on_size=True)
     size = "×".join(map(str, pixels))
@@ -146,22 +104,8 @@ def _grid(geometry: ConvSpec, pixels: tuple[int, ...], group: PointGroup) -> Dia
     return Diagnosis(cause, f"{words} and leaves the size of the output unchanged", arguments, depends_on_size=True)
 
 
-def _exact_kernel(n: int, k: int, s: int, p: int, d: int) -> dict[str, int] | None:
-    """Return the nearest kernel and padding that are exact at n pixels with the same size of the output."""
-    found = [
-        {"kernel_size": kernel, "padding": pad}
-        for kernel in range(1, k + s + 1)
-        for pad in range(max(p, kernel // 2) + 1)
-        if n + 2 * pad - d * (kernel - 1) - 1 == ((n + 2 * p - d * (k - 1) - 1) // s) * s
-        and (pad == p or 2 * pad <= kernel)
-    ]
-    return min(
-        found, key=lambda c: (abs(c["kernel_size"] - k) + abs(c["padding"] - p), -c["kernel_size"]), default=None
-    )
-
-
 def _padding(module: nn.Module) -> list[Diagnosis]:
-    if isinstance(module, _CONVS) and module.padding == "same":
+    if isinstance(module, CONVS) and module.padding == "same":
         sides = (geometry := geometry_of(module)) and geometry.padding
         if sides and sides[::2] != sides[1::2]:
             kernel = tuple(k + (k + 1) % 2 for k in module.kernel_size)
@@ -183,9 +127,9 @@ def _filter_breaks(module: Any, x: Tensor, layout: AxisLayout, orbit: Orbit, tol
     if geometry is None or len(layout.pixels) != geometry.dimension:
         return True
     geometry = replace(geometry, padding=(0,) * len(geometry.padding))
-    spans = [_span(geometry, axis, n) for axis, n in enumerate(layout.pixels)]
+    spans = [span(geometry, axis, n) for axis, n in enumerate(layout.pixels)]
     size = tuple(n - span % s for n, span, s in zip(layout.pixels, spans, geometry.stride, strict=True))
-    if any(_span(geometry, axis, n) < 0 for axis, n in enumerate(size)):
+    if any(span(geometry, axis, n) < 0 for axis, n in enumerate(size)):
         return True
     region: Any = (..., *(slice(n) for n in size))
     part = x[region]
@@ -283,10 +227,6 @@ def _name(group: PointGroup) -> str:
 
 def _pixels(layout: AxisLayout) -> str:
     return "×".join(map(str, layout.pixels))
-
-
-def _by_axis(value: Any, dimension: int) -> tuple[int, ...]:
-    return (value,) * dimension if isinstance(value, int) else tuple(value)
 
 
 def _sides(padding: Any) -> tuple[int, ...]:

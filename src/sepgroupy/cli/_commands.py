@@ -17,6 +17,7 @@ from .. import __version__
 from ..errors import ArgumentError, SepgroupyError
 from ._experiments import add_commands
 from ._images import predict
+from ._options import Workers
 from ._play import play
 from ._train import score_text
 from ._train import train as train_app
@@ -57,16 +58,17 @@ def evaluate(
     rotations: Annotated[
         int, typer.Option(help="Average the class probabilities over this many rotations, by k·90°/ROTATIONS.")
     ] = 1,
+    workers: Workers = None,
 ) -> None:
     """Test the network that a run has left."""
     from ..training import ImageConfig, evaluate, read_config
     from ._images import report
 
     if isinstance(read_config(folder), ImageConfig) and rotations == 1:
-        report(folder, device)
+        report(folder, device, workers)
         return
 
-    score = evaluate(folder, device, rotations)
+    score = evaluate(folder, device, rotations, workers)
     print(f"{folder}: {score_text(read_config(folder).task, score.error, score.loss, score.correct, score.images)}")
 
 

@@ -1,4 +1,4 @@
-"""The commands for experiments: what the filters learned, compression, sweeps and reports."""
+"""The commands for experiments: redundancy, compression, sweeps and reports."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def redundancy(
         Path | None, typer.Option(help="Where to save the plot.", show_default="RUN/redundancy.png")
     ] = None,
 ) -> None:
-    """Say how much of a run's filters one spatial kernel explains, layer by layer, beside the untrained network."""
+    """Print how much of each filter of a run one spatial kernel explains, beside the untrained network."""
     from ..analysis import plot_redundancy, redundancy, reinitialized_copy
     from ..training import load_model
 
@@ -56,7 +56,7 @@ def compress(
         Path | None, typer.Option(help="The file to write; none is ever replaced.", show_default="RUN/<kind>.pt")
     ] = None,
 ) -> None:
-    """Make a run's dense network separable by the nearest filters; says what is lost, and how to train on."""
+    """Replace the dense filters of a run by the nearest separable ones; print the loss and how to continue training."""
     from ..paper import compress_run
 
     done = compress_run(folder, kind, output)
@@ -96,7 +96,7 @@ def sweep(
         typer.Option("--job", help="Parameter of a job, NAME=VALUE, such as timeout_min=240; repeatable."),
     ] = None,
 ) -> None:
-    """Train a grid of runs and collect them in runs.csv; what the folder holds finished is not trained again."""
+    """Train a grid of runs and collect them in runs.csv; finished runs in the folder are not trained again."""
     from ..paper.sweep import TABLE, grid
     from ..paper.sweep import preset as published_grid
     from ..paper.sweep import sweep as run_sweep
@@ -131,7 +131,7 @@ def report(
         int, typer.Option(help="Also test with class probabilities averaged over this many rotations.")
     ] = 1,
 ) -> None:
-    """Lay finished runs out beside the paper: report.html, report.md, its figures as SVG, and runs.csv."""
+    """Compare finished runs with the paper: report.html, report.md, its figures as SVG, and runs.csv."""
     from ..paper.report import write_report
 
     print(write_report(runs, folder, rotations))

@@ -13,6 +13,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ..errors import ArgumentError
+from ._options import Workers
 
 __all__ = ["predict", "report"]
 
@@ -47,7 +48,7 @@ def predict(
         Path | None, typer.Option(help="The folder for predicted masks, of a segmentation; new or empty.")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images that are computed at a time.")] = 64,
-    workers: Annotated[int | None, typer.Option(help="Processes that read images.")] = None,
+    workers: Workers = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
     """Predict on image files: a row each. Files that cannot be read are named, and it exits 1."""

@@ -14,6 +14,14 @@ from ..training import TrainingConfig
 
 Command = Callable[..., None]
 
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        help="Processes that read images; 0 for none. The result does not depend on them.",
+        show_default="one less than the processors, at most 8",
+    ),
+]
+
 _OTHER_FLAGS = {"folder": ["--run-dir"]}
 
 

@@ -11,7 +11,7 @@ import typer
 from ..errors import ArgumentError
 from ..paper import PAPER, RECIPES, RunConfig
 from ..training import IMAGE_RECIPES, ImageConfig, TrainingConfig
-from ._options import takes_run_options
+from ._options import Workers, takes_run_options
 
 __all__ = ["run", "score_text", "train"]
 
@@ -21,13 +21,6 @@ train = typer.Typer(
     no_args_is_help=True,
 )
 
-Workers = Annotated[
-    int | None,
-    typer.Option(
-        help="Processes that read images; 0 for none. The result does not depend on them.",
-        show_default="one less than the processors, at most 8",
-    ),
-]
 TimeLimit = Annotated[
     str | None,
     typer.Option(metavar="TIME", help="Stop and save after this time, such as 90s, 30m or 2h, to go on another time."),

@@ -15,10 +15,12 @@ from .traceable import is_traceable, is_trusted, original_class
 BYPASSED = (GroupConv2d, LiftingConv2d, nn.BatchNorm2d, GroupBatchNorm2d, nn.ReLU, nn.MaxPool2d, PerElement)
 """Modules that a fused kernel may replace: these classes, or subclasses with the same ``forward``."""
 
+_GLOBAL_HOOKS = tuple(f"_global_{name}_hooks" for name in ("forward_pre", "forward", "backward_pre", "backward"))
+
 
 def reason_to_call(module: nn.Module) -> str | None:
     """Return the reason why a module must be called, or None if the call has no observable effect."""
-    if torch_module._has_any_global_hook():
+    if any(getattr(torch_module, name) for name in _GLOBAL_HOOKS):
         return "a global module hook"
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return "hooks"

@@ -1,7 +1,5 @@
 """Equivariant modules: they own parameters and call a backend. ``forward`` reads one tensor, as in ``torch.nn``."""
 
-from .base import DEFAULT_INIT as DEFAULT_INIT
-from .base import INITS as INITS
 from .base import GroupConvolution as GroupConvolution
 from .conv import GROUP_CONVS as GROUP_CONVS
 from .conv import LIFTING_CONVS as LIFTING_CONVS
@@ -14,6 +12,8 @@ from .conv import LiftingConv1d as LiftingConv1d
 from .conv import LiftingConv2d as LiftingConv2d
 from .conv import LiftingConv3d as LiftingConv3d
 from .filter_cache import cached_filters as cached_filters
+from .parameters import DEFAULT_INIT as DEFAULT_INIT
+from .parameters import INITS as INITS
 from .per_element import GROUP_BATCH_NORMS as GROUP_BATCH_NORMS
 from .per_element import GroupBatchNorm as GroupBatchNorm
 from .per_element import GroupBatchNorm1d as GroupBatchNorm1d

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
 import torch.fx
 from torch import Tensor, nn
 
-from ..backends import Backend, ConvSpec, Filters, check_backend, exceeds_any_memory, select_backend
-from ..backends.geometry import MAX_SIZE
-from ..errors import ArgumentError
+from ..backends import Backend, ConvSpec, Filters, check_backend, select_backend
 from ..groups import PointGroup
 from .filter_cache import FilterCache
-
-INITS = ("published", "variance")
-DEFAULT_INIT = "variance"
+from .parameters import check_factory, check_init, check_shapes, initial_bounds
 
 
 class GroupConvolution(nn.Module):
@@ -40,19 +34,13 @@ class GroupConvolution(nn.Module):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
-        if init not in INITS:
-            raise ArgumentError(f"init (={init!r}) must be one of {', '.join(INITS)}")
+        check_init(init)
         check_backend(spec, backend)
-        _check_factory(device, dtype)
+        check_factory(device, dtype)
+        check_shapes(shapes, in_channels, out_channels, spec)
         self.in_channels, self.out_channels = int(in_channels), int(out_channels)
         self.spec, self.backend, self.init = spec, backend, init
         for name, shape in shapes.items():
-            if exceeds_any_memory(shape):
-                raise ArgumentError(
-                    f"{name} of in_channels (={in_channels}), out_channels (={out_channels}), "
-                    f"kernel_size (={spec.kernel_size}) would have {math.prod(shape):.1e} values, more than any "
-                    "machine holds"
-                )
             setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self.bias: nn.Parameter | None
         self.register_parameter(
@@ -123,22 +111,11 @@ class GroupConvolution(nn.Module):
           product of independent factors is the product of their variances: the depthwise factor has ``2/K``, the
           pointwise factor ``1/(I·|H|)``. Biases are zero.
         """
-        spec = self.spec
-        elements = math.prod(spec.kernel_size) / (math.prod(spec.stride) if spec.transposed else 1)
-        channels = self.in_channels // spec.groups
-        published = 1 / math.sqrt(channels * elements)
-        inputs = channels * (1 if spec.kind == "lifting" else spec.group.order)
-        variances = {
-            "weight": 2 / (inputs * elements),
-            "depthwise_weight": 2 / elements,
-            "pointwise_weight": 1 / inputs,
-        }
+        bounds = initial_bounds(self.init, self.spec, self.in_channels)
         for name in self.filter_names:
-            bound = published if self.init == "published" else math.sqrt(3 * variances[name])
-            nn.init.uniform_(getattr(self, name), -bound, bound)
+            nn.init.uniform_(getattr(self, name), -bounds[name], bounds[name])
         if self.bias is not None:
-            bound = published if self.init == "published" else 0.0
-            nn.init.uniform_(self.bias, -bound, bound)
+            nn.init.uniform_(self.bias, -bounds["bias"], bounds["bias"])
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve x."""
@@ -234,39 +211,3 @@ def _apply_to_any_rank(fn: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
             raise
         like = fn(t.new_empty(1))  # of the device and dtype that are asked for
         return t.to(like.device, like.dtype)
-
-
-def _check_factory(device: torch.device | str | None, dtype: torch.dtype | None) -> None:
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise ArgumentError(f"dtype (={dtype!r}) must be a floating-point type of torch, or None")
-    try:
-        if device is not None:
-            torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ArgumentError(f"device (={device!r}) is not a device of torch: {str(error).splitlines()[0]}") from None
-
-
-def filter_shapes(
-    kind: str, rows: int, columns: int, order: int, kernel: tuple[int, ...]
-) -> dict[str, tuple[int, ...]]:
-    """Return the free parameters of a kind, by name: ``rows`` filters of ``columns`` channels on a group."""
-    if kind == "dense":
-        return {"weight": (rows, columns, order, *kernel)}
-    depthwise = (rows, columns, *kernel) if kind == "g" else (rows, 1, 1, *kernel)
-    return {"depthwise_weight": depthwise, "pointwise_weight": (rows, columns, order, *(1,) * len(kernel))}
-
-
-def check_kind(kind: str) -> None:
-    """Refuse a kind that is not one of a group convolution's."""
-    if kind not in ("dense", "g", "gc"):
-        raise ArgumentError(f"kind (={kind!r}) must be one of dense, g, gc")
-
-
-def check_channels(in_channels: int, out_channels: int, groups: int) -> int:
-    """Refuse invalid numbers of channels; return the input channels of one block."""
-    for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
-        if not isinstance(channels, Integral) or isinstance(channels, bool) or not 1 <= channels <= MAX_SIZE:
-            raise ArgumentError(f"{name} (={channels!r}) must be a positive integer below 2³¹")
-        if channels % groups:
-            raise ArgumentError(f"{name} (={channels}) must be divisible by groups (={groups})")
-    return in_channels // groups

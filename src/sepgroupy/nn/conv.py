@@ -6,7 +6,8 @@ import torch
 
 from ..backends import ConvSpec, Sizes
 from ..groups import GroupLike, as_group
-from .base import DEFAULT_INIT, GroupConvolution, check_channels, check_kind, filter_shapes
+from .base import GroupConvolution
+from .parameters import DEFAULT_INIT, check_channels, check_kind, filter_shapes
 
 
 class LiftingConv(GroupConvolution):

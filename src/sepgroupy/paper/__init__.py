@@ -1,9 +1,8 @@
 """The experiments of Lengyel & van Gemert (ICIP 2021): protocol, recipes, published results, sweeps and the report.
 
-Here lives what is true of these experiments and of no other data: how rotated MNIST is made, the values of each task,
-the figures that the paper prints, the published grids (``sweep``), the page beside the paper's figures (``report``) and
-the demonstration (``demo``). What serves any image data set belongs to ``sepgroupy.training``, which may not import
-this package.
+This package has what is specific to these experiments: the rotated MNIST data, the settings of each task, the paper's
+figures, the published grids (``sweep``), the comparison with the paper (``report``) and the demonstration (``demo``).
+Code for any image data set belongs to ``sepgroupy.training``, which may not import this package.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def compress_run(folder: Path, kind: str, path: Path | None) -> CompressedRun:
     Raises:
         ArgumentError: the kind is unknown, there is nothing to compress, the file exists already, or no model of
             this kind has the network's widths.
-        DataError: the folder holds no run, or its files or data cannot be read.
+        DataError: the folder has no run, or its files or data cannot be read.
     """
     path = folder / f"{kind}.pt" if path is None else path
     if path.exists():

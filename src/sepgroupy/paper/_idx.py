@@ -1,4 +1,4 @@
-"""Any data set in the idx files of MNIST, rotated as rotated MNIST was."""
+"""Any data set in the file format of MNIST (idx), rotated like rotated MNIST."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ._protocol import random_order, rotated_mnist
 def load_idx(
     path: str | os.PathLike[str], train: int = 12_000, test: int = 50_000, download: str | None = None
 ) -> ImageData:
-    """Make a rotated MNIST from the idx files of MNIST or of a data set of its form, e.g. Fashion-MNIST.
+    """Rotate the images of MNIST, or of a data set of the same format such as Fashion-MNIST.
 
-    The images of the training and test files are pooled; ``train + test`` of them are drawn and each is rotated
-    by its own angle, uniform in [0, 2π). Draw and angles are the same on every call.
+    Of the images of the training and test files together, ``train + test`` are drawn. Each is rotated by its own angle,
+    uniform in [0, 2π). Draw and angles are the same in every call.
 
     Args:
         path: the folder of the four standard files (``train-images-idx3-ubyte`` …), plain or ``.gz``; they

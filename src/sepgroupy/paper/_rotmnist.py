@@ -1,4 +1,4 @@
-"""Rotated MNIST from whichever source there is."""
+"""Rotated MNIST from one of three sources."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parameters before and after a training in files of their own."""
+"""Files with the parameters before and after training."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ _MACHINE = {"folder", "data_path", "device", "devices", "nodes", "strategy"}
 
 
 def save_initial_state(config: RunConfig, path: Path) -> None:
-    """Write the state dict with which a run starts; a file that holds it already is left as it is.
+    """Write the state dict with which a run starts, unless the file already has it.
 
     Raises:
-        ArgumentError: the file is there and holds something else.
+        ArgumentError: the file exists and has other contents.
     """
     _save(initial_model(config), path)
 
 
 def save_trained_state(config: RunConfig, path: Path) -> None:
-    """Write the state dict that a finished run has left; a file that holds it already is left as it is.
+    """Write the state dict of a finished run, unless the file already has it.
 
     Raises:
-        ArgumentError: the file is there and holds something else.
+        ArgumentError: the file exists and has other contents.
     """
     _save(load_model(config.run_folder), path)
 
 
 def save_run_weights(folder: str | PathLike[str], path: str | PathLike[str]) -> None:
-    """Write the parameters that a finished run has left with a card of the training, for ``build_model(weights=path)``.
+    """Write the parameters of a finished run and a card of its training, for ``build_model(weights=path)``.
 
     Args:
         folder: the folder of the run.
@@ -47,7 +47,7 @@ def save_run_weights(folder: str | PathLike[str], path: str | PathLike[str]) -> 
 
     Raises:
         ArgumentError: the file exists already, or its name has another suffix.
-        DataError: the folder holds no finished run, or its files are broken.
+        DataError: the folder has no finished run, or its files are broken.
     """
     folder = Path(folder)
     config, result, model = read_run_config(folder), read_result(folder), load_model(folder)
@@ -69,10 +69,10 @@ def save_run_weights(folder: str | PathLike[str], path: str | PathLike[str]) -> 
 
 
 def require_free(config: RunConfig, path: Path) -> None:
-    """Refuse to train if the state dict that comes out could then not be written.
+    """Refuse to train if the trained state dict could not be written.
 
     Raises:
-        ArgumentError: the file is there, and the run is not finished or has left something else.
+        ArgumentError: the file exists, and is not the state dict of this run, finished.
     """
     if path.exists() and not ((config.run_folder / RESULT).exists() and _holds(path, load_model(config.run_folder))):
         raise _taken(path)
@@ -88,7 +88,7 @@ def _save(model: nn.Module, path: Path) -> None:
 
 
 def _holds(path: Path, model: nn.Module) -> bool:
-    """Whether a file holds exactly the state dict of a network."""
+    """Whether a file has exactly the state dict of a network."""
     state = model.state_dict()
     try:
         found = load_tensors(path)

@@ -28,7 +28,7 @@ class Average(AveragedModel):
 
     @torch.no_grad()
     def follow(self, model: nn.Module, step: int) -> None:
-        """Take the parameters after a step into account; steps are counted from 0, and step 0 is copied."""
+        """Update the average with the parameters after a step. Steps are counted from 0; step 0 is copied."""
         averages, values = list(self.module.parameters()), list(model.parameters())
         if step:
             get_ema_multi_avg_fn(min(self.decay, (1 + step) / (10 + step)))(averages, values, self.n_averaged)

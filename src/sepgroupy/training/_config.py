@@ -1,51 +1,28 @@
-"""The settings that every run has: one frozen value that holds everything which decides the outcome."""
+"""The settings that every run has, as one frozen value that determines the result."""
 
 from __future__ import annotations
 
-import functools
-import importlib
 import json
-import re
+import math
+from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import asdict, fields
-from itertools import pairwise
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 import torch
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import BeforeValidator, Field, FiniteFloat
 from pydantic.dataclasses import dataclass
-from pydantic_core import PydanticCustomError
 
 from ..errors import ArgumentError
+from ._fields import STRICT, Count, CountFrom0, Epochs, Positive, Text, parse_object, raises_argument_error
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ._run_data import RunData
 
-T = TypeVar("T")
-
 _FIELDS = "__pydantic_fields__"
-
-_HOMES = {
-    **dict.fromkeys(("rotmnist", "cifar10"), "sepgroupy.paper"),
-    **dict.fromkeys(("classification", "regression", "segmentation"), "sepgroupy.training"),
-}
-"""The packages whose import registers the configuration of a task, so that a stored run finds it."""
-
-_CLASSES: dict[str, type[TrainingConfig]] = {}
-
-
-def register_tasks(cls: type[TrainingConfig], *tasks: str) -> None:
-    """Let :func:`parse_config` read configurations of these tasks as this class."""
-    _CLASSES.update(dict.fromkeys(tasks, cls))
-
-
-def _increasing(values: tuple[int, ...]) -> tuple[int, ...]:
-    if not all(a < b for a, b in pairwise((0, *values))):
-        raise PydanticCustomError("increasing", "Input should be increasing whole numbers from 1")
-    return values
 
 
 def _padding(value: object) -> object:
@@ -53,56 +30,15 @@ def _padding(value: object) -> object:
     return 4 * value if isinstance(value, bool) else value
 
 
-Count = Annotated[int, Field(ge=1, lt=2**32)]
-CountFrom0 = Annotated[int, Field(ge=0, lt=2**32)]
-Positive = Annotated[FiniteFloat, Field(gt=0)]
-Text = Annotated[str, Field(min_length=1)]
-Epochs = Annotated[tuple[Annotated[int, Field(strict=True)], ...], Field(strict=False), AfterValidator(_increasing)]
-
-
-def raises_argument_error(cls: type[T]) -> type[T]:
-    """Let the constructor of a pydantic dataclass raise ArgumentError in place of pydantic's error."""
-    validate = cls.__init__
-
-    @functools.wraps(validate)
-    def construct(self: T, **values: Any) -> None:
-        try:
-            validate(self, **values)
-        except ValidationError as error:
-            raise _refusal(cls, error, values) from None
-
-    cls.__init__ = construct  # type: ignore[method-assign, assignment]
-    return cls
-
-
-def _refusal(cls: Any, error: ValidationError, values: Mapping[str, Any]) -> ArgumentError:
-    """Return the first problem that pydantic has found as an error that names argument, value and remedy."""
-    first = error.errors(include_url=False)[0]
-    if isinstance(known := first.get("ctx", {}).get("error"), ArgumentError):
-        return known
-    name, *place = first["loc"]
-    if first["type"] == "unexpected_keyword_argument":
-        known_names = ", ".join(sorted(field.name for field in fields(cls)))
-        return ArgumentError(f"unknown setting {name!r}: a run has {known_names}")
-    if name not in values:
-        return ArgumentError(f"the configuration is incomplete: {name} is missing")
-    named = f"{name}{''.join(f'[{index}]' for index in place)} (={first['input']!r})"
-    return ArgumentError(f"{named} {re.sub('^.*? should ', 'must ', first['msg'])}")
-
-
-STRICT = ConfigDict(strict=True, extra="forbid", use_attribute_docstrings=True)
-"""How pydantic reads the fields of a configuration, and finds their descriptions below them."""
-
-
 @raises_argument_error
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TrainingConfig:
     """The settings that every run has. A subclass adds those of its data and networks, and builds both.
 
-    The fields are validated, and the options of ``sepgroupy train`` are made from them.
+    Fields are validated. They become the options of ``sepgroupy train``.
 
     Raises:
-        ArgumentError: a value cannot be right.
+        ArgumentError: a value is out of range.
     """
 
     recipes: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {}
@@ -163,7 +99,7 @@ class TrainingConfig:
     seed: CountFrom0 = 1
     """Seed of the initial parameters, the order of the images and their augmentation."""
     warmup: CountFrom0 = 0
-    """Epochs over which the learning rate rises to lr, by the same amount in each step."""
+    """Epochs over which the learning rate rises to lr, by the same amount in each step; at most a third of all."""
     clip: Positive | None = None
     """Largest norm of the gradient of all parameters together; a longer one is scaled down. None for no limit."""
     devices: Count = 1
@@ -189,7 +125,7 @@ class TrainingConfig:
             **overrides: values of other fields.
 
         Raises:
-            ArgumentError: the task, the recipe or a name is unknown, or a value cannot be right.
+            ArgumentError: the task, the recipe or a name is unknown, or a value is out of range.
         """
         recipe = next(iter(cls.recipes)) if recipe is None else recipe
         if recipe not in cls.recipes:
@@ -200,19 +136,19 @@ class TrainingConfig:
 
     @classmethod
     def describe(cls, name: str) -> str:
-        """Return the description of a field: the text below it in the class that defines it."""
+        """Return the description of a field, the text below it in the source."""
         texts = [known[name].description for base in cls.__mro__ if name in (known := vars(base).get(_FIELDS, {}))]
-        return " ".join(next(filter(None, texts), "").split())  # on one line, however the source wraps it
+        return " ".join(next(filter(None, texts), "").split())  # on one line
 
     @classmethod
     def from_json(cls: type[C], text: str) -> C:
         """Read what :meth:`to_json` wrote.
 
         Raises:
-            ArgumentError: the text is no JSON object of these fields, or a value cannot be right. A field with a
+            ArgumentError: the text is no JSON object of these fields, or a value is out of range. A field with a
                 default may be missing: it is younger than the file.
         """
-        return cls.from_values(_object(text))
+        return cls.from_values(parse_object(text))
 
     @classmethod
     def from_values(cls: type[C], values: dict[str, Any]) -> C:
@@ -228,12 +164,21 @@ class TrainingConfig:
         """The folder of the run."""
         raise NotImplementedError
 
+    def learning_rate(self, step: int, steps: int) -> float:
+        """Return the learning rate of a step, counted from 0 over the whole run; an epoch has ``steps`` steps."""
+        if self.schedule == "cosine":
+            factor = (1 + math.cos(math.pi * step / (self.epochs * steps))) / 2
+        else:
+            factor = float(0.1 ** bisect_right(self.milestones, step // steps))
+        rising = min(self.warmup * steps, self.epochs * steps / 3)
+        return self.lr * factor * min(1.0, (step + 1) / rising if rising else 1.0)
+
     def input_shape(self, facts: Any = None) -> tuple[int, ...]:
         """Channels, rows and columns of an image, as the network reads it."""
         raise NotImplementedError
 
     def export_metadata(self, facts: Any = None) -> dict[str, str]:
-        """Facts that an exported file names."""
+        """Properties that an exported file names."""
         return {"model": self.model}
 
     @property
@@ -252,7 +197,7 @@ class TrainingConfig:
         raise NotImplementedError
 
     def read_facts(self, folder: Path) -> Any:
-        """Return the ``facts`` of the data from the folder of a run; None if the configuration says all."""
+        """Return the ``facts`` of the data from the folder of a run; None if the configuration has them."""
         return None
 
     def pretrained_model(self, facts: Any = None) -> nn.Module | None:
@@ -265,7 +210,7 @@ class TrainingConfig:
             return self.build_model(facts).state_dict()
 
     def build_model(self, facts: Any = None) -> nn.Module:
-        """Build the network, with parameters that are drawn from torch's random numbers.
+        """Build the network; its parameters are drawn from torch's random numbers.
 
         Args:
             facts: of the data, see :class:`RunData`.
@@ -274,28 +219,3 @@ class TrainingConfig:
 
 
 C = TypeVar("C", bound=TrainingConfig)
-
-
-def parse_config(text: str) -> TrainingConfig:
-    """Read what :meth:`TrainingConfig.to_json` wrote, as the class of its task.
-
-    Raises:
-        ArgumentError: the text is no JSON object, its task is unknown, or a value cannot be right.
-    """
-    values = _object(text)
-    task = values.get("task")
-    if isinstance(task, str) and task in _HOMES:
-        importlib.import_module(_HOMES[task])
-    if not isinstance(task, str) or task not in _CLASSES:
-        raise ArgumentError(f"task (={task!r}) must be one of {', '.join(sorted(_HOMES | _CLASSES))}")
-    return _CLASSES[task].from_values(values)
-
-
-def _object(text: str) -> dict[str, Any]:
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ArgumentError(f"the configuration is no JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ArgumentError(f"the configuration must be a JSON object, not {type(values).__name__}")
-    return values

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import ArgumentError
 from ..exporting import FORMATS, save
-from ._engine import restore
+from ._parameters import restore
 
 
 def export_run(folder: Path, file_format: str, path: Path | None = None) -> Path:
@@ -19,7 +19,7 @@ def export_run(folder: Path, file_format: str, path: Path | None = None) -> Path
 
     Raises:
         ArgumentError: the format is unknown, or the file exists already or has another suffix.
-        DataError: the folder holds no run or no checkpoint, or they are broken.
+        DataError: the folder has no run or no checkpoint, or they are broken.
     """
     if file_format not in FORMATS:
         raise ArgumentError(f"file_format (={file_format!r}) must be one of {', '.join(FORMATS)}")

@@ -18,8 +18,10 @@ from ..errors import ArgumentError
 from ..groups import PointGroup, as_group
 from ..image_models import ImageModel, build_image_model, model_dimension
 from ..models import DEFAULT_GROUPS
-from ._config import STRICT, Count, Text, TrainingConfig, raises_argument_error, register_tasks
+from ._config import TrainingConfig
+from ._fields import STRICT, Count, Text, raises_argument_error
 from ._image_facts import ImageFacts, Normalize, Rescale
+from ._tasks import register_tasks
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -21,10 +21,10 @@ from ..errors import ArgumentError
 from ..nn import cached_filters
 from ._augmentation import Augmentation
 from ._image_facts import SPLIT, ImageFacts
+from ._metrics import Score, mean, predict
 from ._objective import Classification, Objective, Regression, Segmentation, balanced_weights
-from ._random import AUGMENTATION, ORDER, generator, order_of, seed_of
+from ._random import AUGMENTATION, ORDER, epoch_order, generator, seed_of
 from ._run_data import Batch, RunData
-from ._score import Score, mean, predict
 
 if TYPE_CHECKING:
     from ._fabric import Fabric
@@ -127,7 +127,7 @@ class StreamedData(RunData):
         """Return the indices of the training images of an epoch in their order."""
         c = self.config
         if not c.balanced_sampling:
-            return order_of(self.train_images, c.seed, epoch)
+            return epoch_order(self.train_images, c.seed, epoch)
         targets = self.splits.train.targets
         chances = targets.bincount().float().reciprocal()[targets]
         return torch.multinomial(chances, self.train_images, True, generator=generator(c.seed, ORDER, epoch))

@@ -19,14 +19,14 @@ from .._files import atomic
 from ..data import Images
 from ..errors import ArgumentError
 from ..functional import transform
-from ._engine import restore
+from ._distributed import device_of
 from ._image_config import ImageConfig
 from ._image_data import StreamedData, open_run_images, outputs_of
 from ._image_facts import ImageFacts
 from ._image_scores import Scores, classification_scores, regression_scores, segmentation_scores
 from ._objective import IGNORE
-from ._parallel import device_of
-from ._trust import checked_record
+from ._parameters import restore
+from ._validate_checkpoint import checked_record
 
 METRICS_FILE, PREDICTIONS, PAGE = "evaluation.json", "test-predictions.csv", "report.html"
 WORST = 12

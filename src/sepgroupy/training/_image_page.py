@@ -6,10 +6,10 @@ from dataclasses import asdict, fields
 
 from ..pages import Chapter, Page, Plot, Section, Table, to_html, to_svg
 from . import _image_figures as figures
+from ._history import best_epoch
 from ._image_config import IMAGE_RECIPES
 from ._image_evaluation import ImageEvaluation
 from ._image_scores import METRIC_NAMES
-from ._loop import best_epoch
 
 _SHOWN_SKIPPED = 50
 

@@ -18,11 +18,11 @@ from torch.utils.data import DataLoader
 
 from ..data import ImageList, open_image_files
 from ..errors import ArgumentError, DataError
-from ._engine import restore
+from ._distributed import device_of
 from ._image_config import ImageConfig
 from ._image_data import outputs_of, usual_workers
 from ._image_facts import ImageFacts
-from ._parallel import device_of
+from ._parameters import restore
 
 Paths = str | PathLike[str] | Iterable[str | PathLike[str]]
 

@@ -6,10 +6,9 @@ import copy
 import logging
 import math
 import time
-from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from rich.progress import Progress
@@ -19,12 +18,14 @@ from .._devices import start_reading
 from ..errors import ArgumentError, DataError, RunError
 from ._average import Average
 from ._config import TrainingConfig
-from ._folder import CHECKPOINT, COLUMNS, require_room, write_checkpoint, write_metrics
-from ._interrupt import Interruption
-from ._parallel import end_together, first_does, summed
+from ._distributed import all_reduce_sum, end_all_ranks, on_rank_zero
+from ._history import best_epoch, epoch_text, is_last_epoch
 from ._random import LAYERS, seed_of
 from ._run_data import Batch, RunData
-from ._trust import checked_best, checked_optimizer_states, checked_record
+from ._run_directory import CHECKPOINT, require_room, write_checkpoint, write_metrics
+from ._signals import Interruption
+from ._step import Report, add, compute_gradients, make_optimizer
+from ._validate_checkpoint import checked_best, checked_optimizer_states, checked_record
 
 if TYPE_CHECKING:
     from ._fabric import Fabric
@@ -32,30 +33,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 SAVE_SECONDS = 300.0
-"""A checkpoint is written after each epoch, and this long after the last one: no more work than that is ever lost."""
+"""A checkpoint is written after each epoch and this many seconds after the last one: no more work can be lost."""
 
 
-def rate(config: TrainingConfig, step: int, steps: int) -> float:
-    """Return the learning rate of a step; an epoch has ``steps`` steps."""
-    if config.schedule == "cosine":
-        factor = (1 + math.cos(math.pi * step / (config.epochs * steps))) / 2
-    else:
-        factor = float(0.1 ** bisect_right(config.milestones, step // steps))
-    decayed = config.lr * factor
-    return decayed * min(1.0, (step + 1) / (config.warmup * steps)) if config.warmup else decayed
-
-
-def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """Return the optimizer of a configuration."""
-    c = config
-    if c.optimizer != "sgd":
-        adaptive = torch.optim.Adam if c.optimizer == "adam" else torch.optim.AdamW
-        return adaptive(model.parameters(), lr=c.lr, weight_decay=c.weight_decay)
-    return torch.optim.SGD(model.parameters(), lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay)
-
-
-def require_full_parts(config: TrainingConfig, data: RunData, processes: int) -> None:
-    """Raise ArgumentError unless each process has a part in every batch that its network can learn from."""
+def require_full_shards(config: TrainingConfig, data: RunData, processes: int) -> None:
+    """Raise ArgumentError unless every rank's shard of every batch is large enough for batch norm."""
     least = processes * config.least_batch
     count, last = data.train_images, data.smallest_batch
     if last < least:
@@ -65,72 +47,40 @@ def require_full_parts(config: TrainingConfig, data: RunData, processes: int) ->
         )
 
 
-def best_epoch(history: Sequence[Mapping[str, float]]) -> int:
-    """Return the epoch of the lowest validation error, of several the one of the lowest loss; 0 if there is none.
-
-    >>> rows = [(3.0, 0.9), (2.0, 0.5), (2.0, 0.4), (2.5, 0.1)]
-    >>> best_epoch([{"epoch": n, "validation_error": e, "validation_loss": l} for n, (e, l) in enumerate(rows, 1)])
-    3
-    """
-    rows = [row for row in history if "validation_error" in row]
-    best = min(rows, key=lambda row: (row["validation_error"], row["validation_loss"]), default={"epoch": 0})
-    return int(best["epoch"])
-
-
-class _Report(NamedTuple):
-    """The result of a step, which may still be computed: read it a step later, and the device never idles.
-
-    Args:
-        step: counted from 1.
-        images: of all processes.
-        read: return the sums over all processes of losses and errors, and how many of these were asked to stop.
-    """
-
-    step: int
-    images: int
-    read: Callable[[], list[float]]
-
-    @property
-    def totals(self) -> tuple[float, float, float]:
-        """Losses, errors and images."""
-        losses, errors, _ = self.read()
-        return losses, errors, self.images
-
-
 class Loop:
     """A run between two steps.
 
-    Everything random is drawn from the seed and the number of the step or epoch, so that the parameters, the
-    optimizer's state, the number of steps done and what was recorded of them are all that there is to keep.
+    Random numbers are drawn from the seed and the number of the step or epoch. The state of a run is therefore its
+    parameters, the state of the optimizer, the number of steps done and the record of their losses.
     """
 
     def __init__(self, fabric: Fabric, model: nn.Module, config: TrainingConfig, data: RunData, folder: Path) -> None:
         self.fabric, self.model, self.config, self.data, self.folder = fabric, model, config, data, folder
         self.step = 0
-        self.history: list[dict[str, float]] = []  # a row for each epoch that is done
-        self.totals = [0.0, 0.0, 0.0]  # of the epoch under way: losses, errors, images
+        self.history: list[dict[str, float]] = []  # a row for each finished epoch
+        self.totals = [0.0, 0.0, 0.0]  # of the current epoch: losses, errors, images
         self.best: dict[str, Any] | None = None  # the epoch and the state dict of the lowest validation error
         self.steps = data.steps  # an epoch
         self.average: Average | None = None  # of the parameters
         if config.ema is not None:
             self.average = Average(model, fabric.device, config.ema)
         self.optimizer = make_optimizer(model, config)
-        # An epoch has batches of two sizes: a program for each, and none for any size.
+        # An epoch has batches of two sizes. Each gets a program of its own, in place of one for all sizes.
         stepped: Any = torch.compile(model, dynamic=False) if config.compile else model
         self.wrapped, self.stepper = fabric.setup(stepped, self.optimizer)
-        self._unread: _Report | None = None  # of the last step
+        self._unread: Report | None = None  # of the last step
         self._clock = self._saved = time.monotonic()
         self._epoch = -1
         self._batches: Iterator[Batch] = iter(())  # the remaining ones of that epoch
 
     @property
     def is_finished(self) -> bool:
-        """Whether the last epoch is done, or the last one that patience allows."""
-        return bool(self.history) and self._is_last(len(self.history), self.history)
+        """Whether the last epoch is done, or patience is exhausted."""
+        return bool(self.history) and is_last_epoch(self.config, self.history)
 
     def checkpoint(self) -> dict[str, Any]:
-        """Return all that the run is."""
-        totals = self.totals if self._unread is None else _added(self.totals, self._unread.totals)
+        """Return the complete state of the run."""
+        totals = self.totals if self._unread is None else add(self.totals, self._unread.totals)
         return {
             "state_dict": {f"model.{name}": value for name, value in self.model.state_dict().items()},
             **({} if self.average is None else {"average": dict(self.average.state_dict())}),
@@ -147,10 +97,10 @@ class Loop:
         }
 
     def resume(self, checkpoint: Mapping[str, Any]) -> None:
-        """Go on where a checkpoint ends, of which the parameters have been loaded and their average checked.
+        """Resume from a checkpoint. Its parameters have been loaded, and their average validated.
 
         Raises:
-            DataError: it is not a checkpoint of this run, or one on other data.
+            DataError: it is not a checkpoint of this run, or it is of a run on other data.
         """
         run = checked_record(checkpoint, self.data, self.folder)
         try:
@@ -170,16 +120,16 @@ class Loop:
         self._clock = time.monotonic() - run["seconds"]
 
     def run(self, stop: Interruption, shown: bool) -> None:
-        """Do the steps that are missing.
+        """Do the remaining steps.
 
         Raises:
-            RunError: the loss is no longer a number.
-            KeyboardInterrupt: the run was asked to stop; it is saved up to here.
+            RunError: the loss is NaN or infinite.
+            KeyboardInterrupt: the run was asked to stop; its state is saved.
             OSError: the folder cannot be written to.
         """
         from ._fabric import TensorBoardLogger
 
-        first_does(self.fabric, self._require_room)
+        on_rank_zero(self.fabric, self._require_room)
         first, config = self.fabric.is_global_zero, self.config
         logger = TensorBoardLogger(self.folder, name="tensorboard", version="", purge_step=len(self.history) + 1)
         with Progress(disable=not (shown and first)) as bar:
@@ -190,8 +140,8 @@ class Loop:
                     if first:
                         logger.log_metrics(row, step=len(self.history))
                     if first and not shown:
-                        values = ", ".join(f"{name} {row[name]:.4g}" for name in COLUMNS[1:] if name in row)
-                        _log.info("epoch %d of %d: %s", len(self.history), config.epochs, values)
+                        text = epoch_text(row, self.data.objective.unit)
+                        _log.info("epoch %d of %d: %s", len(self.history), config.epochs, text)
                 else:
                     self._do_step(stop)
                     if time.monotonic() - self._saved > SAVE_SECONDS:
@@ -201,14 +151,14 @@ class Loop:
         logger.finalize("success")
 
     def save(self) -> None:
-        """Write the checkpoint; but not after a step whose loss is NaN or infinite, which ends the run."""
+        """Write the checkpoint, unless the loss of the last step is NaN or infinite; such a loss ends the run."""
         if self.fabric.is_global_zero and (self._unread is None or math.isfinite(self._unread.read()[0])):
             write_checkpoint(self.folder, self.checkpoint())
         self._saved = time.monotonic()
 
     def _require_room(self) -> None:
-        # A checkpoint has the parameters, up to two optimizer states of each, their average and the best ones. The old
-        # one exists while the new one is written.
+        # A checkpoint has the parameters, up to two optimizer states for each, their average and the best ones. The old
+        # checkpoint exists until the new one is complete.
         floats = 4 * sum(value.numel() for value in self.model.state_dict().values())
         copies = 3 + (self.average is not None) + (self.config.select == "best")
         require_room(self.folder, copies * floats + 2**16)
@@ -221,46 +171,36 @@ class Loop:
 
     def _do_step(self, stop: Interruption) -> None:
         config, fabric, objective = self.config, self.fabric, self.data.objective
-        images, targets, count = self._next_batch()
+        batch = self._next_batch()
         torch.manual_seed(seed_of(config.seed, LAYERS, self.step, fabric.global_rank))  # for dropout and the like
         self.stepper.zero_grad()
-        report = torch.zeros(3, device=fabric.device)  # losses, errors, whether a signal asks to stop
-        parts = list(zip(images.tensor_split(config.accumulate), targets.tensor_split(config.accumulate), strict=True))
-        parts = [(x, y) for x, y in parts if len(y)]
-        for index, (x, y) in enumerate(parts, start=1):
-            with fabric.no_backward_sync(self.wrapped, enabled=index < len(parts)):
-                outputs = self.wrapped(x)
-                loss = objective.loss(outputs, y)
-                fabric.backward(loss * (len(y) / count * fabric.world_size))  # of which the processes' mean is taken
-            with torch.no_grad():
-                report[0] += loss.detach() * len(y)
-                report[1] += objective.errors(outputs, y).sum()
-        report[2] = float(bool(stop.signal))
-        report = summed(fabric, report)
+        report = compute_gradients(fabric, self.wrapped, batch, objective, config.accumulate)
+        report[2] = float(bool(stop.signal))  # asks to stop
+        report = all_reduce_sum(fabric, report)
         if config.clip is not None:
             fabric.clip_gradients(self.wrapped, self.stepper, max_norm=config.clip, error_if_nonfinite=False)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate(config, self.step, self.steps)
+            group["lr"] = config.learning_rate(self.step, self.steps)
         self.stepper.step()
         if self.average is not None:
             self.average.follow(self.model, self.step)
         self.step += 1
         stops = self._read_report()  # of the step before
-        self._unread = _Report(self.step, count, start_reading(report))
-        if stops or (stop.signal and fabric.world_size == 1):  # several processes agree on it through the report
+        self._unread = Report(self.step, batch.total, start_reading(report))
+        if stops or (stop.signal and fabric.world_size == 1):  # several ranks agree on it by the report
             self._save_and_stop(stop)
 
     def _read_report(self) -> bool:
         """Add the unread report, if there is one, to the totals; return whether it asks to stop.
 
-        All processes call it at the same places, so that they agree on the end of the run.
+        All ranks call it at the same steps, so they agree on the end of the run.
         """
         if self._unread is None:
             return False
         report, self._unread = self._unread, None
         if not math.isfinite(report.totals[0]):
-            end_together(self.fabric, RunError(self._bad_number(report)))
-        self.totals = _added(self.totals, report.totals)
+            end_all_ranks(self.fabric, RunError(self._bad_number(report)))
+        self.totals = add(self.totals, report.totals)
         return bool(report.read()[2])
 
     def _save_and_stop(self, stop: Interruption) -> NoReturn:
@@ -269,21 +209,21 @@ class Loop:
         self._stop(stop)
 
     def _close_epoch(self, stop: Interruption) -> dict[str, float]:
-        """Record the epoch that has just ended, and evaluate if it is due."""
+        """Record the finished epoch, and evaluate if it is due."""
         if self._read_report():
             self._save_and_stop(stop)
         config, data, epoch = self.config, self.data, len(self.history) + 1
         loss, errors, count = self.totals
-        row: dict[str, float] = {"epoch": epoch, "lr": rate(config, self.step - 1, self.steps)}
+        row: dict[str, float] = {"epoch": epoch, "lr": config.learning_rate(self.step - 1, self.steps)}
         row |= {"train_loss": loss / count, "train_error": data.objective.scale * errors / count}
         if epoch % config.log_every == 0 or epoch == config.epochs:
-            self.save()  # an evaluation may be long, and is given up when the run is asked to stop
+            self.save()  # an evaluation may be long, and ends when the run is asked to stop
             best = self.best
             if data.has_validation:
                 row |= self._evaluate("validation", stop)
                 if config.select == "best" and best_epoch([*self.history, row]) == epoch:
                     best = {"epoch": epoch, "state_dict": _copied(self._evaluated().state_dict())}
-            if not data.has_validation or self._is_last(epoch, [*self.history, row]):
+            if not data.has_validation or is_last_epoch(config, [*self.history, row]):
                 row |= self._evaluate("test", stop, best)
             self.best = best
         row["seconds"] = round(time.monotonic() - self._clock, 3)
@@ -293,13 +233,6 @@ class Loop:
             write_metrics(self.folder, self.history)
         self.save()
         return row
-
-    def _is_last(self, epoch: int, history: Sequence[Mapping[str, float]]) -> bool:
-        patience = self.config.patience
-        if epoch == self.config.epochs:
-            return True
-        evaluated = "validation_error" in history[-1]
-        return patience is not None and evaluated and epoch - best_epoch(history) >= patience
 
     def _evaluated(self) -> nn.Module:
         return self.model if self.average is None else self.average.module
@@ -313,7 +246,7 @@ class Loop:
         if best is not None and best["epoch"] != len(self.history) + 1:
             model = copy.deepcopy(model)
             model.load_state_dict(best["state_dict"])
-        loss, errors, count = summed(self.fabric, self.data.tally(model, name, self.fabric, between)).tolist()
+        loss, errors, count = all_reduce_sum(self.fabric, self.data.tally(model, name, self.fabric, between)).tolist()
         return {f"{name}_loss": loss / count, f"{name}_error": self.data.objective.scale * errors / count}
 
     def _stop(self, stop: Interruption) -> NoReturn:
@@ -321,18 +254,14 @@ class Loop:
             asked = stop.signal or "a signal to another process"
             end = self.config.epochs * self.steps
             _log.warning("%s: stopped after step %d of %d and saved in %s", asked, self.step, end, self.folder)
-        end_together(self.fabric, KeyboardInterrupt())
+        end_all_ranks(self.fabric, KeyboardInterrupt())
 
-    def _bad_number(self, report: _Report) -> str:
+    def _bad_number(self, report: Report) -> str:
         loss, path = report.totals[0] / report.images, self.folder / CHECKPOINT
         return (
             f"the loss is {loss} in step {report.step} (epoch {len(self.history) + 1} of {self.config.epochs}): "
-            f"{path} holds the last state before it that was saved. Try a lower lr, clip or warmup, in another folder"
+            f"{path} holds the last saved state before that step. Try a lower lr, clip or warmup, in another folder"
         )
-
-
-def _added(first: Sequence[float], second: Sequence[float]) -> list[float]:
-    return [a + b for a, b in zip(first, second, strict=True)]
 
 
 def _copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

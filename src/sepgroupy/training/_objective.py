@@ -1,4 +1,4 @@
-"""What a network is trained for: the loss and the error of each image, by task."""
+"""Loss and error of each image, by task."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from torch.nn.functional import cross_entropy, mse_loss
 from .._devices import send
 
 IGNORE = 255
-"""Value of a pixel of a mask that has no class: what an augmentation moves in from outside the image."""
+"""Value of a mask's pixel without a class, such as one that an augmentation moved in from outside the image."""
 
 
 class Objective:
-    """The loss that is minimized, the loss that is reported, and the error; each is one number an image.
+    """The loss that training minimizes, and the loss and error of each image that are reported.
 
-    ``scale`` is by which the mean error is multiplied: 100 where it is a share, in percent.
+    Attributes:
+        scale: factor of the mean error: 100 where the error is a fraction, to report percent.
+        unit: unit of the reported error, with the space before it.
     """
 
-    scale = 100.0
+    scale, unit = 100.0, " %"
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss of a batch that a training step minimizes."""
@@ -39,7 +41,7 @@ class Classification(Objective):
     """Cross-entropy in nats of logits or log-probabilities (N, K); an error is a wrong class.
 
     Args:
-        smoothing: part of the target probability that is spread over all classes, in training.
+        smoothing: part of the target probability that is spread over all classes, in training only.
         weights: of the classes in training, (K,); None for equal ones.
     """
 
@@ -64,7 +66,7 @@ class Classification(Objective):
 
 @dataclass(frozen=True, eq=False)
 class Regression(Objective):
-    """Squared error of targets that are scaled to mean 0 and variance 1; the error is the absolute one, unscaled.
+    """Squared error of targets scaled to mean 0 and variance 1; the reported error is the absolute error, unscaled.
 
     Args:
         mean: of the training targets, (T,).
@@ -73,7 +75,7 @@ class Regression(Objective):
 
     mean: Tensor
     std: Tensor
-    scale = 1.0
+    scale, unit = 1.0, ""
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean over the targets of ``((y − t) / std)²``."""
@@ -87,12 +89,12 @@ class Regression(Objective):
 
 @dataclass(frozen=True, eq=False)
 class Segmentation(Objective):
-    """Cross-entropy of each pixel of logits (N, K, Y, X), averaged over the image; the error is the share of wrong.
+    """Cross-entropy of the pixels of logits (N, K, Y, X), averaged over each image.
 
-    Pixels of the value :data:`IGNORE` do not count.
+    The error is the fraction of wrong pixels. Pixels with the value :data:`IGNORE` do not count.
 
     Args:
-        smoothing: part of the target probability that is spread over all classes, in training.
+        smoothing: part of the target probability that is spread over all classes, in training only.
         weights: of the classes in training, (K,); None for equal ones.
     """
 
@@ -115,7 +117,7 @@ class Segmentation(Objective):
         return self._per_image(pixels, targets)
 
     def errors(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the share of pixels with a wrong class."""
+        """Return the fraction of pixels with a wrong class."""
         wrong = (outputs.argmax(1) != targets) & (targets != IGNORE)
         return self._per_image(wrong.float(), targets)
 
@@ -125,7 +127,7 @@ class Segmentation(Objective):
 
 
 def balanced_weights(counts: Tensor) -> Tensor:
-    """Return weights of classes inverse to their numbers of images, whose mean over the images is 1.
+    """Return weights of classes, inverse to their numbers of images. Their mean over the images is 1.
 
     >>> import torch
     >>> balanced_weights(torch.tensor([30, 10]))

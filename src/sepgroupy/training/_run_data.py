@@ -1,4 +1,4 @@
-"""The images of a run, as its loop reads them: batches for training, totals of a split for evaluation."""
+"""The images of a run: batches for training, totals of a split for evaluation."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from .._devices import send
 from ..data import ImageData, RandomAffine, RandomCropFlip, Split
 from ._config import TrainingConfig
+from ._distributed import local_shard
+from ._metrics import Score, score, tally
 from ._objective import Classification, Objective
-from ._parallel import part
-from ._random import AFFINE, CROP_FLIP, generator, order_of
-from ._score import Score, score, tally
+from ._random import AFFINE, CROP_FLIP, epoch_order, generator
 
 if TYPE_CHECKING:
     from ._fabric import Fabric
 
 
 class Batch(NamedTuple):
-    """The images and targets of a step, one process's part of them, and the number of images of all parts."""
+    """One rank's shard of the images and targets of a step, and the number of images of all shards."""
 
     images: Tensor
     targets: Tensor
@@ -36,11 +36,11 @@ class RunData(ABC):
     Attributes:
         name: of the data set.
         fingerprint: a digest that changes with the images, labels or splits.
-        facts: what of the data the network depends on, such as its classes; None if its configuration says all.
-        objective: what the network is trained for.
+        facts: properties of the data that the network depends on, such as the classes; or None.
+        objective: loss and error.
         train_images: the number of images for training.
         test_images: the number of images for testing.
-        has_validation: whether there are images to choose by.
+        has_validation: whether there are validation images.
         steps: training steps of an epoch.
     """
 
@@ -60,19 +60,19 @@ class RunData(ABC):
 
     @property
     def counts_right_answers(self) -> bool:
-        """Whether an image has one right answer, so that they can be counted."""
+        """Whether each image has one right answer, so that right answers can be counted."""
         return isinstance(self.objective, Classification)
 
     @abstractmethod
     def batches(self, epoch: int, first: int, fabric: Fabric) -> Iterator[Batch]:
-        """Yield the batches of an epoch from a step on; they depend on the seed and the step alone."""
+        """Yield the batches of an epoch, starting at a step of it. They depend on the seed and the step only."""
 
     @abstractmethod
     def tally(self, model: nn.Module, split: str, fabric: Fabric, between: Callable[[], object]) -> Tensor:
-        """Return the sums of the losses and errors over this process's part of a split, and its number of images.
+        """Return the sums of losses and errors over this rank's shard of a split, and its number of images.
 
         Args:
-            model: the network; it is left in the mode that it was in.
+            model: the network; its mode does not change.
             split: "validation" or "test".
             fabric: the processes.
             between: called before each batch.
@@ -85,12 +85,12 @@ class RunData(ABC):
     def score(self, model: nn.Module, batch_size: int, rotations: int) -> Score:
         """Return the score of a network on the test images, see :func:`sepgroupy.training.score`."""
 
-    def save(self, folder: Path) -> None:  # noqa: B027  # what is in memory has nothing to save
-        """Write what a later evaluation needs to read the same data into the folder of a run."""
+    def save(self, folder: Path) -> None:  # noqa: B027  # data in memory need nothing
+        """Write into the folder of a run what a later evaluation needs to read the same data."""
 
 
 class MemoryData(RunData):
-    """A classification whose images are in memory; augmentation is drawn for a whole batch, on its device.
+    """Classification of images in memory; augmentation is drawn for a whole batch, on its device.
 
     Args:
         data: the images.
@@ -115,18 +115,18 @@ class MemoryData(RunData):
         c = self.config
         crop_flip = RandomCropFlip(c.crop, c.hflip) if c.crop or c.hflip else None
         affine = RandomAffine(c.rotation, c.shift, c.scale) if c.rotation or c.shift or c.scale else None
-        order = order_of(self.train_images, c.seed, epoch).split(c.batch_size)
+        order = epoch_order(self.train_images, c.seed, epoch).split(c.batch_size)
         for position, indices in enumerate(order[first:], start=first):
             step = epoch * self.steps + position
             images, labels = (send(values, fabric.device) for values in self.images.train[indices])
-            if crop_flip is not None:  # the whole batch, so that it is the same for any number of processes
+            if crop_flip is not None:  # of the whole batch, so that it does not depend on the number of ranks
                 images = crop_flip(images, generator(c.seed, CROP_FLIP, step))
             if affine is not None:
                 images = affine(images, generator(c.seed, AFFINE, step))
-            yield Batch(part(fabric, images), part(fabric, labels), len(indices))
+            yield Batch(local_shard(fabric, images), local_shard(fabric, labels), len(indices))
 
     def tally(self, model: nn.Module, split: str, fabric: Fabric, between: Callable[[], object]) -> Tensor:
-        """Add up every image of this process's part."""
+        """Add up the images of this rank's shard."""
         images = self.images.validation if split == "validation" else self.images.test
         assert images is not None
         mine = slice(fabric.global_rank, None, fabric.world_size)

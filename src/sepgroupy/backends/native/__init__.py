@@ -1,12 +1,17 @@
 """Compiled kernels for CPUs, where a C++ compiler was available when the package was installed.
 
-``backend`` is the door: the :class:`Native` backend and the operator. ``launch`` states a convolution to the kernels,
-``library`` finds and loads them, ``memory`` holds buffers, ``batch_norm`` has the kernels around a batch norm.
+``backend`` is the door. A call passes from there to ``launch``, which states the convolution to the kernels, and to
+``library``, which finds and loads them. ``convolution`` has the derivatives, ``operator`` the same for compilers and
+dispatch modes, ``transform`` the Fourier transform of the group axis, ``limits`` what the kernels can compute,
+``memory`` the buffers, ``batch_norm`` the kernels around a batch norm.
 """
 
+from . import flops
 from .backend import FusedOutput as FusedOutput
 from .backend import Native as Native
 from .batch_norm import batch_statistics as batch_statistics
 from .batch_norm import norm_relu_max_pool as norm_relu_max_pool
-from .launch import max_in_channels as max_in_channels
+from .limits import max_in_channels as max_in_channels
 from .memory import empty_cache as empty_cache
+
+flops.register()

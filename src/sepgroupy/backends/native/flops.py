@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ...groups import fourier_basis
-from .launch import group_of_entries
+from .operator import group_of_entries
 
 FLOP_COUNTER = "torch.utils.flop_counter"
 

@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import ctypes
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ...errors import ArgumentError
-from ...groups import PointGroup, action_table, fourier_basis, moved_size
 from ..batch_norm import BatchNormReLU
 from ..conv_spec import ConvSpec
-from ..geometry import MAX_SIZE
-from ..tracing import constant_to_dynamo
 from . import library
 from .library import DTYPES, Problem, check_readable, launch
+from .limits import max_in_channels, unsupported_reason
 from .memory import empty, workspace
+from .transform import kernel_transform, transformed_offsets
 
 # As csrc/interface.h has them:
 DENSE, SEPARABLE, FACTORED, LIFTING = 0, 1, 2, 3  # kinds of filters
-GENERAL, CYCLIC4, DIHEDRAL4, OCTAHEDRAL, FULL_OCTAHEDRAL = 0, 4, 8, 24, 48  # transforms
 PASSES = {"forward": 0, "backward": 1, "expand_filters": 2}
-MAX_STRIDE, MAX_ORDER = 3, 48
-
-MAX_KERNEL_ELEMENTS = {1: 49, 2: 49, 3: 343}  # by dimension: 7×7, 7×7×7; of lifting layers, times input channels
-MAX_EXTENT = 64  # pixels between the first and the last kernel element: the workspace grows with it
 
 Tensors = dict[str, "Tensor | None"]
 
@@ -48,133 +39,15 @@ class ConvInputs(NamedTuple):
     var: Tensor | None = None
     residual: Tensor | None = None  # (B, |H|, O, *spatial'), added to the result
 
+    def contiguous(self) -> ConvInputs:
+        """Return inputs whose values lie in memory as the kernels read them."""
+        return ConvInputs(*[None if t is None else t.contiguous() for t in self])  # type: ignore[arg-type]
+
     def norm(self, eps: float, batch_stats: bool) -> BatchNormReLU | None:
         """Return the norm."""
         if self.mean is None or self.var is None:
             return None
         return BatchNormReLU(self.mean, self.var, self.gamma, self.beta, eps, batch_stats)
-
-
-def _octahedral_rows() -> NDArray[np.float64]:
-    """Return the rows of that transform: products of a row over the permutations of axes and one over their signs."""
-    signs = np.array([[1, 1, 1, 1], [1, 1, -1, -1], [1, -1, -1, 1], [1, -1, 1, -1]])  # none, of each axis
-    even, odd = np.array([[1, 0], [0, 1]])
-    first, second = np.array([2, -1, -1]), np.array([0, 1, -1]) * 3**0.5
-    invariant = [np.kron(half, [1, 1, 1]) for half in (even + odd, even - odd)]
-    invariant += [np.kron(even, a) + np.kron(odd, b) for a, b in ((first, first), (-second, -second))]
-    invariant += [np.kron(even, a) + np.kron(odd, b) for a, b in ((second, -second), (first, -first))]
-    rows = [np.kron(row, signs[0]) for row in invariant]
-    for side in (1, -1):
-        for i, j in np.ndindex(3, 3):  # the permutations that move axis j to i; the odd one reverses axis 1
-            places = np.eye(6)[(i - j) % 3] + side * (-1) ** (i == 1) * np.eye(6)[3 + 2 * (i + j) % 3]
-            rows.append(np.kron(places, signs[1 + j]))
-    return np.stack(rows)
-
-
-# The fast transforms of csrc/group_transform.h, row by row, and start, size and copies of their blocks.
-_OCTAHEDRAL = _octahedral_rows()
-_OCTAHEDRAL_BLOCKS = [(0, 1, 1), (1, 1, 1), (2, 2, 2), (6, 3, 3), (15, 3, 3)]
-_FAST: dict[int, tuple[Any, list[tuple[int, int, int]]]] = {
-    CYCLIC4: ([[1, 1, 1, 1], [1, -1, 1, -1], [1, 0, -1, 0], [0, 1, 0, -1]], [(0, 1, 1), (1, 1, 1), (2, 2, 1)]),
-    DIHEDRAL4: (
-        [
-            [1, 1, 1, 1, 1, 1, 1, 1],
-            [1, 1, 1, 1, -1, -1, -1, -1],
-            [1, -1, 1, -1, 1, -1, 1, -1],
-            [1, -1, 1, -1, -1, 1, -1, 1],
-            [1, 0, -1, 0, 1, 0, -1, 0],
-            [0, 1, 0, -1, 0, 1, 0, -1],
-            [0, -1, 0, 1, 0, 1, 0, -1],
-            [1, 0, -1, 0, -1, 0, 1, 0],
-        ],
-        [(0, 1, 1), (1, 1, 1), (2, 1, 1), (3, 1, 1), (4, 2, 2)],
-    ),
-    OCTAHEDRAL: (_OCTAHEDRAL, _OCTAHEDRAL_BLOCKS),
-    FULL_OCTAHEDRAL: (
-        np.kron([[1, 1], [1, -1]], _OCTAHEDRAL),
-        [(start + half, size, copies) for half in (0, 24) for start, size, copies in _OCTAHEDRAL_BLOCKS],
-    ),
-}
-
-
-@lru_cache(maxsize=64)
-def _transform(group: PointGroup) -> tuple[int, NDArray[np.int32], NDArray[np.float64], NDArray[np.float64]]:
-    """Return which transform the kernels take, the blocks, H, and the irreps scaled to go with it."""
-    basis = fourier_basis(group)
-    for kind, (rows, blocks) in _FAST.items():
-        as_many = sum(size**2 * copies for _, size, copies in blocks) == basis.multiplications
-        matrix = np.array(rows, dtype=np.float64)
-        if as_many and len(matrix) == group.order and (irreps := _irreps_of(matrix, blocks, group)):
-            return kind, np.array(blocks, dtype=np.int32), matrix, np.concatenate(irreps)
-    found = np.array([(b.start, b.size, b.copies) for b in basis.blocks], dtype=np.int32)
-    irreps = [b.irrep.reshape(-1, group.order) for b in basis.blocks]
-    return GENERAL, found, np.ascontiguousarray(basis.matrix), np.concatenate(irreps)
-
-
-def _irreps_of(
-    rows: NDArray[np.float64], blocks: Sequence[tuple[int, int, int]], group: PointGroup
-) -> list[NDArray[np.float64]] | None:
-    """Return the scaled irrep of each block, (size², order), if these rows diagonalise the group's convolutions."""
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    basis = rows / norms
-    shifts = np.tensordot(basis, basis[:, group.cayley_table], axes=(1, 1))  # Q ρ(k) Qᵀ, (row, row, k)
-    shifts[np.abs(shifts) < 1e-9] = 0
-    left, irreps = shifts.copy(), []
-    for start, size, copies in blocks:
-        irrep = shifts[start : start + size, start : start + size]
-        for first in range(start, start + size * copies, size):
-            left[first : first + size, first : first + size] -= irrep
-        irreps.append(irrep.reshape(-1, group.order) / norms[start] ** 2)
-    return irreps if np.abs(left).max() < 1e-9 else None
-
-
-@lru_cache(maxsize=256)
-def _transformed_offsets(
-    group: PointGroup, kernel: tuple[int, ...], dilation: tuple[int, ...]
-) -> NDArray[np.int32]:  # (elements, order, 3)
-    """Return slice, row and column of each kernel element after each group element, in pixels."""
-    table = action_table(group, kernel)
-    offsets = np.zeros((table.shape[1], group.order, library.AXES), dtype=np.int32)
-    for g, sources in enumerate(table):
-        places = np.unravel_index(np.arange(len(sources)), moved_size(group.arrays[g], kernel))
-        offsets[sources, g, -len(kernel) :] = np.stack(places, axis=1) * dilation
-    return offsets
-
-
-@lru_cache(maxsize=1024)
-def unsupported_reason(spec: ConvSpec) -> str | None:
-    """Return what the kernels would need to compute such convolutions, or None."""
-    elements, most = math.prod(spec.kernel_size), MAX_KERNEL_ELEMENTS[spec.dimension]
-    extent = max(d * (k - 1) + 1 for d, k in zip(spec.dilation, spec.kernel_size, strict=True))
-    max_stride = 1 if spec.kind == "lifting" else MAX_STRIDE
-    needs = {
-        "groups=1": spec.groups == 1,
-        f"strides up to {max_stride}": max(spec.stride) <= max_stride,
-        f"kernels of up to {most} elements": elements <= most,
-        f"kernels that extend over up to {MAX_EXTENT} pixels": extent <= MAX_EXTENT,
-        f"a group of order up to {MAX_ORDER}": spec.group.order <= MAX_ORDER,
-        "no transposed convolution": not spec.transposed,
-    }
-    return ", ".join(need for need, holds in needs.items() if not holds) or None
-
-
-@constant_to_dynamo
-def max_in_channels(spec: ConvSpec) -> int:
-    """Return the largest number of input channels: lifting layers read all of them at a time."""
-    elements = math.prod(spec.kernel_size)
-    return MAX_KERNEL_ELEMENTS[spec.dimension] // elements if spec.kind == "lifting" else MAX_SIZE
-
-
-def group_of_entries(entries: Sequence[int], dimension: int) -> PointGroup:
-    """Return the group whose elements' entries follow each other.
-
-    Raises:
-        ArgumentError: they are not whole matrices, or not those of a group.
-    """
-    if len(entries) % dimension**2:
-        raise ArgumentError(f"elements (={list(entries)}) must be {dimension**2} entries of each matrix")
-    rows = [tuple(entries[i : i + dimension]) for i in range(0, len(entries), dimension)]
-    return PointGroup(tuple(tuple(rows[i : i + dimension]) for i in range(0, len(rows), dimension)))
 
 
 class Launch(NamedTuple):
@@ -326,35 +199,58 @@ class NativeConv:
         batch_stats: bool = False,
     ) -> Launch:
         """Check the shapes of the tensors that are there; state the problem."""
-        given, spec = dict(zip(names, shapes, strict=True)), self.spec
-        x, weight = given["x"], given["weight" if "weight" in given else "dweight"]
-        y, kernel = self._check_shape(x, weight), spec.kernel_size
-        (batch, _, inputs, *size), outputs, order = x, weight[0], spec.group.order
-        elements, depthwise = 1 if self.lifting else order, given.get("depthwise")
-        separable = depthwise is not None
+        given = dict(zip(names, shapes, strict=True))
+        x, weight, depthwise = given["x"], given["weight" if "weight" in given else "dweight"], given.get("depthwise")
+        y, outputs, inputs = self._check_shape(x, weight), weight[0], x[2]
+        if inputs > max_in_channels(self.spec):
+            raise ArgumentError(f"x has {inputs} channels; the kernels need at most {max_in_channels(self.spec)}")
+        if not (found := library.kernels()):
+            raise ArgumentError(f"backend (='native') is unavailable: {found.summary}")
         kind = LIFTING if self.lifting else DENSE
         if depthwise is not None:
             kind = SEPARABLE if inputs == 1 or depthwise[1:2] != (inputs,) else FACTORED
-        if inputs > max_in_channels(spec):
-            raise ArgumentError(f"x has {inputs} channels; the kernels need at most {max_in_channels(spec)}")
-        found = library.kernels()
-        if not found:
-            raise ArgumentError(f"backend (='native') is unavailable: {found.summary}")
-        transform, blocks, basis, irreps = _transform(spec.group)
-        offsets = _transformed_offsets(spec.group, kernel, spec.dilation)
+        problem = ctypes.byref(self._problem(x, y, outputs, kind, threads, dtype, eps, batch_stats))
+        expected = self._expected_shapes(x, y, outputs, kind)
+        if given.get("expanded") is not None:
+            expected["expanded"] = (found.library.filters_size(problem),)
+        _check_shapes(given, expected, self.spec)
+        nothing = 0 in (*x, outputs)  # to compute
+        return Launch(problem, 0 if nothing else found.library.workspace_bytes(problem, PASSES[name]))
+
+    def _problem(
+        self,
+        x: tuple[int, ...],
+        y: tuple[int, ...],
+        outputs: int,
+        kind: int,
+        threads: int,
+        dtype: torch.dtype,
+        eps: float,
+        batch_stats: bool,
+    ) -> Problem:
+        spec, (batch, _, inputs, *size) = self.spec, x
+        transform, blocks, basis, irreps = kernel_transform(spec.group)
+        offsets = transformed_offsets(spec.group, spec.kernel_size, spec.dilation)
         problem = Problem(
-            DTYPES[dtype], kind, transform, threads, batch, order, inputs, outputs,
+            DTYPES[dtype], kind, transform, threads, batch, spec.group.order, inputs, outputs,
             *(_all_axes(*pair) for pair in ((size, 1), (y[3:], 1), (spec.stride, 1), (spec.padding[::2], 0))),
             len(offsets), len(blocks), batch_stats, eps,
             *(array.ctypes.data for array in (blocks, offsets, basis, irreps)),
         )  # fmt: skip
         problem.arrays = (blocks, offsets, basis, irreps)  # they live as long as it does
-        reference = ctypes.byref(problem)
-        nothing = 0 in (*x, outputs)  # to compute
+        return problem
+
+    def _expected_shapes(
+        self, x: tuple[int, ...], y: tuple[int, ...], outputs: int, kind: int
+    ) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each tensor that a kernel reads or writes."""
+        kernel, elements = self.spec.kernel_size, 1 if self.lifting else self.spec.group.order
+        batch, _, inputs, *size = x
+        pointwise = kind in (SEPARABLE, FACTORED)
         expected = {
             "x": (batch, elements, inputs, *size),
             **dict.fromkeys(("gamma", "beta", "mean", "var"), (inputs,)),
-            "weight": (outputs, inputs, elements, *((1,) * len(kernel) if separable else kernel)),
+            "weight": (outputs, inputs, elements, *((1,) * len(kernel) if pointwise else kernel)),
             "depthwise": (outputs, inputs if kind == FACTORED else 1, 1, *kernel),
             "bias": (outputs,),
             "residual": y,
@@ -364,20 +260,22 @@ class NativeConv:
             "other_grad": (batch, elements, inputs, *size),
             "grad": y,
         }
-        if given.get("expanded") is not None:
-            expected["expanded"] = (found.library.filters_size(reference),)
-        expected |= {f"d{of}": expected[of] for of in ("x", "weight", "depthwise", "bias", "gamma", "beta")}
-        pairs = {"mean": "var", "var": "mean"}  # neither is given without the other
-        for what, shape in given.items():
-            if shape is None and given.get(pairs.get(what, "")) is None:
-                continue
-            if shape is None or tuple(shape) != expected[what]:
-                label = "the output's gradient" if what == "grad" else what
-                raise ArgumentError(
-                    f"{label} has shape {shape if shape is None else tuple(shape)}, not {tuple(expected[what])}, for "
-                    f"{spec}"
-                )
-        return Launch(reference, 0 if nothing else found.library.workspace_bytes(reference, PASSES[name]))
+        gradients = {f"d{of}": expected[of] for of in ("x", "weight", "depthwise", "bias", "gamma", "beta")}
+        return expected | gradients
+
+
+def _check_shapes(
+    given: Mapping[str, tuple[int, ...] | None], expected: Mapping[str, tuple[int, ...]], spec: ConvSpec
+) -> None:
+    pairs = {"mean": "var", "var": "mean"}  # neither is given without the other
+    for what, shape in given.items():
+        if shape is None and given.get(pairs.get(what, "")) is None:
+            continue
+        if shape is None or tuple(shape) != expected[what]:
+            label = "the output's gradient" if what == "grad" else what
+            raise ArgumentError(
+                f"{label} has shape {shape if shape is None else tuple(shape)}, not {tuple(expected[what])}, for {spec}"
+            )
 
 
 def _all_axes(values: Sequence[int], first: int) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""One page of what a set of runs has shown, beside what the paper says."""
+"""One page with the results of a set of runs beside the paper's."""
 
 from __future__ import annotations
 

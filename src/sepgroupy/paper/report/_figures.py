@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator, StrMethodFormatter
 
 from ...pages import STYLE
-from ._groups import Group
+from ._run_groups import Group
 
 # Okabe and Ito's colours, for every kind of colour vision; the markers tell the kinds apart without colour.
 _STYLES: dict[str, dict[str, Any]] = {

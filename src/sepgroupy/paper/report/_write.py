@@ -1,4 +1,4 @@
-"""From folders of runs to a folder with the report."""
+"""Write the report on runs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ..._files import atomic
 from ...errors import ArgumentError, DataError
 from ...pages import Page, to_html, to_markdown
 from ..sweep import TABLE, Run, find_runs, to_csv
-from ._chapters import chapter
-from ._groups import put_together
+from ._run_groups import group_runs
+from ._sections import chapter
 
 _PROGRAMS = ("sepgroupy", "torch")
 HTML, MARKDOWN = "report.html", "report.md"
@@ -25,18 +25,18 @@ _log = logging.getLogger(__name__)
 def write_report(
     runs: Iterable[str | PathLike[str]], folder: str | PathLike[str] = "report", rotations: int = 1
 ) -> Path:
-    """Lay finished runs out beside the paper.
+    """Compare finished runs with the paper.
 
-    A chapter for each way of training, and in it test error (mean ± standard deviation over seeds) beside the
-    paper's, against parameters, training images and angle, redundancy of the filters, and cost. What the runs are is
-    read from their configuration. Unfinished runs are counted and left out. Errors by angle and redundancy are those of
-    the runs whose parameters are there.
+    The report has a chapter for each protocol: test error (mean ± standard deviation over seeds) beside the paper's,
+    against parameters, training images and angle; redundancy of the filters; cost. Protocols are read from the
+    configurations of the runs. Unfinished runs are counted and left out. Errors by angle and redundancy need the
+    parameters of a run.
 
     Args:
-        runs: folders of runs, folders that hold such, or tables of runs (``runs.csv``), see
+        runs: folders of runs, folders of these, or tables of runs (``runs.csv``), see
             :func:`sepgroupy.paper.sweep.find_runs`. The errors by angle are cached in each run's folder.
-        folder: for ``report.html``, which holds all that it shows, ``report.md`` with the same tables and its figures
-            as SVG beside it, and ``runs.csv``, a row a run. Files of these names are replaced.
+        folder: for ``report.html``, which needs no other file; ``report.md`` with the same tables, and its figures as
+            SVG files; and ``runs.csv``, a row for each run. Files of these names are replaced.
         rotations: if more than 1, also show the test error with class probabilities averaged over this many rotations
             (:func:`sepgroupy.training.predict`); it is measured once and cached in each run's folder.
 
@@ -45,7 +45,7 @@ def write_report(
 
     Raises:
         ArgumentError: one of the paths is neither a folder nor a table, or ``rotations`` is not a positive integer.
-        DataError: none of the runs is finished, or what one has left cannot be read.
+        DataError: none of the runs is finished, or the files of one cannot be read.
     """
     if not isinstance(rotations, int) or rotations < 1:
         raise ArgumentError(f"rotations (={rotations!r}) must be an integer from 1")
@@ -54,7 +54,7 @@ def write_report(
     if not done:
         raise DataError(f"there is no finished run to report on; {len(found)} are unfinished")
     chapters, stems = [], Counter[str]()
-    for protocol in put_together(done):
+    for protocol in group_runs(done):
         stem = f"{protocol.config.task}-{protocol.config.data}"
         stems[stem] += 1
         name = stem if stems[stem] == 1 else f"{stem}-{stems[stem]}"

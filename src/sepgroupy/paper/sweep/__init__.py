@@ -1,4 +1,4 @@
-"""Grids of runs: those that are missing are trained, here or on a cluster, and all are collected in one table."""
+"""Grids of runs: train the missing ones, here or on a cluster, and collect all in one table."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def preset(task: str, name: str, **settings: Any) -> list[RunConfig]:
         **settings: fields of :class:`sepgroupy.paper.RunConfig` that all runs share, such as ``data``.
 
     Raises:
-        ArgumentError: the task has no such grid, or a setting cannot be right.
+        ArgumentError: the task has no such grid, or a setting is out of range.
 
     >>> len(preset("rotmnist", "paper")), len(preset("rotmnist", "data-efficiency")), len(preset("cifar10", "paper"))
     (155, 125, 8)

@@ -1,4 +1,4 @@
-"""Runs that are there already, in folders or in a table, known by their configuration and not by a folder's name."""
+"""Existing runs, in folders or in a table, identified by their configuration."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Run:
     """A run in a folder, or in a row of a table.
 
     Args:
-        folder: where it is. The folder of a row is named like the run and stands beside the table; it may be missing.
-        config: what it is.
-        result: what came out, None as long as it is unfinished.
+        folder: its folder. That of a row of a table has the run's name, beside the table, and may be missing.
+        config: its configuration.
+        result: its result, None if it is unfinished.
     """
 
     folder: Path
@@ -45,7 +45,7 @@ class Run:
 
     @property
     def identity(self) -> RunConfig:
-        """The configuration without the folder and by the usual name: equal for runs that would come out the same."""
+        """The configuration with the usual name and without a folder: equal for runs with the same result."""
         return replace(self.config.canonical, folder=None)
 
     @property
@@ -54,7 +54,7 @@ class Run:
         return (self.folder / CHECKPOINT).exists() or self._weights.exists()
 
     def load_model(self) -> nn.Module:
-        """Return the trained network in inference mode, from the checkpoint or from what ``sepgroupy weights`` wrote.
+        """Return the trained network in inference mode, from the checkpoint or a file of ``sepgroupy weights``.
 
         Raises:
             DataError: neither is in the folder, or it is broken.
@@ -73,11 +73,11 @@ class Run:
 def find_runs(paths: Iterable[str | PathLike[str]]) -> list[Run]:
     """Find all runs in folders, at any depth, and in tables, each configuration once.
 
-    Of several runs of a configuration, a finished one goes before an unfinished one, and one whose parameters are
-    there before one without. What is broken is named in the log and left out.
+    Of several runs of a configuration, a finished one is preferred, then one with its parameters. Broken runs are
+    named in the log and left out.
 
     Args:
-        paths: folders of runs, folders that hold such, or tables (``….csv``) that :func:`to_csv` wrote.
+        paths: folders of runs, folders of these, or tables (``….csv``) that :func:`to_csv` wrote.
 
     Returns:
         the runs, ordered by task, model, width, number of training images and seed.
@@ -102,7 +102,7 @@ def find_runs(paths: Iterable[str | PathLike[str]]) -> list[Run]:
 
 
 def to_csv(runs: Iterable[Run]) -> str:
-    """Lay finished runs out as one tidy CSV, a row a run: its configuration, its result, its time and versions."""
+    """Return a CSV table with a row for each finished run: configuration, result, time and versions."""
     rows = [_row(run) for run in runs if run.result is not None]
     text = io.StringIO()
     table = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
@@ -119,7 +119,7 @@ def _read(folder: Path) -> Run | DataError:
 
 
 def _read_table(path: Path) -> Iterator[Run | DataError]:
-    """Yield what the rows of a table say, the inverse of :func:`_row`."""
+    """Yield the runs of a table, the inverse of :func:`_row`."""
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             values = {name: text for name, text in row.items() if text and name is not None}

@@ -1,4 +1,4 @@
-"""A grid of runs, trained where they are missing."""
+"""Train the missing runs of a grid."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .._config import RunConfig
 from ._runs import Run, find_runs, to_csv
 
 TABLE = "runs.csv"
-JOBS = "jobs"  # what submitit writes
+JOBS = "jobs"  # folder of submitit's files
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def grid(
     seeds: Iterable[int] = (1, 2, 3),
     **settings: Any,
 ) -> list[RunConfig]:
-    """Return the configurations of all combinations, the seeds outermost: half a sweep is then half of every result.
+    """Return the configurations of all combinations, seeds outermost, so that half a sweep has half of all seeds.
 
     Args:
         task: ``"rotmnist"`` or ``"cifar10"``.
@@ -38,11 +38,11 @@ def grid(
         widths: channels of the first layers, None for the published widths.
         samples: numbers of training images, None for all.
         seeds: of the runs.
-        **settings: what all runs share and is not as in the paper: any other field of
+        **settings: values of other fields, for all runs:
             :class:`sepgroupy.paper.RunConfig`.
 
     Raises:
-        ArgumentError: a value cannot be right.
+        ArgumentError: a value is out of range.
     """
     if mine := settings.keys() & {"model", "width", "samples", "seed", "folder"}:
         raise ArgumentError(f"{min(mine)} is not the same for all runs of a sweep: it has an argument of its own")
@@ -62,20 +62,20 @@ def sweep(
     parameters: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> list[Run]:
-    """Train all runs that the folder does not yet hold finished, and write ``runs.csv``, a row for each that it holds.
+    """Train all runs that are not finished in the folder, and write ``runs.csv``, a row for each run in the folder.
 
-    Runs are known by their configuration: one that is finished anywhere in the folder, whatever its own folder is
-    called, is not trained again, and one that was interrupted goes on. So the same sweep, killed at any moment and
-    started again, does what is missing. A run that fails does not stop the others.
+    A run is identified by its configuration. A run that is finished anywhere in the folder, whatever the name of its
+    own folder, is not trained again, and an interrupted one is resumed. A sweep that was killed at any moment and is
+    started again therefore does the remaining work. A run that fails does not stop the others.
 
     Args:
-        configs: the runs, as from :func:`grid`; their own ``folder`` does not count.
+        configs: the runs, as from :func:`grid`; their ``folder`` is ignored.
         folder: where they are saved, new ones as ``<task>-<model>-<digest of the configuration>``.
-        cluster: None to train one after another in this process; else what submitit knows: ``"slurm"``, or
+        cluster: None to train one after another in this process; or a cluster of submitit: ``"slurm"``, or
             ``"local"`` for processes on this machine.
-        jobs: number of jobs among which the runs are dealt.
+        jobs: number of jobs; each trains a part of the runs.
         parameters: of submitit's executor, such as ``{"slurm_partition": "gpu", "timeout_min": 240}``. A job that
-            reaches its time limit or is preempted is queued again and goes on.
+            reaches its time limit or is preempted is queued again and resumes.
         progress: draw progress bars, if this process trains.
 
     Returns:
@@ -84,7 +84,7 @@ def sweep(
     Raises:
         ArgumentError: submitit is not installed, knows no such cluster or parameter, or jobs is less than 1.
         RunError: a run has failed; the others are finished.
-        KeyboardInterrupt: the sweep was interrupted; jobs of a cluster go on.
+        KeyboardInterrupt: the sweep was interrupted; jobs of a cluster continue.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -113,14 +113,14 @@ def _is_finished(run: Run | None) -> bool:
 
 
 def _place(config: RunConfig, run: Run | None, folder: Path) -> RunConfig:
-    """Return the configuration with its folder: that of the run which was interrupted, unless it was moved since."""
+    """Return the configuration with its folder: that of the interrupted run, unless it was moved since."""
     if run is not None and run.config.run_folder.resolve() == run.folder.resolve():
         return run.config
     return replace(config, folder=str(folder / config.run_folder.name))
 
 
 class _Share:
-    """What one process does: run after run, and a line for each that fails."""
+    """The runs of one process. A call trains them and returns a line for each that fails."""
 
     def __init__(self, configs: Sequence[RunConfig], progress: bool = False) -> None:
         self.configs, self.progress = configs, progress
@@ -137,7 +137,7 @@ class _Share:
         return failures
 
     def checkpoint(self) -> Any:
-        """Tell submitit what to queue when a job has to stop: the same, since finished runs return at once."""
+        """Tell submitit to queue the same runs when a job has to stop: finished ones return at once."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
@@ -146,7 +146,7 @@ class _Share:
 def _submit(
     configs: Sequence[RunConfig], folder: Path, cluster: str, jobs: int, parameters: Mapping[str, Any]
 ) -> list[str]:
-    """Deal the runs among jobs, wait for them, and return a line for each run or job that has failed."""
+    """Divide the runs among jobs, wait for them, and return a line for each run or job that failed."""
     try:
         from submitit import AutoExecutor
         from submitit.core.utils import UncompletedJobError

@@ -1,4 +1,4 @@
-"""Runs put together: those that differ in their seed alone, and those that were trained by one protocol."""
+"""Groups of runs that differ in their seed only, and protocols of groups that were trained in the same way."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from ..sweep import Run
 _log = logging.getLogger(__name__)
 
 _AXES = ("model", "width", "samples", "seed")  # what a sweep varies
-_MACHINE = ("device", "devices", "nodes", "strategy", "folder")  # what decides where a run is computed
+_MACHINE = ("device", "devices", "nodes", "strategy", "folder")  # where a run is computed
 
 
 @dataclass(frozen=True)
 class Group:
-    """Finished runs that differ in their seed alone.
+    """Finished runs that differ in their seed only.
 
     Args:
-        config: what they share; ``samples`` is the number of training images, None if that is not known.
+        config: their common settings; ``samples`` is the number of training images, None if it is unknown.
         runs: all of them.
     """
 
@@ -36,12 +36,12 @@ class Group:
 
     @property
     def train_images(self) -> float:
-        """Number of training images; infinite if that is all of them and nobody knows how many there are."""
+        """Number of training images; infinite if that is all of an unknown number."""
         return self.config.samples or math.inf
 
     @property
     def label(self) -> str:
-        """The name of the model, with its width if that is not the published one."""
+        """The name of the model, with its width unless that is the published one."""
         return self.config.model if self.config.width is None else f"{self.config.model}, w={self.config.width}"
 
     @property
@@ -71,7 +71,7 @@ class Group:
 
     @property
     def paper_error(self) -> str | None:
-        """What the paper prints as the test error of this model, with its augmentation if that is used here."""
+        """The paper's test error of this model, with the same augmentation; None if there is none."""
         augmentation = (self.config.crop, self.config.hflip)
         plain, augmented = (0, False), (4, True)
         if self.config.width is not None or augmentation not in (plain, augmented):
@@ -82,10 +82,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Protocol:
-    """All groups that were trained in one way.
+    """All groups that were trained in the same way.
 
     Args:
-        config: what they share.
+        config: their common settings.
         groups: in the paper's order of models, then by width and number of training images.
     """
 
@@ -100,15 +100,15 @@ class Protocol:
 
     @property
     def changes(self) -> dict[str, object]:
-        """Settings that are not as in the paper."""
+        """Settings that differ from the paper's."""
         usual = asdict(RunConfig.for_task(self.config.task))
         skipped = {"task", "data", *_AXES, *_MACHINE}
         here = asdict(self.config)
         return {name: here[name] for name in here if name not in skipped and here[name] != usual[name]}
 
 
-def put_together(runs: Iterable[Run]) -> list[Protocol]:
-    """Sort finished runs into protocols, the paper's first, and groups; unfinished ones are left out."""
+def group_runs(runs: Iterable[Run]) -> list[Protocol]:
+    """Return finished runs by protocol, the paper's first, and group; unfinished ones are left out."""
     protocols: dict[RunConfig, dict[RunConfig, list[Run]]] = {}
     for run in runs:
         if run.result is not None:
@@ -125,7 +125,7 @@ def put_together(runs: Iterable[Run]) -> list[Protocol]:
 
 
 def train_image_count(config: RunConfig) -> int | None:
-    """Return how many images a run is trained on; None if that is all of them and they are not here to count."""
+    """Return the number of training images of a run; None if that is all of a data set that is not here."""
     if config.samples is not None:
         return config.samples - config.validation
     try:
@@ -137,7 +137,7 @@ def train_image_count(config: RunConfig) -> int | None:
 
 @lru_cache
 def load(task: str, data: str, data_path: str | None) -> ImageData:
-    """Read the data of runs, once for all of them."""
+    """Read the data of runs; all runs share them."""
     return load_data(RunConfig.for_task(task, data=data, data_path=data_path))
 
 

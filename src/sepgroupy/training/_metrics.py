@@ -1,4 +1,4 @@
-"""How good a classifier is: one loop over the images, for every place that asks."""
+"""Loss and error of a classifier on a set of images."""
 
 from __future__ import annotations
 
@@ -31,13 +31,12 @@ def predict(model: nn.Module, images: Tensor, batch_size: int = 256, rotations: 
     With ``rotations`` they are those of the mean probability ``1/n · Σ_k p(R_k x)`` over rotations of the image by
     k·90°/n, k = 0..n-1. A network that is invariant under rotations by 90° then averages over 4n orientations.
 
-    The model is used in evaluation mode, on the device and in the precision of its parameters, and left in
-    the mode that it was in.
+    The model is called in evaluation mode, on the device and in the precision of its parameters. Its mode is restored.
 
     Args:
-        model: from images to logits or log-probabilities, which ``log_softmax`` leaves as they are.
+        model: from images to logits or log-probabilities (``log_softmax`` does not change these).
         images: shape (N, C, Y, X).
-        batch_size: images that are computed at a time.
+        batch_size: images in one forward pass.
         rotations: the number n of rotations, by :func:`sepgroupy.data.rotate`.
 
     Raises:
@@ -68,7 +67,7 @@ def tally(
 ) -> Tensor:
     """Return the sum of the cross-entropies, the number of wrong answers and that of the images, in float64.
 
-    Tallies of parts of a data set can be added up. ``between`` is called before each batch.
+    Tallies of parts of a data set can be added. ``between`` is called before each batch.
     """
     total = torch.zeros(3, dtype=torch.float64)
     with cached_filters(model):

@@ -1,4 +1,4 @@
-"""What one protocol has shown, section by section."""
+"""The sections of the report on one protocol."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from ...analysis import (
 )
 from ...pages import Chapter, Plot, Section, Table, to_svg
 from .._published import PAPER_RESULTS
-from ._angles import ANGLES, errors_by_angle
 from ._figures import Curve, Spread, curves, error_against, scaled
-from ._groups import Group, Protocol
+from ._rotation_curve import ANGLES, errors_by_angle
 from ._rotations import error_averaged
+from ._run_groups import Group, Protocol
 
 _TURNS = (0, 22.5, 45, 67.5, 90, 180, 270)  # of ANGLES, in the table
 _SETS = {
@@ -36,7 +36,7 @@ def chapter(protocol: Protocol, stem: str, rotations: int = 1) -> Chapter:
 
     Args:
         protocol: with at least one group.
-        stem: what the names of its figures begin with.
+        stem: beginning of the names of its figures.
         rotations: if more than 1, also show the test error with class probabilities averaged over this many rotations.
     """
     config, main = protocol.config, protocol.main
@@ -90,7 +90,7 @@ def _test_error(main: Sequence[Group], rotations: int) -> Section:
 
 
 def order(main: Sequence[Group]) -> list[str]:
-    """Say whether the paper's order of test errors holds, and plainly where it does not."""
+    """Compare the order of test errors with the paper's; name each pair that differs."""
     known = [group for group in main if group.paper_error]
     known.sort(key=lambda group: float((group.paper_error or "").split()[0]))
     if len(known) < 2:
@@ -187,7 +187,7 @@ def _redundancy(group: Group, stem: str) -> Section | None:
 
 
 def _pool(seeds: Sequence[Sequence[LayerRedundancy]]) -> list[LayerRedundancy]:
-    """Put the filters of all seeds together, layer by layer."""
+    """Join the filters of all seeds, layer by layer."""
     pooled = []
     for rows in zip(*seeds, strict=True):
         g, gc = (
@@ -234,7 +234,7 @@ def spread(value: float, sd: float | None) -> str:
 
 
 def _mean_of(errors: Sequence[float | None]) -> str:
-    """Write the mean of what is known, and of how many runs if not of all."""
+    """Write the mean of the known errors, and their number if it is not that of all runs."""
     known = [error for error in errors if error is not None]
     if not known:
         return ""

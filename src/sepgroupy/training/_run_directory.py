@@ -1,4 +1,4 @@
-"""What the folder of a run holds, written whole and read with suspicion: it may come from a stranger."""
+"""The files of a run: written atomically, and validated when they are read, since they may come from anyone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ import torch
 
 from .._files import atomic, load_tensors, remove_leftovers
 from ..errors import ArgumentError, DataError
-from ._config import TrainingConfig, parse_config
+from ._config import TrainingConfig
+from ._tasks import parse_config
 
 CONFIG, RESULT, CHECKPOINT, METRICS = "config.json", "result.json", "last.ckpt", "metrics.csv"
 COLUMNS = (
@@ -25,13 +26,13 @@ COLUMNS = (
     *("test_loss", "test_error", "seconds"),
 )
 
-_LOCKS: set[int] = set()  # open files by which this process holds folders
-_LARGEST_TEXT = 2**20  # bytes; what is written here has a thousand
+_LOCKS: set[int] = set()  # open files by which this process locks folders
+_LARGEST_TEXT = 2**20  # bytes; the files written here have about a thousand
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came out of a run; saved as ``result.json`` in its folder.
+    """The result of a run, saved as ``result.json`` in its folder.
 
     Args:
         test_error: on the test set, with the parameters that ``select`` names, percent; of a regression the mean
@@ -39,7 +40,7 @@ class Result:
         test_loss: mean loss there, of a classification in nats.
         train_error: mean over the steps of the last epoch, percent.
         train_loss: mean over the steps of the last epoch, nats.
-        seconds: of all epochs, evaluations among them.
+        seconds: time of all epochs, including evaluations.
         parameters: the number of free parameters.
         data: name of the data set.
         fingerprint: digest of its images and labels.
@@ -71,7 +72,7 @@ class Result:
 
 
 def write_config(folder: Path, config: TrainingConfig) -> None:
-    """Write the configuration of a run into its folder, which is made if it is missing."""
+    """Write the configuration of a run into its folder, which is created if it is missing."""
     _write_text(folder / CONFIG, config.to_json())
 
 
@@ -113,7 +114,7 @@ def read_result(folder: Path) -> Result:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint without ever running code that it may hold; tensors come to the CPU.
+    """Read a checkpoint; no code in it is executed, and tensors are placed on the CPU.
 
     Raises:
         DataError: it is missing, broken, or holds more than tensors and plain values.
@@ -125,8 +126,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def write_checkpoint(folder: Path, checkpoint: dict[str, Any]) -> None:
-    """Write the checkpoint of a run; one that is already there is replaced in one instant."""
-    buffer = io.BytesIO()  # torch tells of a full disk by ending the process
+    """Write the checkpoint of a run; an earlier one is replaced atomically."""
+    buffer = io.BytesIO()  # torch would end the process if the disk is full
     torch.save(checkpoint, buffer)
     with atomic(folder / CHECKPOINT) as temporary:
         temporary.write_bytes(buffer.getbuffer())
@@ -142,13 +143,14 @@ def write_metrics(folder: Path, history: Sequence[dict[str, float]]) -> None:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Hold the folder of a run, which is made if it is missing, so that no other process trains in it meanwhile.
+def lock_run_directory(folder: Path) -> Iterator[None]:
+    """Lock the folder of a run, which is created if it is missing, so that no other process trains in it.
 
-    The hold ends with the process, however that ends. What a process that was killed has left half written is deleted.
+    The lock ends with the process, even if that is killed. Files that a killed process has left half written are
+    deleted.
 
     Raises:
-        ArgumentError: another process holds it.
+        ArgumentError: another process has locked it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     handle = _lock(folder)
@@ -184,12 +186,12 @@ def _unlock(handle: int) -> None:
     import fcntl
 
     _LOCKS.discard(handle)
-    fcntl.flock(handle, fcntl.LOCK_UN)  # closing it would not do while another process still has it
+    fcntl.flock(handle, fcntl.LOCK_UN)  # closing is not enough while another process has it open
     os.close(handle)
 
 
 def _close_locks() -> None:
-    """Close the locks in a process that was forked, such as one that reads images: it must not outlive the run's."""
+    """Close the locks in a forked process, such as one that reads images: it may outlive the run."""
     while _LOCKS:
         os.close(_LOCKS.pop())
 
@@ -199,7 +201,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def require_room(folder: Path, size: int) -> None:
-    """Raise OSError unless ``size`` bytes can be written into the folder: before the first epoch, not after it."""
+    """Raise OSError unless ``size`` bytes can be written into the folder, before the first epoch."""
     temporary = folder / f".{Path(CHECKPOINT).stem}.{0:08x}{Path(CHECKPOINT).suffix}"  # a leftover if we are killed
     try:
         with temporary.open("wb") as file:
@@ -221,7 +223,7 @@ def _read_text(path: Path) -> str:
         with path.open(encoding="utf-8") as file:
             text = file.read(_LARGEST_TEXT)
             if file.read(1):
-                raise DataError(f"{path} is too large for what it should hold")
+                raise DataError(f"{path} is larger than any file of this name should be")
             return text
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None

@@ -1,4 +1,4 @@
-"""What a checkpoint must hold for a run to go on from it, looked at before anything relies on it."""
+"""Validate a checkpoint before a run resumes from it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..errors import DataError
 from ._config import TrainingConfig
-from ._folder import CHECKPOINT, COLUMNS
 from ._run_data import RunData
+from ._run_directory import CHECKPOINT, COLUMNS
 
 _ALWAYS = {"epoch", "lr", "train_loss", "train_error", "seconds"}  # of the columns
 _ADAM = {"step", "exp_avg", "exp_avg_sq"}
@@ -20,10 +20,10 @@ _MOMENTS = {torch.optim.Adam: _ADAM, torch.optim.AdamW: _ADAM, torch.optim.SGD: 
 
 
 def checked_record(checkpoint: Mapping[str, Any], data: RunData, folder: Path) -> dict[str, Any]:
-    """Return what a checkpoint says of its run: its history, and the totals and seconds of the epoch under way.
+    """Return the record of a run: its history, and the totals and seconds of the current epoch.
 
     Raises:
-        DataError: it is not a checkpoint of a run, or one on other data.
+        DataError: it is not a checkpoint of a run, or it is of a run on other data.
     """
     found = checkpoint.get("run")
     if not isinstance(found, dict) or not _is_history(found.get("history")):
@@ -33,21 +33,21 @@ def checked_record(checkpoint: Mapping[str, Any], data: RunData, folder: Path) -
             f"the data ({data.name}) are no longer those that {folder} was trained on: "
             "restore them, or start again in another folder"
         )
-    # An older checkpoint, written after whole epochs alone, has neither.
+    # A checkpoint of an older version was written after whole epochs only, and has neither.
     seconds = found["history"][-1]["seconds"] if found["history"] else 0.0
     run: dict[str, Any] = {"totals": [0.0, 0.0, 0.0], "seconds": seconds} | found
     if not _are_numbers([run["seconds"]]) or not _are_numbers(run["totals"]) or len(run["totals"]) != 3:
-        raise DataError(f"{folder / CHECKPOINT} has totals or seconds that are none")
+        raise DataError(f"{folder / CHECKPOINT} has totals or seconds that are not numbers")
     return run
 
 
 def checked_optimizer_states(
     checkpoint: Mapping[str, Any], optimizer: torch.optim.Optimizer
 ) -> dict[int, dict[str, Tensor]]:
-    """Return what an optimizer remembers of its parameters; torch itself does not look at it.
+    """Return the state of each parameter in an optimizer; torch does not validate it.
 
     Raises:
-        ValueError: it is not what such an optimizer remembers of such parameters.
+        ValueError: it is not the state of such an optimizer of such parameters.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     names = _MOMENTS[type(optimizer)]
@@ -57,21 +57,21 @@ def checked_optimizer_states(
     state = states[0].get("state") if isinstance(states, list) and states and isinstance(states[0], dict) else None
     due = range(len(parameters) if checkpoint["global_step"] else 0)
     if not isinstance(state, dict) or not all(isinstance(state.get(index), dict) for index in due if names):
-        raise ValueError("it lacks what the optimizer remembers")
+        raise ValueError("it lacks the state of the optimizer")
     found = {index: {k: v for k, v in state.get(index, {}).items() if v is not None} for index in due}
     for index, values in found.items():
         for name in names | values.keys():
             shape = () if name == "step" else parameters[index].shape
             if name not in names or not _is_plain(values.get(name)) or values[name].shape != shape:
-                raise ValueError(f"{name} of parameter {index} is not what the optimizer remembers")
+                raise ValueError(f"{name} of parameter {index} is not a state of the optimizer")
     return found
 
 
 def checked_average(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Return what a checkpoint says of the average of a network's parameters, and its buffers, by their names.
+    """Return the averaged parameters of a network, and its buffers, by name.
 
     Raises:
-        DataError: it has none, or that of another number of steps.
+        DataError: there is no average, or it is of another number of steps.
     """
     found, steps = checkpoint.get("average"), checkpoint.get("global_step")
     count = found.get("n_averaged") if isinstance(found, dict) else None
@@ -85,10 +85,10 @@ def checked_average(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]
 def checked_best(
     checkpoint: Mapping[str, Any], history: list[dict[str, Any]], config: TrainingConfig
 ) -> dict[str, Any] | None:
-    """Return what a checkpoint says of the best epoch on the validation images; None if there was none yet.
+    """Return number and parameters of the best epoch on the validation images; None before the first evaluation.
 
     Raises:
-        ValueError: it is missing, though an epoch was evaluated, or is none.
+        ValueError: an epoch was evaluated, and the best one is missing or broken.
     """
     evaluated = [row["epoch"] for row in history if "validation_error" in row]
     if config.select != "best" or not evaluated:

@@ -1,4 +1,4 @@
-"""The processes of a run: started through Lightning Fabric, one voice to the outside, one batch among them."""
+"""The processes of a run, started by Lightning Fabric: each has a shard of every batch, rank 0 reads and writes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def launch(config: TrainingConfig) -> Fabric:
     device = device_of(config.device).type
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("error", ".*AMP with fp16 is not supported")  # it would take bfloat16 instead
+            warnings.filterwarnings("error", ".*AMP with fp16 is not supported")  # which would use bfloat16
             fabric = Fabric(
                 accelerator=device,
                 devices=config.devices,
@@ -60,23 +60,23 @@ def launch(config: TrainingConfig) -> Fabric:
 
 
 def _leave_group() -> None:
-    """Leave the group while Python still stands: its threads, cut off by the end of the process, would abort it."""
+    """Leave the group before Python ends: otherwise its threads would abort the process."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def is_first() -> bool:
-    """Whether this is the only process of a run, or the first of them: the one that speaks to the user."""
+    """Whether this is rank 0 of a run, the only process that prints."""
     from ._fabric import rank_zero_only
 
     return rank_zero_only.rank == 0  # type: ignore[attr-defined]
 
 
 def device_of(name: str) -> torch.device:
-    """Return the device that a name of the configuration stands for on this machine.
+    """Return the device of this machine that a name in a configuration means.
 
     Raises:
-        ArgumentError: there is none.
+        ArgumentError: this machine has no such device.
     """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
@@ -86,10 +86,10 @@ def device_of(name: str) -> torch.device:
     return torch.device(name)
 
 
-def first_does(fabric: Fabric, action: Callable[[], T]) -> T:
-    """Let the first process act, and return its result in all of them; if it raises, the others end quietly.
+def on_rank_zero(fabric: Fabric, action: Callable[[], T]) -> T:
+    """Call a function on rank 0 and return its result on all ranks; if it raises, the other ranks end quietly.
 
-    Only the first process touches the folder of a run, so that no others need to see it.
+    Only rank 0 reads and writes the folder of a run, so the other machines need not share it.
     """
     outcome: T | Exception | None = None
     if fabric.is_global_zero:
@@ -99,24 +99,24 @@ def first_does(fabric: Fabric, action: Callable[[], T]) -> T:
             outcome = error
     outcome = fabric.broadcast(outcome)
     if isinstance(outcome, Exception):
-        end_together(fabric, outcome)
+        end_all_ranks(fabric, outcome)
     return outcome  # type: ignore[return-value]
 
 
-def end_together(fabric: Fabric, error: BaseException) -> NoReturn:
-    """Raise in the first process what all have agreed to end with; the others, its shadows, end quietly after it."""
-    fabric.barrier()  # a launcher ends all processes when one has ended, so none may until the first has saved
+def end_all_ranks(fabric: Fabric, error: BaseException) -> NoReturn:
+    """End all ranks: raise the error on rank 0, and SystemExit(0) on the others."""
+    fabric.barrier()  # a launcher ends all processes when one ends: wait until rank 0 has saved
     if not fabric.is_global_zero:
         raise SystemExit(0)
     raise error
 
 
 @contextmanager
-def loss_named(fabric: Fabric) -> Iterator[None]:
-    """Say so if another process is gone, in what it is that this one's communication fails.
+def name_lost_process(fabric: Fabric) -> Iterator[None]:
+    """Convert a communication error caused by a lost process into RunError.
 
     Raises:
-        RunError: another process is gone.
+        RunError: another process has ended.
     """
     try:
         yield
@@ -129,22 +129,22 @@ def loss_named(fabric: Fabric) -> Iterator[None]:
         raise
 
 
-def part(fabric: Fabric, batch: Tensor) -> Tensor:
-    """Return this process's part of a batch; the parts of all processes make up the batch."""
+def local_shard(fabric: Fabric, batch: Tensor) -> Tensor:
+    """Return this rank's shard of a batch."""
     return batch.tensor_split(fabric.world_size)[fabric.global_rank]
 
 
-def summed(fabric: Fabric, values: Tensor) -> Tensor:
-    """Return the sum of all processes' values, in all of them."""
+def all_reduce_sum(fabric: Fabric, values: Tensor) -> Tensor:
+    """Return the sum of the values of all ranks, on all ranks."""
     if fabric.world_size == 1:
         return values
     total = values.to(fabric.device, copy=True)
-    dist.all_reduce(total)  # Fabric's own would wait for the device before it
+    dist.all_reduce(total)  # Fabric's function would wait for the device first
     return total
 
 
 class _Sum(torch.autograd.Function):
-    """The sum of all processes' values, in all of them, through which gradients pass: their sum again."""
+    """The sum of the values of all ranks, differentiable: the gradient is the sum of the gradients of all ranks."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
@@ -158,9 +158,9 @@ class _Sum(torch.autograd.Function):
 
 
 class SharedBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm with the mean and variance over all processes: those that one process would find in the whole batch.
+    """Batch norm with the mean and variance of the whole batch, over all ranks.
 
-    Takes (B, C, Y, X), or a group feature map (B, C, |H|, Y, X). torch's ``SyncBatchNorm`` does the same on GPUs only.
+    It reads (B, C, Y, X), or a group feature map (B, C, |H|, Y, X). torch's ``SyncBatchNorm`` supports GPUs only.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -186,7 +186,7 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
 
 
 def share_batch_norm(model: nn.Module) -> None:
-    """Replace every batch norm of a network by one whose statistics all processes share."""
+    """Replace every batch norm of a network by one with the statistics of all ranks."""
     for name, norm in list(model.named_modules()):
         if type(norm) in (nn.BatchNorm2d, GroupBatchNorm2d):
             shared = SharedBatchNorm2d(norm.num_features, norm.eps, norm.momentum)

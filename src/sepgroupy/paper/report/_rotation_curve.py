@@ -1,4 +1,4 @@
-"""How the test error of a run depends on the angle of the images, measured once and cached in its folder."""
+"""The test error of a run by the angle of the images, measured once and cached in its folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ...data import Split, rotate
 from ...training import score
 from .._digits import load_digits
 from ..sweep import Run
-from ._groups import load
+from ._run_groups import load
 
 ANGLES = tuple(22.5 * step for step in range(16))
 ANGLES_FILE = "angles.csv"
@@ -59,7 +59,7 @@ def _test(run: Run) -> Split:
 
 
 def _read(path: Path) -> list[float] | None:
-    """Return what is cached, unless it is of other angles or broken."""
+    """Return the cached errors, unless they are of other angles or broken."""
     try:
         with path.open(newline="") as file:
             head, *rows = csv.reader(file)

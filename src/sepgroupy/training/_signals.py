@@ -1,4 +1,4 @@
-"""The signals that ask a run to stop, noted until it is where it can be taken up again."""
+"""Signals that ask a run to stop, recorded until the run can be saved."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
-# Ctrl-C, the end of a job, and what Slurm is told to send some time before that (sbatch --signal=USR1@120).
+# Ctrl-C, the end of a job, and Slurm's warning some time before that (sbatch --signal=USR1@120).
 _NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
 
 
 class Interruption:
-    """While it is entered, ``signal`` names what has asked the process to stop; empty if nothing has.
+    """A context in which ``signal`` is the name of the signal that asked the process to stop; empty if none has.
 
-    Ctrl-C a second time does not wait: it raises KeyboardInterrupt. Outside the main thread, where Python lets nobody
-    handle signals, nothing is noted.
+    A second signal that is Ctrl-C raises KeyboardInterrupt at once. Outside the main thread Python allows no signal
+    handlers, and no signal is recorded.
     """
 
     def __init__(self, seconds: float | None = None) -> None:
-        """Ask to stop after this time, too."""
+        """Also ask to stop after this time."""
         self._signal = ""
         self._deadline = math.inf if seconds is None else time.monotonic() + seconds
         self._before: dict[int, Any] = {}

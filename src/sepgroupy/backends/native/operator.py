@@ -1,0 +1,108 @@
+"""The kernels' convolution as an operator of torch, for compilers, autocast and dispatch modes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import ArgumentError
+from ...groups import PointGroup
+from ..conv_spec import ConvSpec
+from .convolution import differentiate
+from .launch import ConvInputs, NativeConv, native_conv
+
+Integers = Sequence[int]
+
+_TENSORS = "Tensor x, Tensor weight, Tensor? depthwise, Tensor? bias"
+_OPTIONS = "bool lifting, int[] elements, int[] stride, int[] padding, int[] dilation"
+
+
+@torch.library.custom_op(
+    "sepgroupy::group_conv",
+    mutates_args=(),
+    device_types="cpu",
+    schema=f"({_TENSORS}, Tensor? residual, {_OPTIONS}) -> Tensor",
+)
+def group_conv(
+    x: Tensor, weight: Tensor, depthwise: Tensor | None, bias: Tensor | None, residual: Tensor | None, *options: Any
+) -> Tensor:
+    """Lift to the group whose elements' entries are given, or convolve on it, and add the residual."""
+    inputs = ConvInputs(x, weight, depthwise, bias, residual=residual)
+    return _conv_of(inputs, *options).forward(inputs.contiguous())[0]
+
+
+@torch.library.custom_op(
+    "sepgroupy::group_conv_backward",
+    mutates_args=(),
+    device_types="cpu",
+    schema=f"(Tensor grad, {_TENSORS}, bool[] needs, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+def group_conv_backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    """Return the gradients of x, weight, depthwise and bias, empty where they are not needed."""
+    inputs, needs, options = ConvInputs(*args[:4]), args[4], args[5:]
+    gradients = differentiate(grad, inputs, 0.0, False, _conv_of(inputs, *options), (*needs, False, False))
+    return tuple(grad.new_empty(0) if g is None else g for g in gradients[:4])
+
+
+def _conv_of(inputs: ConvInputs, lifting: bool, elements: Integers, *geometry: Integers) -> NativeConv:
+    filters = inputs.weight if inputs.depthwise is None else inputs.depthwise
+    if not (kernel := filters.shape[3:]):
+        raise ArgumentError(f"a filter has shape {tuple(filters.shape)}; the kernels read (O, I, |H|, k, …)")
+    kind = "lifting" if lifting else "dense"
+    return _conv_of_elements(kind, tuple(elements), tuple(map(int, kernel)), *map(tuple, geometry))
+
+
+@lru_cache(maxsize=1024)
+def _conv_of_elements(
+    kind: str, elements: tuple[int, ...], kernel: tuple[int, ...], *geometry: tuple[int, ...]
+) -> NativeConv:
+    group = group_of_entries(elements, len(kernel))
+    stride, padding, dilation = geometry
+    return native_conv(ConvSpec.parse(group, kind, kernel, stride, padding, dilation))
+
+
+def group_of_entries(entries: Sequence[int], dimension: int) -> PointGroup:
+    """Return the group whose elements' entries follow each other.
+
+    Raises:
+        ArgumentError: they are not whole matrices, or not those of a group.
+    """
+    if len(entries) % dimension**2:
+        raise ArgumentError(f"elements (={list(entries)}) must be {dimension**2} entries of each matrix")
+    rows = [tuple(entries[i : i + dimension]) for i in range(0, len(entries), dimension)]
+    return PointGroup(tuple(tuple(rows[i : i + dimension]) for i in range(0, len(rows), dimension)))
+
+
+@group_conv.register_fake
+def _(x: Tensor, weight: Tensor, depthwise: Tensor | None, bias: Tensor | None, residual: Any, *options: Any) -> Tensor:
+    conv = _conv_of(ConvInputs(x, weight, depthwise, bias), *options)
+    return x.new_empty(conv.output_shape(x.shape, weight.shape))
+
+
+@group_conv_backward.register_fake
+def _(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    return tuple(
+        grad.new_empty(t.shape if t is not None and need else 0) for t, need in zip(args[:4], args[4], strict=True)
+    )
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:4])  # not the residual
+    ctx.options = inputs[5:]
+
+
+def _operator_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    x, weight, depthwise, bias = ctx.saved_tensors
+    needs = [bool(need) for need in ctx.needs_input_grad[:4]]
+    gradients = group_conv_backward(grad, x, weight, depthwise, bias, needs, *ctx.options)
+    found = (g if need else None for g, need in zip(gradients, ctx.needs_input_grad[:4], strict=True))
+    return (*found, grad if ctx.needs_input_grad[4] else None, *(None,) * len(ctx.options))
+
+
+group_conv.register_autograd(_operator_backward, setup_context=_save_for_backward)
+for _operator in (group_conv, group_conv_backward):
+    _operator.register_autocast("cpu", torch.float32)  # the kernels know no shorter dtype
