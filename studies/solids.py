@@ -1,8 +1,9 @@
 """Study what equivariance buys on volumes: a plain and a gc-O network of equal size on a few generated solids.
 
-python -m studies.solids            # train what is missing, append to results/solids/runs.csv, print the table
+python -m studies.solids            # train the runs that results/solids/runs.csv lacks, print the table
 
-Both are ``ResNet`` of depth 8 for volumes. Training volumes and 200 test volumes have uniformly random orientations.
+Each row is written at once, so that the command goes on where it was stopped. Both are ``ResNet`` of depth 8 for
+volumes. Training volumes and 200 test volumes have uniformly random orientations.
 """
 
 from __future__ import annotations
@@ -10,15 +11,18 @@ from __future__ import annotations
 import argparse
 import csv
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sepgroupy import as_group, build_model
+from sepgroupy._files import atomic
 from sepgroupy.data import load_solids
 from sepgroupy.functional import transform
 
@@ -28,6 +32,7 @@ NETWORKS = {"plain": {"kind": "plain"}, "plain, rotated": {"kind": "plain"}, "gc
 COUNTS, SEEDS, WIDTHS = (50, 200, 1000), (1, 2, 3), (2, 4, 8)
 SIZE, TEST, BATCH, STEPS, LR, NOISE = 12, 200, 10, 150, 0.01, 0.3
 COLUMNS = ("network", "training volumes", "seed", "parameters", "test error", "seconds")
+Row = dict[str, str]
 
 
 def train(name: str, count: int, seed: int) -> dict[str, object]:
@@ -80,28 +85,44 @@ def main() -> None:
     parser.add_argument("--counts", type=int, nargs="+", default=COUNTS)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     options = parser.parse_args()
-    FILE.parent.mkdir(parents=True, exist_ok=True)
-    rows = list(csv.DictReader(FILE.open())) if FILE.exists() else []
+    print(table(measure(FILE, options.counts, options.seeds)))
+
+
+def measure(file: Path, counts: Sequence[int] = COUNTS, seeds: Sequence[int] = SEEDS) -> list[Row]:
+    """Train the runs that the file lacks, write each row as it is found, and return all rows."""
+    rows: list[Row] = []
+    if file.exists():
+        with file.open(newline="", encoding="utf-8") as stream:
+            rows = list(csv.DictReader(stream))
     done = {(row["network"], int(row["training volumes"]), int(row["seed"])) for row in rows}
-    for seed in options.seeds:
-        for count in options.counts:
-            for name in NETWORKS:
-                if (name, count, seed) in done:
-                    continue
-                row = train(name, count, seed)
-                print(row, flush=True)
-                rows.append({key: str(value) for key, value in row.items()})
-                with FILE.open("w", newline="") as file:
-                    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-                    writer.writeheader()
-                    writer.writerows(rows)
+    for seed, count, name in product(seeds, counts, NETWORKS):
+        if (name, count, seed) in done:
+            continue
+        rows.append({key: str(value) for key, value in train(name, count, seed).items()})
+        print(rows[-1], flush=True)
+        with atomic(file) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+    return rows
+
+
+def table(rows: Iterable[Row]) -> str:
+    """Return test errors in per cent, mean ± standard error of the seeds."""
+    found = defaultdict(list)
+    for row in rows:
+        found[row["network"], int(row["training volumes"])].append(100 * float(row["test error"]))
+    lines = [
+        "| network | " + " | ".join(f"{count} volumes" for count in COUNTS) + " |",
+        "| :-- |" + " --: |" * len(COUNTS),
+    ]
     for name in NETWORKS:
-        for count in COUNTS:
-            errors = [
-                float(r["test error"]) for r in rows if (r["network"], r["training volumes"]) == (name, str(count))
-            ]
-            if errors:
-                print(f"{name:15} {count:5} volumes: {100 * mean(errors):.1f} % of {len(errors)} runs")
+        cells = []
+        for errors in (found[name, count] for count in COUNTS):
+            spread = f" ± {stdev(errors) / len(errors) ** 0.5:.1f}" if len(errors) > 1 else ""
+            cells.append(f"{mean(errors):.1f}{spread}" if errors else "")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -31,12 +31,18 @@ from sepgroupy.fusion import restore
 from sepgroupy.groups import C4, D4
 from sepgroupy.models import ResNet, RotMNISTNet, UNet
 from sepgroupy.nn import (
+    GroupBatchNorm,
     GroupBatchNorm2d,
+    GroupBatchNorm3d,
     GroupConv1d,
     GroupConv3d,
     GroupConvolution,
+    GroupConvTranspose1d,
     GroupConvTranspose2d,
+    GroupConvTranspose3d,
     GroupPool,
+    LiftingConv1d,
+    LiftingConv3d,
 )
 
 pytestmark = [
@@ -81,13 +87,22 @@ for name in ("auto", "expanded", "two_step", "reference"):
 SUBJECTS["norm-pool"] = lambda: (nn.Sequential(GroupBatchNorm2d(2), GroupPool("max")), (2, 8, 5, 6))
 SUBJECTS["volumes-gc"] = lambda: (GroupConv3d(2, 3, 3, padding=1, group="C2v", kind="gc"), (2, 4, 4, 4, 4))
 SUBJECTS["volumes-dense"] = lambda: (GroupConv3d(2, 3, 3, padding=1, group="C4"), (2, 4, 4, 4, 4))
+SUBJECTS["volumes-lifting"] = lambda: (LiftingConv3d(2, 3, 3, stride=2, padding=1, group="C2v"), (2, 5, 3, 3))
+SUBJECTS["volumes-transposed"] = lambda: (GroupConvTranspose3d(2, 3, 2, 2, group="C4", kind="gc"), (2, 4, 2, 2, 3))
+SUBJECTS["volumes-norm-pool"] = lambda: (
+    nn.Sequential(GroupBatchNorm3d(2), GroupPool("mean", dimension=3)),
+    (2, 4, 3, 3, 4),
+)
 SUBJECTS["signals-g"] = lambda: (GroupConv1d(2, 3, 3, padding=1, group="reflection", kind="g"), (2, 2, 9))
+SUBJECTS["signals-lifting"] = lambda: (LiftingConv1d(2, 3, 4, stride=2, padding=1, group="reflection"), (2, 8))
+SUBJECTS["signals-transposed"] = lambda: (GroupConvTranspose1d(2, 3, 2, 2, group="reflection", kind="gc"), (2, 2, 5))
 MODELS = {
     "rotmnist-gc": lambda: rotmnist("gc"),
     "resnet-g": lambda: resnet("g"),
     "resnet-gc": lambda: resnet("gc"),
     "unet-gc": lambda: (UNet("gc", 2, depth=1), (3, 4, 6)),
     "volumes-resnet-gc": lambda: volumes_resnet(),
+    "signals-resnet-g": lambda: (ResNet("g", 8, (2, 2, 3), dimension=1, group="reflection"), (3, 8)),
     "fused-volumes-resnet-gc": lambda: fused(*volumes_resnet()),
     "fused-rotmnist-gc": lambda: fused(*rotmnist("gc")),
     "fused-resnet-gc": lambda: fused(*resnet("gc")),
@@ -237,13 +252,17 @@ def test_to_meta_and_back(subject: tuple[Any, Tensor]) -> None:
         assert torch.equal(other(x), y)
 
 
-def test_skipping_the_initialisation() -> None:
+@pytest.mark.parametrize(
+    ("layer_class", "group"),
+    [(GroupConvTranspose1d, "reflection"), (GroupConvTranspose2d, D4), (GroupConvTranspose3d, "C4v")],
+)
+def test_skipping_the_initialisation(layer_class: Any, group: Any) -> None:
     random = torch.random.get_rng_state()
-    layer = torch.nn.utils.skip_init(GroupConvTranspose2d, 2, 3, 4, group=D4, kind="gc")
+    layer = torch.nn.utils.skip_init(layer_class, 2, 3, 4, group=group, kind="gc")
     assert torch.equal(torch.random.get_rng_state(), random)
-    other = GroupConvTranspose2d(2, 3, 4, group=D4, kind="gc")
+    other = layer_class(2, 3, 4, group=group, kind="gc")
     layer.load_state_dict(other.state_dict())
-    x = torch.randn(2, 2, 8, 5, 5)
+    x = torch.randn(2, 2, other.group.order, *(5,) * other.dimension)
     assert torch.equal(layer(x), other(x))
 
 
@@ -325,7 +344,7 @@ def test_a_hook_that_changes_what_a_norm_gives(network: tuple[Any, Tensor]) -> N
     with torch.no_grad():
         before = module.eval()(x)
         for part in module.modules():
-            if isinstance(part, nn.BatchNorm2d | nn.BatchNorm3d):
+            if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
                 part.register_forward_hook(lambda m, args, y: torch.zeros_like(y))
         assert not torch.allclose(module(x), before)
 
@@ -502,7 +521,7 @@ def test_torch_fx_takes_layers_as_they_are(name: str) -> None:
     module, x = make(name)
     module.eval()
     traced = torch.fx.symbolic_trace(nn.Sequential(module))
-    used = {type(m) for m in module.modules() if isinstance(m, GroupConvolution | GroupBatchNorm2d)}
+    used = {type(m) for m in module.modules() if isinstance(m, GroupConvolution | GroupBatchNorm)}
     assert used <= {type(traced.get_submodule(str(n.target))) for n in traced.graph.nodes if n.op == "call_module"}
     results = []
     for net, prefix in ((traced, "0."), (module, "")):

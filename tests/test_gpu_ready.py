@@ -53,7 +53,7 @@ def images_for(name: str, batch: int = 2) -> Tensor:
 @pytest.mark.parametrize("way", [way for way in WAYS if way[1] != "native"], ids=str)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
 def test_every_layer_stays_on_its_device_and_reads_nothing(way: tuple[str, str], memory_format: Any) -> None:
-    kernel = 1 if way == ("dense", "fourier") else 3
+    kernel = 1 if way[:2] == ("dense", "fourier") else 3
     with fake_cuda():
         layer = build_layer(way, 2, 4, kernel, padding=kernel // 2, group="p4m")
         x = torch.randn(2, 2, 7, 7) if layer.kind == "lifting" else torch.randn(2, 8, 2, 7, 7).transpose(1, 2)

@@ -1,8 +1,9 @@
-"""Whatever users do to a module has the effect that it has on ``nn.Conv2d`` and ``nn.BatchNorm2d``."""
+"""Whatever users do to a module has the effect that it has on those of ``torch.nn``, in 1-D, 2-D and 3-D."""
 
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import pickle
 import subprocess
@@ -28,6 +29,9 @@ from sepgroupy import (
     fuse,
 )
 from sepgroupy.errors import ArgumentError
+from sepgroupy.groups import D4, PointGroup, as_group
+from sepgroupy.models import ResNet
+from sepgroupy.nn import GROUP_BATCH_NORMS, GROUP_CONVS, GroupBatchNorm, GroupConvolution
 
 pytestmark = [  # PyTorch warns of itself
     pytest.mark.filterwarnings("ignore:.torch.jit"),
@@ -35,11 +39,29 @@ pytestmark = [  # PyTorch warns of itself
 ]
 
 KINDS = ("dense", "g", "gc")
+REFLECTION, C4V = as_group("reflection", 1), as_group("C4v", 3)
+GROUPS = pytest.mark.parametrize("group", [REFLECTION, D4, C4V], ids=lambda group: f"{group.dimension}-D")
 NETWORKS = ("gc-p4cnn", "g-p4cnn", "p4cnn", "z2cnn", "gc-p4m-resnet44", "p4m-unet")
+OTHER_NETWORKS = ("signals", "volumes", "o-unet")
 BACKENDS = [name for name, summary in available_backends().items() if not summary.startswith("unavailable")]
+CASES = [
+    *((D4, kind, backend) for backend in ("auto", *BACKENDS) for kind in KINDS),
+    *((group, kind, "auto") for group in (REFLECTION, C4V) for kind in KINDS),
+]
+"""Groups of images with every backend; of signals and volumes."""
+
+
+def network(name: str) -> nn.Module:
+    if name in ("signals", "volumes"):
+        group = {"signals": REFLECTION, "volumes": C4V}[name]
+        return ResNet("gc", 8, (2, 2, 2), group=group, dimension=group.dimension)
+    return build_model(name, **({"width": 1, "depth": 1, "group": C4V} if name == "o-unet" else {}))
 
 
 def images_for(name: str, batch: int = 2) -> Tensor:
+    other = {"signals": (3, 8), "volumes": (3, 4, 8, 4), "o-unet": (1, 4, 4, 4)}
+    if name in other:
+        return torch.randn(batch, *other[name])
     return torch.randn(batch, 1, 28, 28) if "cnn" in name else torch.randn(batch, 3, 32, 32)
 
 
@@ -59,19 +81,20 @@ def group_layers() -> Iterator[nn.Module]:
 
 
 def group_maps(layer: Any, *size: int, batch: int = 2, dtype: torch.dtype | None = None) -> Tensor:
-    elements = () if isinstance(layer, LiftingConv2d) else (layer.group.order,)
-    return torch.randn(batch, layer.in_channels, *elements, *size, dtype=dtype)
+    """Draw an input, with one axis more of three slices if it is of volumes, of the last size if it is of signals."""
+    elements = () if layer.kind == "lifting" else (layer.group.order,)
+    return torch.randn(batch, layer.in_channels, *elements, *(3, *size)[-layer.dimension :], dtype=dtype)
 
 
 # ---- derivatives ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
 @pytest.mark.parametrize("grad", [True, False])
-@pytest.mark.parametrize("kind", KINDS)
-def test_forward_mode_gives_the_directional_derivative(kind: str, grad: bool, backend: str) -> None:
+@pytest.mark.parametrize(("group", "kind", "backend"), CASES)
+def test_forward_mode_gives_the_directional_derivative(group: PointGroup, kind: str, backend: str, grad: bool) -> None:
+    options: dict[str, Any] = {"group": group, "kind": kind, "backend": backend, "dtype": torch.float64}
     try:
-        layer = GroupConv2d(2, 3, 3, padding=1, group="p4m", kind=kind, backend=backend, dtype=torch.float64)
+        layer = GROUP_CONVS[group.dimension](2, 3, 3, padding=1, **options)
     except ArgumentError:
         pytest.skip("not supported")
     x, v = group_maps(layer, 5, 5, dtype=torch.float64), group_maps(layer, 5, 5, dtype=torch.float64)
@@ -82,14 +105,14 @@ def test_forward_mode_gives_the_directional_derivative(kind: str, grad: bool, ba
     torch.testing.assert_close(tangent, expected, atol=1e-10, rtol=0)
 
 
-@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
-@pytest.mark.parametrize("kind", KINDS)
-def test_vmap_and_jvp_of_parameters(kind: str, backend: str) -> None:
+@pytest.mark.parametrize(("group", "kind", "backend"), CASES)
+def test_vmap_and_jvp_of_parameters(group: PointGroup, kind: str, backend: str) -> None:
+    options: dict[str, Any] = {"group": group, "kind": kind, "backend": backend, "dtype": torch.float64}
     try:
-        layer = GroupConv2d(2, 3, 3, padding=1, group="p4m", kind=kind, backend=backend, dtype=torch.float64)
+        layer = GROUP_CONVS[group.dimension](2, 3, 3, padding=1, **options)
     except ArgumentError:
         pytest.skip("not supported")
-    xs = torch.randn(3, 2, 2, 8, 5, 5, dtype=torch.float64)
+    xs = torch.stack([group_maps(layer, 5, 5, dtype=torch.float64) for _ in range(3)])
     torch.testing.assert_close(torch.vmap(layer)(xs), torch.stack([layer(x) for x in xs]), atol=1e-10, rtol=0)
     parameters = {name: p.detach() for name, p in layer.named_parameters()}
     directions = {name: torch.randn_like(p) for name, p in parameters.items()}
@@ -106,9 +129,9 @@ def test_vmap_and_jvp_of_parameters(kind: str, backend: str) -> None:
 # ---- modes ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [*NETWORKS, *OTHER_NETWORKS])
 def test_inference_mode_in_training_and_evaluation(name: str, as_used: Any) -> None:
-    net, x = build_model(name), images_for(name)
+    net, x = network(name), images_for(name)
     expected = copy.deepcopy(net)
     with torch.no_grad():
         outputs = [expected.train(mode)(x) for mode in (True, False)]
@@ -121,40 +144,47 @@ def test_inference_mode_in_training_and_evaluation(name: str, as_used: Any) -> N
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4, msg=key)
 
 
-def test_a_norm_without_running_statistics_under_inference_mode(as_used: Any) -> None:
-    norm = GroupBatchNorm2d(4, track_running_stats=False)
-    net = as_used(nn.Sequential(norm, nn.ReLU(), GroupConv2d(4, 4, 3, group="p4")).eval())
-    x = torch.randn(2, 4, 4, 9, 9)
+@GROUPS
+def test_a_norm_without_running_statistics_under_inference_mode(group: PointGroup, as_used: Any) -> None:
+    norm = GROUP_BATCH_NORMS[group.dimension](4, track_running_stats=False)
+    layer = GROUP_CONVS[group.dimension](4, 4, 3, group=group)
+    net, x = as_used(nn.Sequential(norm, nn.ReLU(), layer).eval()), group_maps(layer, 9, 9)
     with torch.inference_mode():
         y = net(x)
     torch.testing.assert_close(y, net(x).detach(), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["gc-p4cnn", "g-p4cnn", "p4cnn", "p4m-unet"])
+@pytest.mark.parametrize("name", ["gc-p4cnn", "g-p4cnn", "p4cnn", "p4m-unet", *OTHER_NETWORKS])
 def test_channels_last_models_and_images(name: str, as_used: Any) -> None:
-    net, x = build_model(name).eval(), images_for(name)
+    net, x = network(name).eval(), images_for(name)
     expected = net(x)
-    last = as_used(copy.deepcopy(net).to(memory_format=torch.channels_last))
-    torch.testing.assert_close(last(x.to(memory_format=torch.channels_last)), expected, atol=1e-4, rtol=1e-4)
-    last.train()(x.to(memory_format=torch.channels_last)).sum().backward()
-    assert all(p.grad is not None for p in last.parameters())
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim, torch.preserve_format)  # none of signals
+    other = as_used(copy.deepcopy(net).to(memory_format=last))
+    torch.testing.assert_close(other(x.to(memory_format=last)), expected, atol=1e-4, rtol=1e-4)
+    other.train()(x.to(memory_format=last)).sum().backward()
+    assert all(p.grad is not None for p in other.parameters())
 
 
-def test_channels_last_converts_dtype_too() -> None:
-    layer = GroupConv2d(2, 2, 3, group="p4").to(torch.float64, memory_format=torch.channels_last)
-    assert {p.dtype for p in layer.parameters()} == {torch.float64}
+@GROUPS
+@pytest.mark.parametrize("last", [torch.channels_last, torch.channels_last_3d])
+def test_channels_last_converts_dtype_too(group: PointGroup, last: torch.memory_format) -> None:
+    for kind in KINDS:
+        layer = GROUP_CONVS[group.dimension](2, 2, 3, group=group, kind=kind).to(torch.float64, memory_format=last)
+        assert {p.dtype for p in layer.parameters()} == {torch.float64}
 
 
 # ---- devices -------------------------------------------------------------------------------------
 
 
-def test_parameters_of_another_device_bring_their_constants(lazy_device: str) -> None:
-    layer, x = GroupConv2d(2, 3, 3, group="p4", kind="gc"), torch.randn(1, 2, 4, 7, 7)
+@GROUPS
+def test_parameters_of_another_device_bring_their_constants(group: PointGroup, lazy_device: str) -> None:
+    layer = GROUP_CONVS[group.dimension](2, 3, 3, group=group, kind="gc")
+    x = group_maps(layer, 7, 7)
     expected = layer(x)
     elsewhere = {name: p.detach().to(lazy_device) for name, p in layer.named_parameters()}
     found = torch.func.functional_call(layer, elsewhere, (x.to(lazy_device),))
     torch.testing.assert_close(found.cpu(), expected.detach(), atol=1e-5, rtol=1e-5)
-    skeleton = GroupConv2d(2, 3, 3, group="p4", kind="gc", device="meta")
+    skeleton = GROUP_CONVS[group.dimension](2, 3, 3, group=group, kind="gc", device="meta")
     skeleton.load_state_dict(elsewhere, assign=True)
     torch.testing.assert_close(skeleton(x.to(lazy_device)).cpu().detach(), expected.detach(), atol=1e-5, rtol=1e-5)
 
@@ -171,8 +201,9 @@ def test_a_momentum_encoder_is_seen_by_cached_filters(device: str, lazy_device: 
         torch.testing.assert_close(key(x).cpu(), query(x).cpu(), atol=1e-5, rtol=1e-5)
 
 
-def test_a_replica_for_data_parallel_uses_its_own_parameters() -> None:
-    net, x = fuse(build_model("gc-p4cnn").eval()), images_for("gc-p4cnn")
+@pytest.mark.parametrize("name", ["gc-p4cnn", *OTHER_NETWORKS])
+def test_a_replica_for_data_parallel_uses_its_own_parameters(name: str) -> None:
+    net, x = fuse(network(name).eval()), images_for(name)
     before = net(x)
     replica = net._replicate_for_data_parallel()
     replica._modules = {name: copy.deepcopy(child) for name, child in net._modules.items()}
@@ -184,15 +215,15 @@ def test_a_replica_for_data_parallel_uses_its_own_parameters() -> None:
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize("name", ["gc-p4cnn", "g-p4cnn", "p4m-unet"])
+@pytest.mark.parametrize("name", ["gc-p4cnn", "g-p4cnn", "p4m-unet", "signals", "volumes"])
 def test_fake_tensors_pass_and_leave_nothing_behind(name: str, device: str) -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():
         with torch.device(device):
-            net = build_model(name)
+            net = network(name)
         assert net(images_for(name).to(device)).device.type == device
-    assert build_model(name)(images_for(name)).isfinite().all()
+    assert network(name)(images_for(name)).isfinite().all()
 
 
 def test_import_with_another_default_device() -> None:
@@ -257,8 +288,10 @@ def test_edits_between_layers_are_seen() -> None:
         torch.testing.assert_close(rest(y), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_pickled_saved_and_copied_models(as_used: Any) -> None:
-    net, x = as_used(build_model("gc-p4cnn").eval()), images_for("gc-p4cnn")
+@pytest.mark.parametrize("name", ["gc-p4cnn", *OTHER_NETWORKS])
+def test_pickled_saved_and_copied_models(name: str, as_used: Any) -> None:
+    net, x = network(name).eval(), images_for(name)
+    kind, net = type(net), as_used(net)
     expected = net(x)
     buffer = io.BytesIO()
     torch.save(net, buffer)
@@ -268,7 +301,7 @@ def test_pickled_saved_and_copied_models(as_used: Any) -> None:
         for p in net.parameters():
             p.mul_(1.1)
     for model in copies:
-        assert type(model).__name__ == "RotMNISTNet"
+        assert type(model).__name__ == kind.__name__
         torch.testing.assert_close(model(x), expected)
 
 
@@ -280,6 +313,7 @@ def test_pickled_saved_and_copied_models(as_used: Any) -> None:
     [
         *group_layers(),
         LiftingConv2d(8, 8, 3, padding=1, group="p4m"),
+        *(GROUP_CONVS[group.dimension](8, 8, 3, padding=1, group=group, kind="gc") for group in (REFLECTION, C4V)),
         GroupConv2d(8, 8, 3, padding=1, group="p4m", kind="gc", backend="fourier"),  # has constants of size 2, as x
     ],
     ids=str,
@@ -291,7 +325,10 @@ def test_ten_image_sizes_are_one_compilation(layer: Any) -> None:
     counter = CompileCounter()
     compiled = torch.compile(layer, dynamic=True, fullgraph=True, backend=counter)
     for index in range(10):
-        x = group_maps(layer, 11 + index, 11 + index, batch=2 + index % 3)
+        few = (
+            2 if layer.dimension == 2 else 5
+        )  # another number than that of group elements, or Dynamo takes them as one
+        x = group_maps(layer, 11 + index, 11 + index, batch=few + index % 3)
         y = compiled(x)
         torch.testing.assert_close(y, layer(x), atol=1e-4, rtol=1e-4)
         y.sum().backward()
@@ -314,14 +351,16 @@ def test_a_compiled_layer_uses_the_kernels() -> None:
 
 
 @pytest.mark.parametrize("strict", [True, False])
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_exported_layer_takes_any_size_and_standard_operations(kind: str, strict: bool) -> None:
+@pytest.mark.parametrize(
+    ("group", "kind"), [*((D4, kind) for kind in KINDS), (REFLECTION, "g"), (C4V, "dense"), (C4V, "gc")]
+)
+def test_an_exported_layer_takes_any_size_and_standard_operations(group: PointGroup, kind: str, strict: bool) -> None:
     from torch.export import Dim, export
 
-    layer = GroupConv2d(4, 4, 3, padding=1, group="p4m", kind=kind).eval()
-    dynamic = {"x": {0: Dim("batch"), 3: Dim("rows"), 4: Dim("columns")}}
+    layer = GROUP_CONVS[group.dimension](4, 4, 3, padding=1, group=group, kind=kind).eval()
+    dynamic = {"x": {0: Dim("batch"), **{3 + axis: Dim(f"size{axis}") for axis in range(group.dimension)}}}
     program = export(layer, (group_maps(layer, 16, 16),), dynamic_shapes=dynamic, strict=strict)
-    x = group_maps(layer, 200, 201, batch=3)
+    x = torch.randn(3, 4, group.order, *{1: (201,), 2: (200, 201), 3: (5, 20, 21)}[group.dimension])
     torch.testing.assert_close(program.module()(x), layer(x), atol=1e-3, rtol=1e-3)
     called = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     assert not any("sepgroupy" in name for name in called)
@@ -347,13 +386,13 @@ def test_functions_compile(group: Any, fullgraph: bool) -> None:
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("name", ["gc-p4cnn", "gc-p4m-resnet44", "p4m-unet"])
+@pytest.mark.parametrize("name", ["gc-p4cnn", "gc-p4m-resnet44", "p4m-unet", *OTHER_NETWORKS])
 def test_torch_fx_takes_layers_as_leaves(name: str) -> None:
-    net, x = build_model(name).eval(), images_for(name)
+    net, x = network(name).eval(), images_for(name)
     traced = torch.fx.symbolic_trace(net)
     torch.testing.assert_close(traced(x), net(x))
     called = {node.target for node in traced.graph.nodes if node.op == "call_module"}
-    assert {n for n, m in net.named_modules() if isinstance(m, (GroupConv2d, GroupBatchNorm2d))} <= called
+    assert {n for n, m in net.named_modules() if isinstance(m, (GroupConvolution, GroupBatchNorm))} <= called
 
 
 def test_torchvision_extracts_group_feature_maps() -> None:
@@ -367,12 +406,13 @@ def test_torchvision_extracts_group_feature_maps() -> None:
     torch.testing.assert_close(seen[0], features["layer2.6.conv2"])
 
 
-def test_tracing_with_torch_jit() -> None:
-    net, x = build_model("gc-p4cnn").eval(), images_for("gc-p4cnn")
+@pytest.mark.parametrize("name", ["gc-p4cnn", *OTHER_NETWORKS])
+def test_tracing_with_torch_jit(name: str) -> None:
+    net, x = network(name).eval(), images_for(name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(net, x)
-    other = images_for("gc-p4cnn", batch=3)
+    other = images_for(name, batch=3)
     torch.testing.assert_close(traced(other), net(other), atol=1e-5, rtol=1e-5)
 
 
@@ -391,12 +431,20 @@ def test_the_package_is_a_command() -> None:
     assert found.stdout.startswith("sepgroupy ")
 
 
-def test_layers_have_the_attributes_of_torchs() -> None:
-    options: dict[str, Any] = {"stride": 2, "padding": 1, "dilation": 2, "groups": 2, "padding_mode": "reflect"}
-    ours, torchs = GroupConv2d(4, 6, 3, group="p4", kind="g", **options), nn.Conv2d(4, 6, 3, **options)
-    for name in ("in_channels", "out_channels", "kernel_size", *options):
-        assert getattr(ours, name) == getattr(torchs, name), name
-    assert (ours.group, ours.kind) == (sepgroupy.as_group("p4"), "g")
+@GROUPS
+@pytest.mark.parametrize("transposed", [False, True])
+def test_layers_have_the_attributes_and_arguments_of_torchs(group: PointGroup, transposed: bool) -> None:
+    options: dict[str, Any] = {"stride": 2, "padding": 1, "dilation": 2, "groups": 2}
+    options |= {"output_padding": 0} if transposed else {"padding_mode": "reflect"}
+    name = f"Conv{'Transpose' if transposed else ''}{group.dimension}d"
+    made, torchs = getattr(sepgroupy, f"Group{name}"), getattr(nn, name)(4, 6, 3, **options)
+    ours = made(4, 6, 3, group=group, kind="g", **options)
+    values = options if not transposed else options | {"output_padding": (0,) * group.dimension}
+    for attribute in ("in_channels", "out_channels", "kernel_size", *values):
+        assert getattr(ours, attribute) == getattr(torchs, attribute), attribute
+    assert (ours.group, ours.kind) == (group, "g")
+    missing = {*inspect.signature(type(torchs)).parameters} - {*inspect.signature(made).parameters}
+    assert missing == ({"padding_mode"} if transposed else set())  # which can only be "zeros" there
 
 
 def test_a_backend_is_an_option_of_every_network() -> None:
@@ -409,10 +457,12 @@ def test_a_backend_is_an_option_of_every_network() -> None:
 # ---- what torch refuses --------------------------------------------------------------------------
 
 
-def test_one_value_per_channel_is_refused_in_training_as_torch_does(as_used: Any) -> None:
-    net = as_used(nn.Sequential(GroupBatchNorm2d(4), nn.ReLU(), GroupConv2d(4, 4, 1, group="p1")))
+@pytest.mark.parametrize("dimension", [1, 2, 3])
+def test_one_value_per_channel_is_refused_in_training_as_torch_does(dimension: int, as_used: Any) -> None:
+    layer = GROUP_CONVS[dimension](4, 4, 1, group="C1")
+    net = as_used(nn.Sequential(GROUP_BATCH_NORMS[dimension](4), nn.ReLU(), layer))
     with pytest.raises(ValueError, match="more than 1 value per channel"):
-        net(torch.randn(1, 4, 1, 1, 1))
+        net(torch.randn(1, 4, 1, *(1,) * dimension))
 
 
 def test_filters_are_expanded_once_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:

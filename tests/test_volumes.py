@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from sepgroupy.data import SOLIDS, load_solids
 from sepgroupy.exporting import save
 from sepgroupy.groups import D4, PointGroup, fourier_basis, group_names
 from sepgroupy.nn import GroupBatchNorm, GroupBatchNorm3d, GroupConvolution, GroupPool, PerElement
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # studies/ belongs to the repository, not to the library
+from studies import solids
 
 pytestmark = pytest.mark.usefixtures("as_if_large")
 
@@ -360,6 +364,19 @@ def test_other_groups_and_dimensions_of_networks() -> None:
         sepgroupy.models.UNet(dimension=4)
 
 
+def test_the_audit_sends_few_elements_at_a_time() -> None:
+    class Watched(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            batches.append(len(x))
+            return x
+
+    batches: list[int] = []
+    report = audit(nn.Sequential(Watched(), sepgroupy.LiftingConv3d(1, 1, 1, group="Oh")), "Oh", 3)
+    assert report.exact
+    assert len(report.rows[-1].errors) == 48
+    assert max(batches) == 8
+
+
 def test_solids_are_drawn_by_number_and_orientation() -> None:
     volumes, labels = load_solids(20, size=9, noise=0.0)
     assert labels.tolist() == [*range(10)] * 2
@@ -372,6 +389,37 @@ def test_solids_are_drawn_by_number_and_orientation() -> None:
     assert fixed.shape == cube.shape == (1, 1, 9, 9, 9)
     with pytest.raises(ArgumentError, match="orientation"):
         load_solids(1, orientation="upright")
+
+
+def test_the_study_of_solids_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[tuple[str, int, int]] = []
+
+    def train(name: str, count: int, seed: int) -> dict[str, object]:
+        if len(trained) == 4:
+            raise KeyboardInterrupt
+        trained.append((name, count, seed))
+        return dict(zip(solids.COLUMNS, (name, count, seed, 10, seed / 10, 0.5), strict=True))
+
+    monkeypatch.setattr(solids, "train", train)
+    with pytest.raises(KeyboardInterrupt):
+        solids.measure(tmp_path / "runs.csv", (50, 200), (1, 2))
+    first = trained.copy()
+    trained.clear()
+    with pytest.raises(KeyboardInterrupt):
+        solids.measure(tmp_path / "runs.csv", (50, 200), (1, 2))
+    assert not set(first) & set(trained)
+    trained.clear()
+    rows = solids.measure(tmp_path / "runs.csv", (50,), (1, 2))
+    assert "| plain | 15.0 ± 5.0 |" in solids.table(rows)
+
+
+def test_a_run_of_the_study_of_solids(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("SIZE", 4), ("TEST", 10), ("BATCH", 2), ("STEPS", 3), ("WIDTHS", (1, 1, 1))):
+        monkeypatch.setattr(solids, name, value)
+    for name in solids.NETWORKS:
+        row = solids.train(name, 3, 1)
+        assert tuple(row) == solids.COLUMNS
+        assert 0 <= float(str(row["test error"])) <= 1
 
 
 def test_orientations_of_solids() -> None:

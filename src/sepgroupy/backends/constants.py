@@ -128,7 +128,6 @@ def _outside_all_modes() -> Iterator[list[Any]]:
     from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode_stack
 
     jit: Any = torch._C  # whose type stubs lack half of this
-    tracing = jit._get_tracing_state()
     modes = list(_get_current_dispatch_mode_stack())
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -137,8 +136,7 @@ def _outside_all_modes() -> Iterator[list[Any]]:
         stack.enter_context(torch._C.DisableTorchFunction())
         if torch._C._functorch.peek_interpreter_stack() is not None:
             stack.enter_context(temporarily_clear_interpreter_stack())
-        jit._set_tracing_state(None)
-        try:
-            yield modes
-        finally:
-            jit._set_tracing_state(tracing)
+        if (tracing := jit._get_tracing_state()) is not None:  # None cannot be set within an operator
+            stack.callback(jit._set_tracing_state, tracing)
+            jit._set_tracing_state(None)
+        yield modes
