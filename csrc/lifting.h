@@ -31,7 +31,7 @@ struct Frame {
         if (p.batch * bands < p.threads) bands = smaller(out_rows, p.threads);
         rows = ceil_div(out_rows, bands);
         extent[cut] = rows + span[cut];
-        size = extent[cut] * line;
+        size = product(extent);
         values = round_up(p.in_channels * size + values, pair);
     }
 };
