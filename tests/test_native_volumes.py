@@ -115,8 +115,9 @@ class Convolution:
             self.elements, len(self.blocks), False, 0.0, *(a.ctypes.data for a in arrays),
         )  # fmt: skip
         size = kernels().library.workspace_bytes(ctypes.byref(problem), launch.PASSES[name])
-        space = torch.full((size // 4,), float("nan")).view(torch.uint8)
-        library.launch(name, ctypes.byref(problem), {**tensors, "workspace": space})
+        space = torch.full((size // 4 + 4096,), float("nan"))
+        library.launch(name, ctypes.byref(problem), {**tensors, "workspace": space.view(torch.uint8)})
+        assert space[size // 4 :].isnan().all(), "written past the end of the workspace"
 
     def forward(self, **changed: Tensor) -> Tensor:
         given = {name: t for name, t in self.tensors.items() if name != "grad"} | changed
@@ -164,6 +165,7 @@ def test_volumes_of_every_size_and_stride_are_as_defined(kind: str) -> None:
     for size, stride, kernel, threads in (
         ((4, 5, 6), one, (3, 3, 3), 1),
         ((3, 4, 16), one, (3, 3, 3), 2),
+        ((1, 12, 16), one, (3, 3, 3), 1),
         ((5, 4, 7), (2, 1, 3), (3, 2, 3), 1),
         ((7, 6, 16), (2, 2, 2), (2, 2, 2), 2),
         ((19, 7, 8), one, (1, 3, 3), 2),
