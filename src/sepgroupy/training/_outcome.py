@@ -37,7 +37,7 @@ def result_of(loop: Loop) -> Result:
             "lightning": VERSION,
             "python": platform.python_version(),
         },
-        command=shlex.join(sys.argv),
+        command=shlex.join([*(Path(program).name for program in sys.argv[:1]), *sys.argv[1:]]),
         revision=revision_of(Path(__file__).parent),
         test_correct=images - round(last["test_error"] * images / 100) if loop.data.counts_right_answers else 0,
         test_images=images,
