@@ -232,7 +232,7 @@ def test_one_state_for_training_and_inference(subject: tuple[Any, Tensor]) -> No
 def test_a_state_moves_between_backends(kind: str) -> None:
     for build, name in ((rotmnist, "rotmnist-gc"), (resnet, "resnet-gc")):
         module, x = build(kind)[0].eval(), make(name)[1]
-        for backend in (backend for way, backend in SPATIAL if way == kind):
+        for backend in (way.backend for way in SPATIAL if way.kind == kind):
             other = build(kind, backend=backend)[0].eval()
             other.load_state_dict(module.state_dict(), strict=True)
             assert_close([other(x)], [module(x)])

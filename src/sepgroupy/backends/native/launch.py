@@ -203,7 +203,9 @@ class NativeConv:
         x, weight, depthwise = given["x"], given["weight" if "weight" in given else "dweight"], given.get("depthwise")
         y, outputs, inputs = self._check_shape(x, weight), weight[0], x[2]
         if inputs > max_in_channels(self.spec):
-            raise ArgumentError(f"x has {inputs} channels; the kernels need at most {max_in_channels(self.spec)}")
+            raise ArgumentError(
+                f"x has {inputs} channels; with this kernel at most {max_in_channels(self.spec)} are lifted"
+            )
         if not (found := library.kernels()):
             raise ArgumentError(f"backend (='native') is unavailable: {found.summary}")
         kind = LIFTING if self.lifting else DENSE
