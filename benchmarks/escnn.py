@@ -23,14 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from sepgroupy import GroupConv3d, as_group
-from sepgroupy._files import atomic
 from sepgroupy.nn import cached_filters
 
-from .arguments import RESULTS, ROOT, add_common, folder
+from .arguments import RESULTS, add_common, folder
 from .hardware import describe
 from .measure import Variant, time_interleaved
 from .results import write
-from .tables import rewrite
+from .tables import rewrite_page
 
 SPACES = {"O": "octaOnR3", "Oh": "fullOctaOnR3"}
 """The groups, and escnn's names of them."""
@@ -111,9 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write(folder(options) / "escnn.csv", rows)
     print(table(rows))
     if folder(options) == RESULTS:
-        page = ROOT / "docs" / "volumes.md"
-        with atomic(page) as temporary:
-            temporary.write_text(rewrite(page.read_text(encoding="utf-8"), {"escnn": table(rows)}), encoding="utf-8")
+        rewrite_page("volumes.md", {"escnn": table(rows)})
     return 0
 
 

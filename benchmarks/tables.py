@@ -67,17 +67,18 @@ def _speedups(row: Row | None) -> str:
     return ", ".join(f"{float(row[column]):.2f}" for column in columns if row[column])
 
 
-def rewrite(text: str, tables: Mapping[str, str]) -> str:
-    """Return the text with each table between its marks, ``<!-- name -->`` and ``<!-- end -->``."""
-    for name, table in tables.items():
-        before, rest = text.split(f"<!-- {name} -->\n")
-        text = f"{before}<!-- {name} -->\n{table}\n<!-- end -->{rest.split('<!-- end -->', 1)[1]}"
-    return text
+def rewrite_page(name: str, tables: Mapping[str, str]) -> None:
+    """Write each table into a page of docs/, between its marks, ``<!-- name -->`` and ``<!-- end -->``."""
+    page = ROOT / "docs" / name
+    text = page.read_text(encoding="utf-8")
+    for mark, table in tables.items():
+        before, rest = text.split(f"<!-- {mark} -->\n")
+        text = f"{before}<!-- {mark} -->\n{table}\n<!-- end -->{rest.split('<!-- end -->', 1)[1]}"
+    with atomic(page) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
     results = read(RESULTS)
-    page = ROOT / "docs" / "performance.md"
     found = {"targets": targets(results), "networks": networks(results["models"]), "layers": layers(results["layers"])}
-    with atomic(page) as temporary:
-        temporary.write_text(rewrite(page.read_text(encoding="utf-8"), found), encoding="utf-8")
+    rewrite_page("performance.md", found)

@@ -21,18 +21,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sepgroupy._files import atomic
 from sepgroupy.backends.expanded import Expanded
 from sepgroupy.backends.two_step import TwoStep
 from sepgroupy.nn import cached_filters
 
-from .arguments import RESULTS, ROOT, add_common, folder
+from .arguments import RESULTS, add_common, folder
 from .cases import VolumeCase
 from .hardware import Rates, describe
 from .layers import limit
 from .measure import Variant, measure_variants
 from .results import write
-from .tables import rewrite
+from .tables import rewrite_page
 
 SIZES = (("O", 4, 16), ("O", 8, 16), ("O", 4, 32), ("O", 8, 32), ("Oh", 4, 16))
 """Group, channels and voxels per side."""
@@ -140,9 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     write(folder(options) / "volumes.csv", rows)
     print(table(rows))
     if folder(options) == RESULTS:
-        page = ROOT / "docs" / "volumes.md"
-        with atomic(page) as temporary:
-            temporary.write_text(rewrite(page.read_text(encoding="utf-8"), {"volumes": table(rows)}), encoding="utf-8")
+        rewrite_page("volumes.md", {"volumes": table(rows)})
     return 0
 
 

@@ -100,10 +100,12 @@ def can_bypass_dispatcher(x: Tensor) -> bool:
 
 def repeat_bias(bias: Tensor | None, spec: ConvSpec) -> Tensor | None:
     """Return the bias (O,) for the (groups·|H|·O/groups) channels that a filter bank gives."""
-    if bias is None or spec.groups == 1:
-        return bias if bias is None else bias.repeat(spec.group.order)
+    if bias is None:
+        return None
+    if spec.groups == 1:
+        return bias.repeat(spec.group.order)
     index = torch.arange(len(bias), device=bias.device).reshape(spec.groups, 1, -1)
-    return bias[index.expand(-1, spec.group.order, -1).flatten()]  # Inductor of PyTorch 2.11 refuses a view of it
+    return bias[index.expand(-1, spec.group.order, -1).flatten()]  # Inductor of PyTorch 2.11 refuses a reshaped bias
 
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
