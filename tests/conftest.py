@@ -144,6 +144,14 @@ def pairs(cases: Mapping[str, dict[str, Any]], every_backend: bool = True, rules
 
 
 @pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """Restore the number of threads, on which the last bits of sums depend."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
 def _seeds() -> None:
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002

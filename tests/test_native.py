@@ -50,14 +50,6 @@ KINDS = ("dense", "g", "gc")
 SPEC = ConvSpec.parse(D4, "dense", 3, padding=1)
 
 
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    """Restore the number of threads."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def fresh_compiler() -> None:
     """Forget what other tests compiled: one function is compiled for a few layers at most."""
