@@ -582,6 +582,13 @@ def test_a_safetensors_file_has_the_parameters_and_the_metadata(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("file_format", "suffix"), FORMATS.items())
+def test_others_may_read_a_file_as_any_new_file(file_format: str, suffix: str, tmp_path: Path) -> None:
+    (tmp_path / "any").touch()
+    save(nn.Sequential(nn.Linear(3, 2)), tmp_path / f"net{suffix}", file_format, (3,))
+    assert (tmp_path / f"net{suffix}").stat().st_mode == (tmp_path / "any").stat().st_mode
+
+
+@pytest.mark.parametrize(("file_format", "suffix"), FORMATS.items())
 def test_a_file_is_never_replaced_nor_left_in_pieces(file_format: str, suffix: str, tmp_path: Path) -> None:
     path, model = tmp_path / f"net{suffix}", build_model("p4cnn")
     with pytest.raises(ArgumentError, match="must end in"):

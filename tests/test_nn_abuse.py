@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import oracle
-from conftest import PLANE_GROUPS, WAYS, as_defined, build_layer
+from conftest import GROUPS, WAYS, Way, as_defined, build_layer
 from sepgroupy.errors import ArgumentError
 from sepgroupy.groups import C4
-from sepgroupy.nn import GroupConvTranspose2d, GroupPool, PerElement
+from sepgroupy.nn import GROUP_CONV_TRANSPOSES, GroupConvTranspose2d, GroupPool, PerElement
 
 quickly = settings(max_examples=250, suppress_health_check=list(HealthCheck))
 
@@ -25,7 +25,9 @@ WRONG = st.sampled_from(
     [0, -1, 1.5, math.nan, "3", "", None, True, (), (1,), (1, 2, 3), [2, 2], ("a", 1), {}, torch.zeros(2)]
 )
 """What is no size: some of it by type, some by value, and some of it is one after all."""
-SIZES = st.integers(1, 3) | st.integers(1, 2) | st.tuples(st.integers(1, 3), st.integers(1, 3))
+DIMENSIONS = (1, 2, 2, 3)
+LARGEST = {1: 30, 2: 12, 3: 6}
+"""Most pixels of an axis by the number of axes, for the definition, which is slow."""
 PADS = st.just(0) | st.just(0) | st.just(0) | st.integers(0, 3) | WRONG | HUGE
 NAMED = {
     "generator",
@@ -42,18 +44,19 @@ NAMED = {
 
 
 @st.composite
-def arguments(draw: st.DrawFn) -> dict[str, Any]:
-    """Draw arguments of a layer, most of them right, some wrong or huge."""
+def arguments(draw: st.DrawFn, dimension: int) -> dict[str, Any]:
+    """Draw arguments of a layer of signals, images or volumes, most of them right, some wrong or huge."""
+    sizes = st.integers(1, 3) | st.integers(1, 2) | st.tuples(*[st.integers(1, 3)] * dimension)
     right: dict[str, st.SearchStrategy[Any]] = {
         "in_channels": st.sampled_from([2, 4]),
         "out_channels": st.sampled_from([2, 4]),
-        "kernel_size": SIZES,
-        "stride": SIZES,
+        "kernel_size": sizes,
+        "stride": sizes,
         "padding": st.integers(0, 3) | st.sampled_from(["same", "valid"]),
-        "dilation": SIZES,
+        "dilation": sizes,
         "groups": st.integers(1, 2),
         "padding_mode": st.sampled_from(sorted(oracle.PAD_MODES)),
-        "group": st.sampled_from(PLANE_GROUPS),
+        "group": st.sampled_from(GROUPS[dimension]),
     }
     chosen = {name: draw(values) for name, values in right.items()}
     for name in draw(st.just([]) | st.just([]) | st.lists(st.sampled_from(sorted(right)), max_size=2)):
@@ -65,19 +68,24 @@ DTYPES = [torch.float64] * 6 + [torch.float32, torch.float16, torch.bfloat16, to
 
 
 @st.composite
-def inputs(draw: st.DrawFn, channels: int, order: int | None) -> Any:
+def inputs(draw: st.DrawFn, channels: int, order: int | None, dimension: int) -> Any:
     """Draw what is given to a layer: mostly maps that it reads, laid out in memory in any way, and what is none."""
     if draw(st.integers(0, 19)) == 7:
-        return draw(st.sampled_from([None, "x", [[1.0]], 3.0, np.zeros((1, channels, 5, 5))]))
+        return draw(st.sampled_from([None, "x", [[1.0]], 3.0, np.zeros((1, channels, *[5] * dimension))]))
     group_axis = [] if order is None else [order]
-    shape = [draw(st.integers(0, 2)), channels, *group_axis, *draw(st.tuples(*[st.integers(0, 12)] * 2))]
+    shape = [
+        draw(st.integers(0, 2)),
+        channels,
+        *group_axis,
+        *draw(st.tuples(*[st.integers(0, LARGEST[dimension])] * dimension)),
+    ]
     match draw(st.integers(0, 9)):
         case 3:
             shape = draw(st.lists(st.integers(0, 5), max_size=6))
         case 4:
             shape[draw(st.integers(0, len(shape) - 1))] = draw(st.integers(0, 9))
         case 5:
-            return torch.zeros(1).double().expand(*shape[:-2], 2**22, 2**22)
+            return torch.zeros(1).double().expand(*shape[:-dimension], *[2 ** (44 // dimension)] * dimension)
     x = torch.randn(shape, dtype=torch.float64)
     match draw(st.integers(0, 9)):
         case 0 if x.ndim > 1:  # axes in another order
@@ -105,14 +113,13 @@ def attempt(call: Callable[[], Any], names: set[str]) -> Any:
 
 
 @quickly
-@given(st.data(), st.sampled_from(WAYS), arguments())
-def test_any_layer_answers_as_defined_or_says_what_is_wrong(
-    data: st.DataObject, way: tuple[str, str], case: dict[str, Any]
-) -> None:
+@given(st.data(), st.sampled_from(WAYS), st.sampled_from(DIMENSIONS))
+def test_any_layer_answers_as_defined_or_says_what_is_wrong(data: st.DataObject, way: Way, dimension: int) -> None:
+    case, way = data.draw(arguments(dimension)), way._replace(dimension=dimension)
     layer = attempt(lambda: build_layer(way, **case, dtype=torch.float64), NAMED | {"backend"})
     if layer is None:
         return
-    x = data.draw(inputs(layer.in_channels, None if way[0] == "lifting" else layer.group.order))
+    x = data.draw(inputs(layer.in_channels, None if way.kind == "lifting" else layer.group.order, dimension))
     y = attempt(lambda: layer(x), {"x ", "x, "})
     if y is None:
         return
@@ -122,16 +129,19 @@ def test_any_layer_answers_as_defined_or_says_what_is_wrong(
 
 
 @quickly
-@given(st.data(), arguments(), st.sampled_from(["dense", "g", "gc"]), PADS)
+@given(st.data(), st.sampled_from(DIMENSIONS), st.sampled_from(["dense", "g", "gc"]), PADS)
 def test_any_transposed_layer_is_the_transpose_or_says_what_is_wrong(
-    data: st.DataObject, case: dict[str, Any], kind: str, output_padding: Any
+    data: st.DataObject, dimension: int, kind: str, output_padding: Any
 ) -> None:
+    case = data.draw(arguments(dimension))
     del case["padding_mode"]
     case_of_transpose = case | {"kind": kind, "output_padding": output_padding}
-    layer = attempt(lambda: GroupConvTranspose2d(**case_of_transpose, dtype=torch.float64), NAMED | {"output_padding"})
+    layer = attempt(
+        lambda: GROUP_CONV_TRANSPOSES[dimension](**case_of_transpose, dtype=torch.float64), NAMED | {"output_padding"}
+    )
     if layer is None:
         return
-    x = data.draw(inputs(layer.in_channels, layer.group.order))
+    x = data.draw(inputs(layer.in_channels, layer.group.order, dimension))
     y = attempt(lambda: layer(x), {"x ", "output of"})
     if y is None or not y.numel():
         return
@@ -140,8 +150,8 @@ def test_any_transposed_layer_is_the_transpose_or_says_what_is_wrong(
     # <conv(y), x> = <y, layer(x)>, with conv as the definition has it for the same parameters.
     y, other = layer(x).detach(), torch.randn_like(y)
     forward = as_defined_without_bias(layer, other, case)
-    rows, columns = x.shape[-2:]  # output_padding may let one more row or column of it fit
-    assert float((forward[..., :rows, :columns] * x.numpy()).sum()) == pytest.approx(float((other * y).sum()), abs=1e-8)
+    fitting = tuple(slice(size) for size in x.shape[-dimension:])  # output_padding may let one more row of it fit
+    assert float((forward[(..., *fitting)] * x.numpy()).sum()) == pytest.approx(float((other * y).sum()), abs=1e-8)
 
 
 def as_defined_without_bias(layer: Any, x: torch.Tensor, case: dict[str, Any]) -> oracle.Array:

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import DIAGONAL, Build, build_layer, ways_of
+from conftest import DIAGONAL, GROUPS, OTHER_DIMENSIONS, Build, Way, build_layer, ways_of
 from sepgroupy.errors import ArgumentError, SepgroupyError
 from sepgroupy.functional import group_conv2d, lifting_conv2d, separable_group_conv2d
 from sepgroupy.groups import C4, D1, D2, PointGroup
-from sepgroupy.nn import GroupConv2d, GroupPool, PerElement
+from sepgroupy.nn import GROUP_CONV_TRANSPOSES, GroupConv2d, GroupPool, PerElement
 
 one_way_each = pytest.mark.parametrize(
     "way", [("lifting", "expanded"), ("dense", "auto"), ("g", "auto"), ("gc", "auto")], ids="-".join
@@ -74,6 +74,53 @@ BAD: list[tuple[str, dict[str, Any]]] = [
 def test_a_bad_argument_is_refused(build: Build, message: str, bad: dict[str, Any]) -> None:
     with pytest.raises(ArgumentError, match=re.escape(message)):
         build(**(GOOD | bad))
+
+
+OTHER_BAD: dict[int, list[tuple[str, dict[str, Any]]]] = {
+    1: [
+        ("kernel_size (=(3, 3))", {"kernel_size": (3, 3)}),
+        ("stride (=(1, 2))", {"stride": (1, 2)}),
+        ("padding='same'", {"padding": "same", "kernel_size": 2}),
+        ("group (='p4m')", {"group": "p4m"}),
+        ("must act on 1 axis", {"group": C4}),
+        ("must act on 1 axis", {"group": GROUPS[3][0]}),
+    ],
+    3: [
+        ("kernel_size (=(3, 3))", {"kernel_size": (3, 3)}),
+        ("kernel_size (=(3, 3, 0))", {"kernel_size": (3, 3, 0)}),
+        ("kernel_size (=(3, 3, 5)) must be the same on axes Y and X", {"kernel_size": (3, 3, 5), "group": "D4h"}),
+        ("kernel_size (=(1, 3, 3)) must be the same on axes Z", {"kernel_size": (1, 3, 3), "group": "T"}),
+        ("stride (=(2, 1, 1)) must be the same on axes Z", {"stride": (2, 1, 1), "group": "O"}),
+        ("dilation (=(1, 2, 1)) must be the same on axes Y and X", {"dilation": (1, 2, 1), "group": "C4"}),
+        ("padding='same'", {"padding": "same", "kernel_size": (3, 3, 2), "group": "C2v"}),
+        ("group (='p4m')", {"group": "p4m"}),
+        ("must act on 3 axes", {"group": C4}),
+        ("must act on 3 axes", {"group": GROUPS[1][0]}),
+    ],
+}
+"""Arguments that are wrong by the number of axes."""
+OF_ANY_DIMENSION = [
+    case for case in BAD if "group" not in case[1] and not any(isinstance(value, tuple) for value in case[1].values())
+]
+
+
+@pytest.mark.parametrize(
+    ("way", "message", "bad"),
+    [
+        pytest.param(way, *case, id=f"{way}-{case[0]}-{case[1]}")
+        for way in OTHER_DIMENSIONS
+        for case in OF_ANY_DIMENSION + OTHER_BAD[way.dimension]
+    ],
+)
+def test_a_bad_argument_of_a_layer_of_signals_or_volumes_is_refused(
+    way: Way, message: str, bad: dict[str, Any]
+) -> None:
+    good = GOOD | {"group": GROUPS[way.dimension][0]}
+    with pytest.raises(ArgumentError, match=re.escape(message)):
+        build_layer(way, **(good | bad))
+    if way.kind != "lifting" and bad.get("padding") != "same" and "padding_mode" not in bad:
+        with pytest.raises(ArgumentError, match=re.escape(message)):
+            GROUP_CONV_TRANSPOSES[way.dimension](**(good | bad), kind=way.kind)
 
 
 @pytest.mark.parametrize(
@@ -149,6 +196,24 @@ def test_padding_that_the_image_is_too_small_to_fill_is_refused(
     group_axis = () if layer.kind == "lifting" else (4,)
     with pytest.raises(ArgumentError, match=f"padding.*{padding}.*{padding_mode}|{padding_mode}.*padding.*{padding}"):
         layer(torch.zeros(1, 1, *group_axis, size, size))
+
+
+@pytest.mark.parametrize("way", OTHER_DIMENSIONS, ids=str)
+def test_signals_and_volumes_of_another_shape_or_too_small_are_refused(way: Way) -> None:
+    layer = build_layer(way, 4, 6, 3, dilation=2, group=GROUPS[way.dimension][0])
+    channels = [4] if way.kind == "lifting" else [4, layer.group.order]
+    axes = ", ".join(["B", *map(str, channels), *"ZYX"[3 - way.dimension :]])
+    for shape in (
+        [],
+        [2, *channels],
+        [2, *channels, *[5] * (way.dimension + 1)],
+        [2, 3, *channels[1:], *[5] * way.dimension],
+    ):
+        with pytest.raises(ArgumentError, match=re.escape(f"x has shape {tuple(shape)}; this layer reads ({axes})")):
+            layer(torch.zeros(shape))
+    size = [5] * (way.dimension - 1) + [4]
+    with pytest.raises(ArgumentError, match=f"x is {'×'.join(map(str, size))} "):
+        layer(torch.zeros(2, *channels, *size))
 
 
 X4 = torch.zeros(1, 2, 4, 5, 5)

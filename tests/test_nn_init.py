@@ -10,46 +10,54 @@ import torch
 from torch import nn
 
 import oracle
-from conftest import DIAGONAL
+from conftest import DIAGONAL, GROUPS
 from sepgroupy.groups import C4, D4, PointGroup
-from sepgroupy.nn import GroupConv2d, LiftingConv2d
+from sepgroupy.nn import GROUP_CONVS, LIFTING_CONVS, GroupConv2d
 
 KINDS = ("dense", "g", "gc")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("group", "kernel", "groups"), [(C4, 1, 1), (D4, 3, 1), (D4, 4, 2), (DIAGONAL, 3, 2)], ids=str)
+@pytest.mark.parametrize(
+    ("group", "kernel", "groups"),
+    [(C4, 1, 1), (D4, 3, 1), (D4, 4, 2), (DIAGONAL, 3, 2), (GROUPS[1][0], 5, 2), (GROUPS[3][0], 2, 1)],
+    ids=str,
+)
 def test_the_full_filter_has_the_variance_that_relu_needs(
     kind: str, group: PointGroup, kernel: int, groups: int
 ) -> None:
-    layer = GroupConv2d(32, 64, kernel, groups=groups, group=group, kind=kind, dtype=torch.float64)
+    layer = GROUP_CONVS[group.dimension](32, 64, kernel, groups=groups, group=group, kind=kind, dtype=torch.float64)
     filters = oracle.full_filter({name: p.detach().numpy() for name, p in layer.named_parameters()})
-    wanted = 2 / (32 // groups * group.order * kernel**2)
-    # Independent factors at least: 64 k² of a gc layer. The squares of a uniform variable scatter by 0.9 of their mean.
-    assert filters.var() == pytest.approx(wanted, rel=4 * 0.9 / np.sqrt(64 * kernel**2))
-    assert abs(filters.mean()) < 4 * np.sqrt(wanted / (64 * kernel**2))
+    elements = kernel**group.dimension
+    wanted = 2 / (32 // groups * group.order * elements)
+    # Independent factors at least: 64 for each kernel element of a gc layer. The squares of a uniform variable scatter
+    # by 0.9 of their mean.
+    assert filters.var() == pytest.approx(wanted, rel=4 * 0.9 / np.sqrt(64 * elements))
+    assert abs(filters.mean()) < 4 * np.sqrt(wanted / (64 * elements))
 
 
+@pytest.mark.parametrize("group", [GROUPS[1][0], D4, GROUPS[3][0]], ids=str)
 @pytest.mark.parametrize("kernel", [1, 3, 4])
-def test_a_lifting_filter_too(kernel: int) -> None:
-    layer: Any = LiftingConv2d(16, 128, kernel, groups=2, group="p4m")
-    wanted = 2 / (8 * kernel**2)
-    assert layer.weight.var().item() == pytest.approx(wanted, rel=4 * 0.9 / np.sqrt(128 * 8 * kernel**2))
+def test_a_lifting_filter_too(kernel: int, group: PointGroup) -> None:
+    layer: Any = LIFTING_CONVS[group.dimension](16, 128, kernel, groups=2, group=group)
+    elements = kernel**group.dimension
+    wanted = 2 / (8 * elements)
+    assert layer.weight.var().item() == pytest.approx(wanted, rel=4 * 0.9 / np.sqrt(128 * 8 * elements))
 
 
 # The mean over all draws is kept exactly. A single draw strays from it, and its logarithm sinks, the more so the deeper
 # and narrower the stack is; a gc layer has the fewest independent factors and is given the most channels.
 @pytest.mark.parametrize(("kind", "width"), [("dense", 64), ("g", 64), ("gc", 128)])
-@pytest.mark.parametrize(("group", "kernel"), [("p4", 3), ("p4m", 1)])
-def test_a_deep_stack_without_norm_keeps_its_mean_square(kind: str, width: int, group: str, kernel: int) -> None:
+@pytest.mark.parametrize(("group", "kernel"), [(C4, 3), (D4, 1), (GROUPS[1][0], 3)], ids=str)
+def test_a_deep_stack_without_norm_keeps_its_mean_square(kind: str, width: int, group: PointGroup, kernel: int) -> None:
     options: dict[str, Any] = {"padding": kernel // 2, "padding_mode": "circular", "group": group}
-    logarithms = []
+    dimension, logarithms = group.dimension, []
     for _ in range(5):
-        x = torch.randn(1, 3, 6, 6)
+        x = torch.randn(1, 3, *[6 if dimension == 2 else 36] * dimension)
         with torch.no_grad():
-            y = LiftingConv2d(3, width, kernel, **options)(x).relu()
+            y = LIFTING_CONVS[dimension](3, width, kernel, **options)(x).relu()
             for _ in range(20):
-                y = GroupConv2d(width, width, kernel, kind=kind, **options)(y).relu()
+                y = GROUP_CONVS[dimension](width, width, kernel, kind=kind, **options)(y).relu()
         logarithms.append(np.log((y.square().mean() / x.square().mean()).item()))
     assert abs(np.mean(logarithms)) < np.log(5)
 

@@ -22,12 +22,16 @@ def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder; the file there is renamed to ``path`` unless an exception is raised.
 
     The folder is created if it is missing. The temporary name is hidden and has the same suffix. The content is on the
-    disk before the file is renamed, so that a loss of power does not leave an incomplete file.
+    disk before the file is renamed, so that a loss of power does not leave an incomplete file. The file has the
+    permissions of any new file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)  # safetensors puts a file in its place that nobody else may read
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
         os.replace(temporary, path)

@@ -67,7 +67,7 @@ def save(
 
 def _refuse_present(file: Path) -> None:
     if os.path.lexists(file):
-        raise ArgumentError(f"path (={str(file)!r}) exists already: delete it, or choose another")
+        raise ArgumentError(f"path (={str(file)!r}) exists already: delete it, or choose another path")
 
 
 def _write_safetensors(model: nn.Module, path: Path, shape: Sequence[int], metadata: Mapping[str, str]) -> None:

@@ -160,10 +160,14 @@ def as_group(group: GroupLike, dimension: int | None = None) -> PointGroup:
         group = PointGroup.generate(group)
     if dimension is not None and group.dimension != dimension:
         raise ArgumentError(
-            f"group (={group}) must act on {dimension} axes here, not on {group.dimension}: use a list of generators "
+            f"group (={group}) must act on {_axes(dimension)} here, not on {group.dimension}: use a list of generators "
             f"or one of the names {', '.join(group_names(dimension))}"
         )
     return group
+
+
+def _axes(dimension: int | None) -> str:
+    return "1 axis" if dimension == 1 else f"{dimension} axes"
 
 
 def group_names(dimension: int) -> tuple[str, ...]:
@@ -181,5 +185,5 @@ def _group_of_name(name: str, dimension: int | None) -> PointGroup:
             return found
     others = " or ".join(str(candidate) for candidate in _GENERATORS if _find(name, candidate) is not None)
     known = ", ".join(group_names(2 if dimension is None else dimension))
-    problem = f"must act on {dimension} axes here, not on {others}" if others else "is unknown"
+    problem = f"must act on {_axes(dimension)} here, not on {others}" if others else "is unknown"
     raise ArgumentError(f"group (={name!r}) {problem}: use a list of generators or one of the names {known}")
