@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -36,6 +37,25 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 def test_the_version_is_printed(run: Run) -> None:
     assert run("--version") == (0, f"sepgroupy {__version__}\n", "")
+
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "results" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def _commands(page: Path) -> list[str]:
+    """Find the commands that a page shows, in blocks and in sentences."""
+    text = page.read_text().replace("\\\n", " ")
+    found = re.findall(r"^(?:\w+=\S+ )?(sepgroupy .*)$", text, re.MULTILINE) + re.findall(r"`(sepgroupy [^`]*)`", text)
+    return [command.replace("IMAGES…", "IMAGES").replace(" …", "") for command in found]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if _commands(page)], ids=lambda page: page.name)
+def test_the_commands_and_options_of_the_pages_exist(page: Path, run: Run) -> None:
+    for line in _commands(page):
+        words = shlex.split(line, comments=True)[1:]
+        code, _, err = run(*words, "--help")  # which reads all options before it prints the help
+        assert code == 0, f"{line}: {err}"
 
 
 @pytest.mark.parametrize("arguments", [(), ("train",), ("evaluate",), ("demo",)])
