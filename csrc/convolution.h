@@ -101,7 +101,7 @@ INLINE void for_ranges(const Problem &p, const PhaseElements &elements, const La
         const index_t part = even_part(columns, blocking.columns, step);
         for (index_t c = 0; c < columns; c += part)
             function(ProductRange{f, count, start, first, outputs, l.phase[f].start + c, smaller(part, columns - c)});
-        start += blocks_size(p, count);
+        if (p.kind != SEPARABLE) start += blocks_size(p, count);
     }
 }
 
@@ -189,14 +189,14 @@ NOINLINE void backward_tile(const Problem &p, const Tensors &t, const Tile &tile
         for_ranges(p, shared.elements, w.layout, blocking, first, outputs, S::pair, [&](const ProductRange &range) {
             if (p.kind == SEPARABLE && wants_filters) /* u is read by the gradient of the depthwise factor alone */
                 multiply_filters(p, w, blocks, depthwise, range, blocking.step);
-            with_transform(p, shared.basis, [&](auto transform) INLINE_LAMBDA {
-                if (p.kind == SEPARABLE)
-                    with_elements(p.elements, [&](auto count) INLINE_LAMBDA {
-                        depthwise_backward(shared.elements, w, range, blocking.step, depthwise, transform, count);
-                    });
-                else
+            if (p.kind == SEPARABLE)
+                with_elements(p.elements, [&](auto count) INLINE_LAMBDA {
+                    depthwise_backward(p, shared.elements, shared.basis, w, range, blocking.step, depthwise, count);
+                });
+            else
+                with_transform(p, shared.basis, [&](auto transform) INLINE_LAMBDA {
                     gather_elements(shared.elements, w, range, blocking.step, transform);
-            });
+                });
             multiply_filters_backward(p, w, blocks, depthwise, range, blocking.step, dx != nullptr, wants_filters);
         });
     }

@@ -240,45 +240,55 @@ NOINLINE void depthwise_backward_nine(const T *depthwise, const T *const *from, 
     depthwise_backward_row<S>(depthwise, from, plane_offset, row, count, total, Constant<9>{});
 }
 
+/* The same of either number of elements. */
+template <class S, class Count, typename T = typename S::Scalar>
+INLINE void depthwise_backward_values(const T *depthwise, const T *const *from, const int32_t *plane_offset, T *row,
+                                      index_t count, typename S::Vector *total, Count elements)
+{
+    if constexpr (Count::capacity == 9)
+        depthwise_backward_nine<S>(depthwise, from, plane_offset, row, count, total);
+    else
+        depthwise_backward_row<S>(depthwise, from, plane_offset, row, count, total, elements);
+}
+
 /* gemm_out: W x_fourier in, its gradient out; ddepthwise[o,k] += Σ_g u[o,g] · (gradient of y, shifted). */
-template <class S, class Transform, class Count, typename T = typename S::Scalar>
-INLINE void depthwise_backward(const PhaseElements &phases, const Thread<S> &w, const ProductRange &range, index_t step,
-                               const T *depthwise, Transform transform, Count elements)
+template <class S, class Count, typename T = typename S::Scalar>
+INLINE void depthwise_backward(const Problem &p, const PhaseElements &phases, const Basis<T> &basis, const Thread<S> &w,
+                               const ProductRange &range, index_t step, const T *depthwise, Count elements)
 {
     using Vector = typename S::Vector;
-    const int32_t *plane_offset = w.plane_offset + range.column / S::lanes;
-    const index_t group_step = range.outputs * step, count = range.count, size = w.layout.size;
+    const Layout &l = w.layout;
+    const index_t group_step = range.outputs * step, count = range.count;
     for (index_t o = 0; o < range.outputs; o++) {
         T *rows = w.gemm_out + o * step;
         const T *weight = depthwise + (range.first + o) * elements;
-        Vector total[Count::capacity], v[Transform::capacity];
+        Vector total[Count::capacity];
         for (int k = 0; k < elements; k++) total[k] = Vector{};
-        for (index_t c = 0; c < count; c += S::lanes) {
-#pragma GCC unroll 8
-            for (int g = 0; g < transform.order; g++) v[g] = S::load(rows + g * group_step + c);
-            transform.inverse(v);
-#pragma GCC unroll 8
-            for (int g = 0; g < transform.order; g++) S::store(rows + g * group_step + c, v[g]);
-        }
-        for (int g = 0; g < transform.order; g++) {
+        with_transform(p, basis, [&](auto transform) INLINE_LAMBDA {
+            inverse_of_rows<S>(rows, group_step, count, transform);
+        });
+        for (index_t g = 0; g < p.order; g++) {
+            T *row = rows + g * group_step;
             const T *from[Count::capacity];
             for (int k = 0; k < elements; k++) {
-                const index_t i = k * transform.order + g;
+                const index_t i = k * p.order + g;
                 const bool same = phases.phase[i] == range.phase;
-                from[k] = same ? w.padded_out + (o * transform.order + g) * size - w.shift[i] : w.other_phase.data;
+                from[k] = same ? w.padded_out + (o * p.order + g) * l.size - w.shift[i] : w.other_phase.data;
             }
-            if constexpr (Count::capacity == 9)
-                depthwise_backward_nine<S>(weight, from, plane_offset, rows + g * group_step, count, total);
-            else
-                depthwise_backward_row<S>(weight, from, plane_offset, rows + g * group_step, count, total, elements);
+            if (!l.packed) {
+                depthwise_backward_values<S>(weight, from, w.plane_offset + range.column / S::lanes, row, count, total, elements);
+                continue;
+            }
+            const int32_t *place = w.plane_offset + range.column;
+            T *values = w.mid_plane + l.margin;
+            spread(place, count, row, w.mid_plane.data);
+            depthwise_backward_values<S>(weight, from, w.whole_plane, values, l.plane_values(S::lanes), total, elements);
+            collect(place, count, w.mid_plane.data, row);
+            memset(values, 0, l.plane_values(S::lanes) * sizeof(T));
         }
-        for (index_t c = 0; c < count; c += S::lanes) {
-#pragma GCC unroll 8
-            for (int g = 0; g < transform.order; g++) v[g] = S::load(rows + g * group_step + c);
-            transform.forward(v);
-#pragma GCC unroll 8
-            for (int g = 0; g < transform.order; g++) S::store(rows + g * group_step + c, v[g]);
-        }
+        with_transform(p, basis, [&](auto transform) INLINE_LAMBDA {
+            forward_of_rows<S>(rows, group_step, count, transform);
+        });
         for (int k = 0; k < elements; k++)
             for (index_t lane = 0; lane < S::lanes; lane++) w.ddepthwise[(range.first + o) * elements + k] += total[k][lane];
     }

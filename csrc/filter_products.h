@@ -22,14 +22,13 @@ NOINLINE void multiply_filters(const Problem &p, const Thread<S> &w, const T *bl
     for_blocks(p, range.blocks_start, elements, [&](const FilterBlock &block) {
         const T *x = w.x_fourier + block.row * I * x_step + range.column;
         T *out = w.gemm_out + (block.row + block.a) * rows * step;
-        const index_t depth = block.depth;
         if (!block.in_factors) {
-            const T *values = blocks + block.values + range.first * elements * depth;
-            multiply<S>(rows, depth, range.count, values, depth, x, x_step, out, step);
+            const T *values = blocks + block.values + range.first * elements * block.step;
+            multiply<S>(rows, block.depth, range.count, values, block.step, x, x_step, out, step);
         } else if (block.a == 0) {
             for (index_t j = 0; j < range.count; j += S::wide_lanes)
                 for (index_t o = 0; o < range.outputs; o++)
-                    factored_gemm<S>(I, blocks + block.values + (range.first + o) * depth, p.out_channels * depth,
+                    factored_gemm<S>(I, blocks + block.values + (range.first + o) * block.step, p.out_channels * block.step,
                                      depthwise + (range.first + o) * I * elements, x + j, x_step,
                                      out + o * elements * step + j, step, rows * step);
         }
@@ -41,12 +40,12 @@ template <class S, typename T = typename S::Scalar>
 NOINLINE void multiply_factors_backward(const Problem &p, const Thread<S> &w, const T *blocks, const T *depthwise,
                                         const ProductRange &range, const FilterBlock &block, index_t step)
 {
-    const index_t I = p.in_channels, x_step = w.layout.columns, rows = range.rows(), side = p.out_channels * block.depth;
+    const index_t I = p.in_channels, x_step = w.layout.columns, rows = range.rows(), side = p.out_channels * block.step;
     const index_t place = block.row * I * x_step + range.column;
     const T *grad = w.gemm_out + block.row * rows * step;
     for (index_t o = 0; o < range.outputs; o++)
         for (index_t i = 0; i < I; i++) {
-            const index_t at = block.values + (range.first + o) * block.depth + i;
+            const index_t at = block.values + (range.first + o) * block.step + i;
             const index_t at_depthwise = ((range.first + o) * I + i) * FACTORED_ELEMENTS;
             const T point[4] = {blocks[at], blocks[at + I], blocks[at + side], blocks[at + side + I]};
             T total[FACTORED_TOTALS] = {0};
@@ -71,15 +70,15 @@ NOINLINE void multiply_filters_backward(const Problem &p, const Thread<S> &w, co
             if (block.a == 0) multiply_factors_backward(p, w, blocks, depthwise, range, block, step);
             return;
         }
-        const index_t place = block.row * I * x_step + range.column, each = range.elements * block.depth;
+        const index_t place = block.row * I * x_step + range.column, each = range.elements * block.step;
         const index_t values = block.values + range.first * each, side = p.out_channels * each;
         const T *grad = w.gemm_out + (block.row + block.a) * rows * step;
         if (block.a == 0 && wants_x)
             multiply_transposed<S>(range.first > 0, block.depth, block.size, rows, range.count, blocks + values, side,
-                                   block.depth, grad, step, w.x_fourier_grad + place, x_step);
+                                   block.step, grad, step, w.x_fourier_grad + place, x_step);
         if (wants_filters)
             inner_products<S>(rows, block.depth, range.count, grad, step, w.x_fourier + place, x_step,
-                              w.dblocks + values, block.depth);
+                              w.dblocks + values, block.step);
     });
 }
 
@@ -104,16 +103,69 @@ INLINE void for_product_rows(const PhaseElements &elements, const Thread<S> &w, 
     }
 }
 
+/* ---- packed columns, each moved by itself ---- */
+
+template <typename T> INLINE void spread(const int32_t *place, index_t count, const T *from, T *plane)
+{
+    for (index_t c = 0; c < count; c++) plane[place[c]] = from[c];
+}
+
+template <typename T> INLINE void spread_add(const int32_t *place, index_t count, const T *from, T *plane)
+{
+    for (index_t c = 0; c < count; c++) plane[place[c]] += from[c];
+}
+
+template <typename T> INLINE void collect(const int32_t *place, index_t count, const T *plane, T *to)
+{
+    for (index_t c = 0; c < count; c++) to[c] = plane[place[c]];
+}
+
+/* ---- transforms ---- */
+
+/* Rows ← Hᵀ rows, one for each group element, in place. */
+template <class S, class Transform, typename T = typename S::Scalar>
+NOINLINE void inverse_of_rows(T *rows, index_t group_step, index_t count, Transform transform)
+{
+    for (index_t c = 0; c < count; c += S::lanes) {
+        typename S::Vector v[Transform::capacity];
+#pragma GCC unroll 8
+        for (int g = 0; g < transform.order; g++) v[g] = S::load(rows + g * group_step + c);
+        transform.inverse(v);
+#pragma GCC unroll 8
+        for (int g = 0; g < transform.order; g++) S::store(rows + g * group_step + c, v[g]);
+    }
+}
+
+/* Rows ← H rows. */
+template <class S, class Transform, typename T = typename S::Scalar>
+NOINLINE void forward_of_rows(T *rows, index_t group_step, index_t count, Transform transform)
+{
+    for (index_t c = 0; c < count; c += S::lanes) {
+        typename S::Vector v[Transform::capacity];
+#pragma GCC unroll 8
+        for (int g = 0; g < transform.order; g++) v[g] = S::load(rows + g * group_step + c);
+        transform.forward(v);
+#pragma GCC unroll 8
+        for (int g = 0; g < transform.order; g++) S::store(rows + g * group_step + c, v[g]);
+    }
+}
+
 /* padded_out, shifted by each kernel element, += Hᵀ gemm_out. */
 template <class S, class Transform>
 INLINE void accumulate_elements(const PhaseElements &elements, const Thread<S> &w, const ProductRange &range, index_t step,
                                 Transform transform)
 {
     using T = typename S::Scalar;
-    const int32_t *plane_offset = w.plane_offset + range.column / S::lanes;
+    const int32_t *plane_offset = w.plane_offset + range.column / S::lanes; /* unless packed */
     const index_t count = range.count, group_step = range.rows() * step;
     for_product_rows(elements, w, range, transform, [&](index_t m, T *const *to) INLINE_LAMBDA {
-        const T *from = w.gemm_out + m * step;
+        T *from = w.gemm_out + m * step;
+        if (w.layout.packed) {
+            inverse_of_rows<S>(from, group_step, count, transform);
+            for (int g = 0; g < transform.order; g++)
+                spread_add(w.plane_offset + range.column, count, from + g * group_step, to[g]);
+            return;
+        }
         for (index_t c = 0; c < count; c += S::lanes) {
             typename S::Vector v[Transform::capacity];
             const index_t at = plane_offset[c / S::lanes];
@@ -132,10 +184,16 @@ INLINE void gather_elements(const PhaseElements &elements, const Thread<S> &w, c
                             Transform transform)
 {
     using T = typename S::Scalar;
-    const int32_t *plane_offset = w.plane_offset + range.column / S::lanes;
+    const int32_t *plane_offset = w.plane_offset + range.column / S::lanes; /* unless packed */
     const index_t count = range.count, group_step = range.rows() * step;
     for_product_rows(elements, w, range, transform, [&](index_t m, T *const *from) INLINE_LAMBDA {
         T *to = w.gemm_out + m * step;
+        if (w.layout.packed) {
+            for (int g = 0; g < transform.order; g++)
+                collect(w.plane_offset + range.column, count, from[g], to + g * group_step);
+            forward_of_rows<S>(to, group_step, count, transform);
+            return;
+        }
         for (index_t c = 0; c < count; c += S::lanes) {
             typename S::Vector v[Transform::capacity];
             const index_t at = plane_offset[c / S::lanes];
@@ -156,8 +214,14 @@ INLINE void store_mid(const Thread<S> &w, const ProductRange &range, Blocking bl
     const int32_t *plane_offset = w.plane_offset + range.column / S::lanes;
     const index_t count = range.count, group_step = range.outputs * blocking.step, size = w.layout.size;
     for (index_t o = 0; o < range.outputs; o++) {
-        const T *from = w.gemm_out + o * blocking.step;
+        T *from = w.gemm_out + o * blocking.step;
         T *to = w.padded_mid + (range.phase * blocking.outputs + o) * transform.order * size;
+        if (w.layout.packed) {
+            inverse_of_rows<S>(from, group_step, count, transform);
+            for (int g = 0; g < transform.order; g++)
+                spread(w.plane_offset + range.column, count, from + g * group_step, to + g * size);
+            continue;
+        }
         for (index_t c = 0; c < count; c += S::lanes) {
             typename S::Vector v[Transform::capacity];
             const index_t at = plane_offset[c / S::lanes];

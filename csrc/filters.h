@@ -1,8 +1,9 @@
 /* Filters in the Fourier domain: for each phase, the blocks W of its kernel elements, one after another, each
  *
- *     (size, O, elements, size, I) for W[(a,o,k), (c,i)] = Σ_h irrep[a,c,h] w[o,i,h,k].
+ *     (size, O, elements, size·I) for W[(a,o,k), (c,i)] = Σ_h irrep[a,c,h] w[o,i,h,k].
  *
- * Separable filters have the blocks of their pointwise factor, as one element. A filter in factors is multiplied out, but
+ * Rows of (c,i) are filter_row_step(size·I) values apart.
+ * Separable filters have the blocks of their pointwise factor, as one element, once for all phases. A filter in factors is multiplied out, but
  * for blocks that stay in factors (tuning.h): these have the blocks of the pointwise factor, too.
  */
 #pragma once
@@ -10,6 +11,12 @@
 #include "layout.h"
 
 namespace {
+
+/* Return the step of rows of that many values: rows that are read across would all fall on the same places of a cache. */
+INLINE index_t filter_row_step(index_t depth)
+{
+    return depth < FILTER_MIN_PADDED ? depth : odd_multiple(round_up(depth, CACHE_LINE / 4), CACHE_LINE / 4);
+}
 
 INLINE bool stays_in_factors(const Problem &p, index_t size, index_t elements)
 {
@@ -28,15 +35,26 @@ INLINE index_t blocks_size(const Problem &p, index_t elements)
     index_t total = 0;
     for (index_t b = 0; b < p.blocks; b++) {
         index_t size = p.block[3 * b + 1];
-        total += size * size * (stays_in_factors(p, size, elements) ? 1 : elements);
+        total += size * (stays_in_factors(p, size, elements) ? 1 : elements) * filter_row_step(size * p.in_channels);
     }
-    return total * p.out_channels * p.in_channels;
+    return total * p.out_channels;
+}
+
+/* Visit the phases that have blocks of their own: all, or the first that has an element for all. */
+template <class Function>
+INLINE void for_filter_phases(const Problem &p, const PhaseElements &elements, Function function)
+{
+    for (index_t f = 0; f < elements.phases; f++) {
+        if (p.kind == SEPARABLE && !elements.count[f]) continue;
+        function(f);
+        if (p.kind == SEPARABLE) return;
+    }
 }
 
 INLINE index_t blocks_size(const Problem &p, const PhaseElements &elements)
 {
     index_t total = 0;
-    for (index_t f = 0; f < elements.phases; f++) total += blocks_size(p, filter_elements(p, elements, f));
+    for_filter_phases(p, elements, [&](index_t f) INLINE_LAMBDA { total += blocks_size(p, filter_elements(p, elements, f)); });
     return total;
 }
 
@@ -47,9 +65,10 @@ INLINE index_t depthwise_size(const Problem &p)
 
 /* One row of blocks, a, and one copy of the block: what it multiplies, and where its values are. */
 struct FilterBlock {
-    index_t a, size, depth; /* depth = size·I, contiguous */
+    index_t a, size;
+    index_t depth, step;    /* of a row: size·I values, and from one to the next */
     index_t row;            /* of the basis: the first of this copy */
-    index_t values;         /* where (O, elements, size, I) begin */
+    index_t values;         /* where (O, elements, step) begin */
     bool in_factors;
 };
 
@@ -58,11 +77,11 @@ template <class Function>
 INLINE void for_blocks(const Problem &p, index_t start, index_t elements, Function function)
 {
     for (index_t b = 0; b < p.blocks; b++) {
-        const index_t size = p.block[3 * b + 1], depth = size * p.in_channels;
+        const index_t size = p.block[3 * b + 1], depth = size * p.in_channels, step = filter_row_step(depth);
         const bool in_factors = stays_in_factors(p, size, elements);
-        for (index_t a = 0; a < size; a++, start += p.out_channels * (in_factors ? 1 : elements) * depth)
+        for (index_t a = 0; a < size; a++, start += p.out_channels * (in_factors ? 1 : elements) * step)
             for (index_t copy = 0; copy < p.block[3 * b + 2]; copy++)
-                function(FilterBlock{a, size, depth, p.block[3 * b] + copy * size, start, in_factors});
+                function(FilterBlock{a, size, depth, step, p.block[3 * b] + copy * size, start, in_factors});
     }
 }
 
@@ -112,13 +131,13 @@ template <class S> struct FilterChannels {
         const index_t channel = o * p.in_channels + first;
         multiply_transposed<S>(false, p.order, 1, entries, step, irreps.data, 0, p.order, dblocks.data, step,
                                dweight.data, step);
-        for (index_t lane = 0; lane < count; lane++) {
-            T *to = all_dweight + (channel + lane) * values, *to_depthwise = all_ddepthwise + (channel + lane) * p.elements;
-            for (index_t h = 0; h < p.order; h++)
-                for (index_t k = 0; k < elements; k++) *to++ = dweight[h * step + k * S::lanes + lane];
-            for (index_t k = 0; k < p.elements && p.kind == FACTORED; k++)
-                to_depthwise[k] += ddepthwise[k * S::lanes + lane];
-        }
+        for (index_t h = 0; h < p.order; h++)
+            for (index_t k = 0; k < elements; k++)
+                write_lanes(all_dweight + channel * values + h * elements + k, values,
+                            dweight + h * step + k * S::lanes, count);
+        for (index_t lane = 0; lane < count && p.kind == FACTORED; lane++)
+            for (index_t k = 0; k < p.elements; k++)
+                all_ddepthwise[(channel + lane) * p.elements + k] += ddepthwise[k * S::lanes + lane];
     }
 
 private:
@@ -139,6 +158,15 @@ private:
         } else
             for (index_t lane = 0; lane < S::lanes; lane++) to[lane] = from[smaller(lane, count - 1) * channel_step];
     }
+
+    /* Write one value of each channel. */
+    static INLINE void write_lanes(T *to, index_t channel_step, const T *from, index_t count)
+    {
+        if (count == S::lanes)
+            S::write(to, S::load(from), Variable<0>{(int)channel_step});
+        else
+            for (index_t lane = 0; lane < count; lane++) to[lane * channel_step] = from[lane];
+    }
 };
 
 /* One entry (a, c) of one block of a phase. */
@@ -152,16 +180,16 @@ struct FilterEntry {
     /* Return where the value of output o, row n and the first input channel is. */
     INLINE index_t at(const Problem &p, index_t o, index_t n) const
     {
-        return start + (((a * p.out_channels + o) * rows + n) * size + c) * p.in_channels;
+        return start + ((a * p.out_channels + o) * rows + n) * step(p) + c * p.in_channels;
     }
-    INLINE index_t step(const Problem &p) const { return size * p.in_channels; } /* from row to row */
+    INLINE index_t step(const Problem &p) const { return filter_row_step(size * p.in_channels); }
 };
 
 template <class Function>
 INLINE void for_entries(const Problem &p, const PhaseElements &elements, Function function)
 {
     index_t start = 0;
-    for (index_t f = 0; f < elements.phases; f++) {
+    for_filter_phases(p, elements, [&](index_t f) INLINE_LAMBDA {
         const index_t count = filter_elements(p, elements, f);
         for (index_t b = 0, number = 0; b < p.blocks; b++) {
             const index_t size = p.block[3 * b + 1];
@@ -170,9 +198,9 @@ INLINE void for_entries(const Problem &p, const PhaseElements &elements, Functio
             for (index_t entry = 0; entry < size * size; entry++, number++)
                 function(FilterEntry{number, elements.element[f], start, entry / size, entry % size, size, rows,
                                      p.kind == FACTORED && !in_factors});
-            start += size * size * p.out_channels * rows * p.in_channels;
+            start += size * p.out_channels * rows * filter_row_step(size * p.in_channels);
         }
-    }
+    });
 }
 
 /* Write the blocks of output o. */

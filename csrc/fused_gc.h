@@ -16,12 +16,12 @@ template <class S> INLINE bool fuses_products(const Problem &p)
 /* Copy the blocks of output o to (O, I, order), as fused products read them, behind the blocks. */
 template <typename T> void interleave_blocks(const Problem &p, index_t o, T *blocks)
 {
-    const index_t I = p.in_channels, O = p.out_channels;
+    const index_t I = p.in_channels, O = p.out_channels, step = filter_row_step(I), step2 = filter_row_step(2 * I);
     T *to = blocks + blocks_size(p, 1) + o * I * 8;
     for (index_t i = 0; i < I; i++, to += 8) {
-        for (index_t b = 0; b < 4; b++) to[b] = blocks[(b * O + o) * I + i];
+        for (index_t b = 0; b < 4; b++) to[b] = blocks[(b * O + o) * step + i];
         for (index_t a = 0; a < 2; a++)
-            for (index_t c = 0; c < 2; c++) to[4 + 2 * c + a] = blocks[(4 * O + 2 * (a * O + o) + c) * I + i];
+            for (index_t c = 0; c < 2; c++) to[4 + 2 * c + a] = blocks[4 * O * step + (a * O + o) * step2 + c * I + i];
     }
 }
 

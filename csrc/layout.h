@@ -4,6 +4,9 @@
  *   column   a pixel of a tile as the matrix products see it, phase after phase;
  *   plane    the pixels of a tile with zeros between rows, slices and images, so that a shift by a kernel element is one
  *            offset for all of them.
+ *
+ * Columns follow each other as in a plane, so that a vector of them is one of a plane, too. Small maps would have products
+ * of more zeros than pixels: their columns are packed, pixels alone, and each is moved to and from its place in a plane.
  */
 #pragma once
 #include "arena.h"
@@ -77,6 +80,7 @@ struct Phase {
 struct Layout {
     index_t images = -1, in_size[AXES], out_size[AXES], padding[AXES]; /* what it was made for */
     index_t phases, columns;
+    bool packed; /* whether columns have nothing between them */
     Phase phase[MAX_PHASES];
     index_t slice_step, row_step, image_step, margin, size; /* of a plane */
 
@@ -96,6 +100,7 @@ struct Layout {
             in_size[axis] = t.in_size[axis], out_size[axis] = t.out_size[axis], padding[axis] = new_padding[axis];
         find_phases(p);
         place_planes(p, lanes);
+        packed = packs(p, elements, lanes);
         place_columns(elements, lanes);
         return true;
     }
@@ -113,9 +118,10 @@ struct Layout {
             shift[i] = step(p, i, 0) * slice_step + step(p, i, 1) * row_step + step(p, i, 2);
     }
 
-    /* Write where in a plane each vector of columns lies. */
+    /* Write where in a plane each vector of columns lies; or each column, if they are packed. */
     void write_plane_offsets(index_t lanes, int32_t *plane_offset) const
     {
+        if (packed) return write_places(plane_offset);
         for (index_t f = 0; f < phases; f++) {
             const Phase &ph = phase[f];
             for (index_t c = 0; c < ph.count; c += lanes) {
@@ -130,6 +136,9 @@ struct Layout {
         }
     }
 
+    /* Return the values of a plane from its margin to the end of the last image, in whole pairs of vectors. */
+    INLINE index_t plane_values(index_t lanes) const { return round_up(images * image_step, 2 * lanes); }
+
     /* Whether no output reads the pixels of some phase. */
     INLINE bool has_unread_pixels() const
     {
@@ -139,6 +148,19 @@ struct Layout {
     }
 
 private:
+    void write_places(int32_t *place) const
+    {
+        for (index_t f = 0; f < phases; f++) {
+            const Phase &ph = phase[f];
+            int32_t *next = place + ph.start, *end = next + ph.count;
+            for (index_t image = 0; image < images && ph.count; image++)
+                for (index_t s = 0; s < ph.size[0]; s++)
+                    for (index_t r = 0; r < ph.size[1]; r++)
+                        for (index_t c = 0; c < ph.size[2]; c++)
+                            *next++ = (int32_t)(margin + image * image_step + s * slice_step + r * row_step + c);
+            while (next < end) *next++ = (int32_t)(margin + images * image_step); /* past the last image */
+        }
+    }
     void find_phases(const Problem &p)
     {
         phases = phase_count(p);
@@ -171,14 +193,32 @@ private:
         size = odd_multiple(round_up(margin * 2 + images * image_step + 2 * lanes, lanes), lanes);
     }
 
+    /* Whether packed columns cost less, in products of an image and in moves; bands of it are all alike. */
+    bool packs(const Problem &p, const PhaseElements &elements, index_t lanes) const
+    {
+        index_t pixels = 0, padded = 0;
+        for (index_t f = 0; f < phases; f++)
+            if (elements.count[f]) {
+                pixels += product(phase[f].size);
+                padded += phase[f].size[0] * padded_slice(phase[f], lanes);
+            }
+        return padded * p.in_channels > pixels * (p.in_channels + PACKING_CHANNELS);
+    }
+
     /* Rows that fill vectors need no zeros between them; others lie as in a plane. */
+    INLINE index_t padded_row(const Phase &ph, index_t lanes) const { return ph.size[2] % lanes ? row_step : ph.size[2]; }
+    INLINE index_t padded_slice(const Phase &ph, index_t lanes) const
+    {
+        return round_up(ph.size[1] * padded_row(ph, lanes), lanes);
+    }
+
     void place_columns(const PhaseElements &elements, index_t lanes)
     {
         columns = 0;
         for (index_t f = 0; f < phases; f++) {
             Phase &ph = phase[f];
-            ph.row_step = ph.size[2] % lanes ? row_step : ph.size[2];
-            ph.slice_step = round_up(ph.size[1] * ph.row_step, lanes);
+            ph.row_step = packed ? ph.size[2] : padded_row(ph, lanes);
+            ph.slice_step = packed ? ph.size[1] * ph.size[2] : padded_slice(ph, lanes);
             ph.image_step = ph.size[0] * ph.slice_step;
             ph.start = columns;
             ph.count = elements.count[f] ? round_up(images * ph.image_step, 2 * lanes) : 0;

@@ -9,45 +9,52 @@ namespace {
 template <class S> struct Plan {
     Pass pass;
     bool fused; /* gc layers whose products and transform are one step (fused_gc.h) */
+    bool packed = false; /* whether columns of some tile are */
     Division division;
     Blocking blocking;
     index_t columns = 0, plane = 0, blocks; /* of the largest tile; of a plane; of the filter's blocks */
 
     Plan(const Problem &p, const PhaseElements &elements, Pass of_pass, bool fuses)
-        : pass(of_pass), fused(fuses && pass != BACKWARD), division(divide(p, pass)),
-          blocking(blocking_of<S>(p, pass, fused))
+        : pass(of_pass), fused(fuses && pass != BACKWARD), division(divide(p, pass))
     {
         Layout layout;
         for (index_t band = 0; band < division.bands; band++) { /* later tiles have as many images, or fewer */
             layout.update(p, elements, tile_at(p, division, band, pass), S::lanes);
             columns = larger(columns, layout.columns);
+            packed = packed || layout.packed;
             plane = larger(plane, round_up(layout.size, S::pair));
         }
+        blocking = blocking_of<S>(p, pass, fused, larger(columns, plane / 2));
         blocks = round_up(blocks_size(p, elements) + (fused ? p.out_channels * p.in_channels * p.order : 0), S::pair);
     }
 };
 
 template <class S> struct Thread {
     using T = typename S::Scalar;
-    Array<int32_t> plane_offset; /* of each vector of columns */
+    Array<int32_t> plane_offset; /* of each vector of columns, or of each column if they are packed */
+    Array<int32_t> whole_plane;  /* the same of each vector of a plane, for packed columns moved to one */
     Array<index_t> shift;        /* (elements, order): from an output pixel to the input pixel, in a plane of its phase */
     Array<T> x_fourier;          /* H x, (order, I, columns), or as fused products read it */
     Array<T> x_fourier_grad;
     Array<T> gemm_out;           /* products of a block of outputs, (order, outputs × elements, step) */
     Array<T> padded_out;         /* planes of y or its gradient, of a block of outputs, (outputs, order, plane) */
     Array<T> padded_mid;         /* planes of u, of a separable layer, (phases, outputs, order, plane) */
+    Array<T> mid_plane;          /* a plane of u for packed columns, backward; zeros but in use */
     Array<T> other_phase;        /* one plane, for shifts that have another phase: zeros to read, rubbish to write */
     FilterChannels<S> filter_channels;
     Layout layout;
     T *dblocks, *ddepthwise, *dnorm; /* gradients of the tiles of a part: of the blocks; (O, …); (2, I) */
 
     Thread(Arena &arena, const Problem &p, const Plan<S> &plan)
-        : plane_offset(arena.take<int32_t>(plan.columns / S::lanes)), shift(arena.take<index_t>(p.elements * p.order)),
+        : plane_offset(arena.take<int32_t>(plan.columns / (plan.packed ? 1 : S::lanes))),
+          whole_plane(arena.take<int32_t>(plan.packed ? plan.plane / S::lanes : 0)),
+          shift(arena.take<index_t>(p.elements * p.order)),
           x_fourier(arena.take<T>(p.order * p.in_channels * plan.columns)),
           x_fourier_grad(arena.take<T>(plan.pass == BACKWARD ? x_fourier.size : 0)),
           gemm_out(arena.take<T>(plan.fused ? 0 : p.order * rows(p, plan) * plan.blocking.step)),
           padded_out(arena.take<T>(has_mid(p, plan) ? 0 : planes(p, plan))),
           padded_mid(arena.take<T>(has_mid(p, plan) ? phase_count(p) * planes(p, plan) : 0)),
+          mid_plane(arena.take<T>(plan.packed && plan.pass == BACKWARD ? plan.plane : 0)),
           other_phase(arena.take<T>(plan.plane)), filter_channels(arena, p)
     {
     }
@@ -57,6 +64,8 @@ template <class S> struct Thread {
     {
         if (!layout.update(p, elements, t, S::lanes)) return;
         layout.write_plane_offsets(S::lanes, plane_offset);
+        for (index_t v = 0; v < whole_plane.size; v++) whole_plane[v] = (int32_t)(layout.margin + v * S::lanes);
+        mid_plane.clear();
         layout.write_shifts(p, shift);
         x_fourier.clear();
         padded_out.clear();

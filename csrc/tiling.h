@@ -46,7 +46,9 @@ Division divide(const Problem &p, Pass pass)
         d.bands = ceil_div(pixels, target);
     else
         d.images = larger(1, target / larger(pixels, 1));
-    d.images = larger(1, smaller(d.images, p.batch / (tiles_per_thread * p.threads)));
+    /* Many tiles, but none of a few pixels if that leaves one for each thread. */
+    const index_t most_images = larger(p.batch / (tiles_per_thread * p.threads), TILE_MIN_PIXELS / larger(pixels, 1));
+    d.images = larger(1, smaller(d.images, smaller(most_images, p.batch / p.threads)));
     if (p.batch * d.bands < p.threads) d.bands = ceil_div(p.threads, p.batch);
     d.bands = larger(1, smaller(d.bands, rows / (band_axis(p) == 0 ? BAND_MIN_SLICES : BAND_MIN_ROWS)));
     d.tiles = ceil_div(p.batch, d.images) * d.bands;
@@ -105,14 +107,16 @@ struct Blocking {
 
 INLINE index_t product_elements(const Problem &p) { return p.kind == SEPARABLE ? 1 : p.elements; }
 
-template <class S> Blocking blocking_of(const Problem &p, Pass pass, bool fused)
+/* Divide the products of a tile with that many values of a channel: more outputs at a time where there are few. */
+template <class S> Blocking blocking_of(const Problem &p, Pass pass, bool fused, index_t tile_values)
 {
     const bool backward = pass == BACKWARD;
     const index_t elements = product_elements(p);
     index_t most = backward ? OUTPUTS_BACKWARD : fused ? OUTPUTS_FUSED : OUTPUTS_FORWARD; /* forward, planes of u take room */
     if (p.kind != SEPARABLE) most = larger(1, PRODUCT_ROWS / elements);
-    const index_t outputs = even_part(p.out_channels, most, 1);
     const index_t values = backward ? PRODUCT_VALUES_BACKWARD : PRODUCT_VALUES_FORWARD;
+    if (!fused) most = larger(most, values / (elements * p.order * larger(1, tile_values)));
+    const index_t outputs = even_part(p.out_channels, most, 1);
     const index_t pairs = values / (elements * outputs * p.order) / S::pair;
     const index_t columns = smaller(PRODUCT_MAX_PAIRS, larger(PRODUCT_MIN_PAIRS, pairs)) * S::pair;
     return {outputs, columns, odd_multiple(columns, S::pair)};

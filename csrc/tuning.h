@@ -21,6 +21,9 @@ constexpr int INNER_PRODUCT_ROWS = HAS_32_REGISTERS ? 6 : 3;
 
 /* ---- filters in factors (factored_gemm.h) ---- */
 
+/* Values of a row of a filter's block from which on rows are padded to an odd number of cache lines. Benchmark: converted. */
+constexpr index_t FILTER_MIN_PADDED = 96;
+
 /* Whether blocks of size two of a g layer's filter stay in factors: 18 sums and 4 values need 32 registers.
  * Benchmark: layers, g. */
 constexpr bool USES_FACTORS = HAS_32_REGISTERS;
@@ -29,6 +32,10 @@ constexpr bool USES_FACTORS = HAS_32_REGISTERS;
 constexpr int FACTORED_ELEMENTS = 9;
 
 /* ---- tiles (tiling.h) ---- */
+
+/* Input channels whose products with a pixel cost as much as moving one: columns are packed (layout.h) where that costs
+ * less than products with the zeros between the pixels. Benchmark: converted, layers of 3×3 to 9×9 pixels. */
+constexpr index_t PACKING_CHANNELS = 32;
 
 /* Largest number of pixels and of values of a tile: its transform should stay in the second- or third-level cache.
  * TILE_MIN_PIXELS is the smallest number of pixels, for products of some length. Benchmark: layers, flat around these. */

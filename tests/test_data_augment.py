@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
-from sepgroupy.data import RandomAffine, RandomCropFlip
+from sepgroupy.data import RandomAffine, RandomCropFlip, smooth_field
 from sepgroupy.errors import ArgumentError
 
 
@@ -104,6 +106,41 @@ def test_affine_is_torchvisions_image_by_image(shape):
         torch.testing.assert_close(result[i : i + 1], expected, atol=2e-4, rtol=0)
 
 
+@pytest.mark.parametrize("shape", [(4, 1, 40, 40), (3, 1, 24, 36)])
+def test_a_deformed_ramp_tells_where_each_pixel_was_read(shape):
+    # Bilinear interpolation of a value that grows by 1 with each row (or column) returns the row (or column) itself.
+    count, _, height, width = shape
+    rows, columns = torch.meshgrid(torch.arange(float(height)), torch.arange(float(width)), indexing="ij")
+    rotation, shift, scale, elastic = 30.0, 0.05, 0.1, 0.02
+    augment = RandomAffine(rotation, shift, scale, elastic)
+    read = torch.stack([augment(ramp.expand(shape), seeded(2))[:, 0] for ramp in (rows, columns)], 1).double()
+    generator = seeded(2)
+    angles, factors, *shifts = (2 * torch.rand(4, count, generator=generator) - 1).double()  # in the documented order
+    size = torch.tensor([height, width]).double()
+    for i, field in enumerate(smooth_field(count, (height, width), generator).double()):
+        angle, factor = math.radians(rotation) * angles[i], 1 + scale * factors[i]
+        place = torch.stack([rows, columns]).double() - (size[:, None, None] - 1) / 2
+        place = place - shift * torch.stack([shifts[0][i], shifts[1][i]])[:, None, None] * size[:, None, None]
+        back = torch.stack([  # by the opposite angle; counter-clockwise is from the columns' axis to rows that decrease
+            angle.cos() * place[0] + angle.sin() * place[1], angle.cos() * place[1] - angle.sin() * place[0]
+        ])  # fmt: skip
+        expected = back / factor + (size[:, None, None] - 1) / 2 + elastic * size[:, None, None] * field
+        inside = ((expected >= 0) & (expected <= size[:, None, None] - 1)).all(0)
+        assert inside.sum() > 0.5 * inside.numel()
+        torch.testing.assert_close(read[i][:, inside], expected[:, inside], atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(28, 20), (9, 8, 12)])
+def test_a_smooth_field_is_standard_normal_at_its_nodes(size):
+    fields = smooth_field(3000, size, seeded(0))
+    assert fields.shape == (3000, len(size), *size)
+    corner = fields[(..., *[0] * len(size))]
+    assert abs(corner.mean()) < 4 / 6000**0.5
+    assert corner.std() == pytest.approx(1, abs=4 / 12000**0.5)
+    steps = fields.diff(dim=-1).abs().amax(dim=tuple(range(1, fields.ndim)))
+    assert steps.mean() < 8 * 4 / (size[-1] - 1)  # a few units from node to node, spread over the pixels between
+
+
 def test_affine_draws_are_uniform_and_each_image_has_its_own():
     # A bright pixel right of the centre tells how far it went and by which angle.
     images = torch.zeros(4000, 1, 65, 65)
@@ -121,7 +158,7 @@ def test_affine_draws_are_uniform_and_each_image_has_its_own():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"rotation": -1.0}, "rotation"), ({"shift": float("nan")}, "shift"), ({"scale": 1.0}, "scale")],
+    [({"rotation": -1.0}, "rotation"), ({"shift": float("nan")}, "shift"), ({"scale": 1.0}, "scale"), ({"elastic": -0.1}, "elastic")],
 )
 def test_affine_refuses_what_cannot_be(options, message):
     with pytest.raises(ArgumentError, match=rf"{message} \(={options[message]}\)"):

@@ -477,6 +477,29 @@ def test_a_volume_is_augmented_by_rotations_about_any_axis_and_filled_with_the_m
     assert torch.equal(augment(rod[None], 3, 1)[0], augment(rod[None], 3, 1)[0])
 
 
+def test_an_image_and_its_mask_are_deformed_alike(tmp_path: Path) -> None:
+    still = {"rotation": 0.0, "shift": 0.0, "scale": 0.0, "hflip": False, "vflip": False, "elastic": 0.03}
+    config = config_on(tmp_path, tmp_path, task="segmentation", model="p4m-unet", recipe="plain", **still)
+    augment = Augmentation.of(config, [0.0])
+    assert augment is not None
+    rows = torch.arange(40.0)[:, None].expand(40, 40)  # a pixel's value is its row: where it was read
+    image, mask = augment(rows[None], rows.long(), 5)
+    inside = slice(6, -6)
+    read = image[0, inside, inside]
+    assert 0.3 < float((read - rows[inside, inside]).std()) < 40 * 0.03 * 2
+    assert torch.equal(mask[inside, inside], read.round().long())
+
+
+def test_a_volume_is_deformed(tmp_path: Path) -> None:
+    still = {"rotation": 0.0, "shift": 0.0, "scale": 0.0, "elastic": 0.03}
+    augment = Augmentation.of(config_on(tmp_path, tmp_path, model="o-resnet", recipe="plain", **still), [0.0])
+    assert augment is not None
+    ramp = torch.arange(20.0)[:, None, None].expand(20, 20, 20)
+    read = augment(ramp[None], 0, 5)[0][0, 4:-4, 4:-4, 4:-4] - ramp[4:-4, 4:-4, 4:-4]
+    assert 0.1 < float(read.std()) < 20 * 0.03 * 2
+    assert float(read.diff(dim=2).abs().max()) < 1  # smooth
+
+
 # ---- the command ---------------------------------------------------------------------------------------------------
 
 Command = Callable[..., tuple[int, str, str]]

@@ -391,11 +391,25 @@ def test_random_problems() -> None:
         "with residual",
         "lifted",
         "gc of long rows",
+        "of packed columns",
         "on shuffled p4m",
         "1 threads",
         "2 threads",
     )
     assert min(counts[name] for name in (*KINDS, *what)) > 2
+
+
+@pytest.mark.parametrize(
+    "group", [D2, C4, D4, stress.SHUFFLED, as_group("reflection", 1), as_group("C4", 3)], ids=lambda group: group.name
+)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_small_maps_of_many_channels(group: PointGroup, kind: str, stride: int) -> None:
+    for width, dtype, tolerance in ((2, torch.float64, 1e-11), (3, torch.float32, 1e-4), (5, torch.float32, 1e-4)):
+        spec = ConvSpec.parse(group, "dense", 3, stride, 1)
+        problem = stress.Problem(spec, 3, 96, 4, (width,) * group.dimension, dtype, kind, True, True, 2)
+        assert problem.is_packed
+        assert problem.check() < tolerance, problem
 
 
 @pytest.mark.parametrize("group", [C1, D2, C4, D4, stress.DIAGONAL, stress.SHUFFLED], ids=lambda group: group.name)

@@ -150,6 +150,11 @@ class Problem:
         usual = self.spec.group == D4 and self.kind == "gc" and self.dtype is torch.float32
         return usual and self.spec.stride == (1, 1) and self.size[-1] % 16 == 0
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether the kernels pack the columns of products, which the zeros around small maps would multiply."""
+        return self.inputs >= 96 and max(self.size) <= 5 and self.spec.padding != (0,) * len(self.spec.padding)
+
     @classmethod
     def draw(cls, chance: random.Random) -> Problem:
         """Draw a problem that is not too long; one in ten is empty, and images are tiny, wide, tall or large.
@@ -159,16 +164,20 @@ class Problem:
         usual = chance.random() < 0.3
         groups = chance.choice(((D4,), VOLUMES) if usual else (GROUPS, GROUPS, GROUPS, VOLUMES, VOLUMES, SIGNALS))
         while True:
-            group, large = chance.choice(groups), chance.random() < 0.2
+            group, large, deep = chance.choice(groups), chance.random() < 0.2, chance.random() < 0.2
             volume = group.dimension == 3  # of few channels, or only the smallest volumes would not be too long
             sizes = [chance.choice((1, 2, 3, 5, 8, 9, 16, 17, 31, 32)) for _ in range(group.dimension)]
-            if large:
+            if deep:
+                sizes = [chance.choice((1, 2, 3, 5)) for _ in sizes]
+            elif large:
                 sizes[chance.randrange(group.dimension)] = chance.randrange(60, 400)
-            if usual and not volume:
+            if usual and not volume and not deep:
                 sizes[1] = -(-sizes[1] // 16) * 16  # rows fill vectors of any width
             few, many = (1, 2, 3, 5, 8, 13), (1, 3, 4, 6, 9, 25, 40)
             channels = [chance.choice(few[:4] if volume else few if large else many) for _ in range(2)]
             counts = [chance.choice((1, 1, 2) if volume else (1, 1, 2, 3, 7, 40)), *channels]
+            if deep:  # of more channels than pixels, as the last stages of networks
+                counts[1] = chance.choice((96, 130))
             if chance.random() < 0.1:
                 counts[chance.randrange(3)] = 0
             kernel, stride, padding, dilation = (
@@ -423,6 +432,7 @@ def check(problems: int, seed: int = 0) -> Counter[str]:
             counts["of a pixel"] += set(problem.size) == {1}
             counts[f"in {problem.spec.dimension}-D"] += 1
             counts["gc of long rows"] += problem.is_fused
+            counts["of packed columns"] += problem.is_packed
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)

@@ -6,6 +6,7 @@ from ._amat import AMAT_FILES as AMAT_FILES
 from ._amat import load_amat as load_amat
 from ._augment import RandomAffine as RandomAffine
 from ._augment import RandomCropFlip as RandomCropFlip
+from ._augment import smooth_field as smooth_field
 from ._cifar import load_cifar10 as load_cifar10
 from ._idx import IdxFiles as IdxFiles
 from ._idx import read_idx as read_idx
@@ -48,6 +49,7 @@ __all__ = [
     "open_images",
     "read_idx",
     "rotate",
+    "smooth_field",
     "write_microscopy",
     "write_synthetic_cifar10",
 ]

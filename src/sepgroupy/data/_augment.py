@@ -1,13 +1,14 @@
-"""Random crops, flips, rotations, shifts and scales of whole batches, each image by its own."""
+"""Random crops, flips, rotations, shifts, scales and deformations of whole batches, each image by its own."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import interpolate, pad
 
 from .._devices import send
 from ..errors import ArgumentError
@@ -66,9 +67,15 @@ class RandomCropFlip:
         return pad(images, [self.padding] * 4).flatten(2).gather(2, index).view(images.shape)
 
 
+_NODES = 5  # of the grid of an elastic deformation, on each axis
+
+
 @dataclass(frozen=True)
 class RandomAffine:
-    """A random scale, rotation and shift of each image, bilinear, zeros coming in. For training images only.
+    """A random scale, rotation, shift and elastic deformation of each image, zeros coming in. For training images only.
+
+    ``y(p) = x(R(-θ)(p − t)/s + field(p))``, interpolated bilinearly. The field of an elastic deformation is smooth: its
+    values at 5×5 nodes that span the image are drawn from a normal distribution, and it is bicubic between them.
 
     Unlike ``torchvision.transforms.v2.RandomAffine``, which draws once for a batch, every image has its own draw: the
     angle is uniform in ±rotation, the factor in 1 ± scale, the shift in ±shift on either axis.
@@ -77,6 +84,7 @@ class RandomAffine:
         rotation: largest angle in degrees; 180 for every orientation.
         shift: largest shift, in parts of the image's height and width.
         scale: largest change of the size.
+        elastic: standard deviation of the displacement at a node, in parts of the image's height and width.
 
     Raises:
         ArgumentError: a value is negative or not finite, or ``scale`` is not below 1.
@@ -85,12 +93,14 @@ class RandomAffine:
     rotation: float = 0.0
     shift: float = 0.0
     scale: float = 0.0
+    elastic: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value, least_wrong in (
             ("rotation", self.rotation, math.inf),
             ("shift", self.shift, math.inf),
             ("scale", self.scale, 1.0),
+            ("elastic", self.elastic, math.inf),
         ):
             if not 0 <= value < least_wrong:
                 raise ArgumentError(f"{name} (={value!r}) must be in [0, {least_wrong:g})")
@@ -100,7 +110,7 @@ class RandomAffine:
         images: Tensor,  # (N, C, Y, X), floating point, on any device
         generator: Generator | None = None,  # on the CPU, so that the draw is the same on every device
     ) -> Tensor:
-        """Return a batch of the same shape; angles, factors and shifts are drawn in this order.
+        """Return a batch of the same shape; angles, factors, shifts and displacements are drawn in this order.
 
         Raises:
             ArgumentError: the images have another number of axes, or are not floating point.
@@ -110,4 +120,13 @@ class RandomAffine:
             raise ArgumentError(f"images must be floating point of shape (N, C, Y, X), not {shape}")
         drawn = send(2 * torch.rand(4, len(images), generator=generator) - 1, images.device).to(images.dtype)
         angles, factors = math.radians(self.rotation) * drawn[0], 1 + self.scale * drawn[1]
-        return move(images, angles, factors, self.shift * drawn[2:].T)
+        field = None
+        if self.elastic:
+            field = self.elastic * send(smooth_field(len(images), images.shape[-2:], generator), images.device)
+        return move(images, angles, factors, self.shift * drawn[2:].T, field)
+
+
+def smooth_field(count: int, size: Sequence[int], generator: Generator | None = None) -> Tensor:
+    """Draw fields of displacements (N, d, …) of pixels or voxels, standard normal at 5 nodes along each of d axes."""
+    nodes = torch.randn(count, len(size), *[_NODES] * len(size), generator=generator)
+    return interpolate(nodes, list(size), mode="bicubic" if len(size) == 2 else "trilinear", align_corners=True)

@@ -59,12 +59,18 @@ def move(
     angles: Tensor,  # (N,) in radians
     scales: Tensor,  # (N,)
     shifts: Tensor,  # (N, 2): down and to the right, in parts of the image's height and width
+    field: Tensor | None = None,  # (N, 2, Y, X), of the same kind
 ) -> Tensor:
-    """Scale each image, rotate it counter-clockwise, and shift it: ``y(p) = x(R(-θ)(p - t)/s)``, as :func:`rotate`."""
+    """Scale each image, rotate it counter-clockwise, and shift it: ``y(p) = x(R(-θ)(p - t)/s)``, as :func:`rotate`.
+
+    With a field of displacements, ``y(p) = x(R(-θ)(p - t)/s + field(p))``.
+    """
     rows, columns = images.shape[-2:]
     cos, sin = angles.cos() / scales, angles.sin() / scales
     # grid_sample's coordinates are (x, y), y pointing down, with the edges of the image at -1 and 1.
     inverse = torch.stack([cos, -sin * rows / columns, sin * columns / rows, cos], 1).view(-1, 2, 2)
     matrix = torch.cat([inverse, inverse @ (-2 * shifts.flip(1)).unsqueeze(2)], 2)
     grid = affine_grid(matrix, list(images.shape), align_corners=False)
+    if field is not None:
+        grid = grid + 2 * field.flip(1).permute(0, 2, 3, 1)
     return grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

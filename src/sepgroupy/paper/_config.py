@@ -73,6 +73,7 @@ MODERN: dict[str, dict[str, Any]] = {
         "rotation": 180.0,
         "shift": 0.04,
         "scale": 0.1,
+        "elastic": 0.025,
         "label_smoothing": 0.05,
         "ema": 0.99,
     },

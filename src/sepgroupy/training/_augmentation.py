@@ -1,4 +1,4 @@
-"""Random flips, rotations, shifts and scales of one image and its mask, by torchvision, and of one volume."""
+"""Random flips, motions and deformations of one image and its mask, by torchvision, and of one volume."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
+from ..data import smooth_field
 from ._objective import IGNORE
 
 if TYPE_CHECKING:
@@ -46,8 +47,9 @@ class Augmentation:
             transforms.append(v2.RandomHorizontalFlip())
         if config.vflip:
             transforms.append(v2.RandomVerticalFlip())
-        if config.dimension == 3 and (config.rotation or config.shift or config.scale):
-            transforms.append(_RandomMotion(config.rotation, config.shift, config.scale, tuple(fill)))
+        if config.dimension == 3:
+            amounts = config.rotation, config.shift, config.scale, config.elastic
+            transforms += [_RandomMotion(*amounts, tuple(fill))] if any(amounts) else []
         elif config.rotation or config.shift or config.scale:
             transforms.append(
                 v2.RandomAffine(
@@ -58,6 +60,8 @@ class Augmentation:
                     fill=filled,
                 )
             )
+        if config.dimension == 2 and config.elastic:
+            transforms.append(_RandomElastic(config.elastic, filled))
         if config.crop:
             transforms.append(_RandomCrop(config.crop, filled))
         return cls(tuple(transforms), config.task == "segmentation") if transforms else None
@@ -81,15 +85,16 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class _RandomMotion:
-    """A random rotation of a cubic volume (C, Z, Y, X) about its center, a scale and a shift, trilinear.
+    """A random rotation of a cubic volume (C, Z, Y, X) about its center, a scale, a shift and a deformation, trilinear.
 
-    ``y(p) = x(R⁻¹(p − t)/s)``: R rotates by an angle in ±rotation degrees about an axis in any direction, s is in
-    1 ± scale, and t in ±shift, in parts of the volume's side.
+    ``y(p) = x(R⁻¹(p − t)/s + field(p))``: R rotates by an angle in ±rotation degrees about an axis in any direction, s
+    is in 1 ± scale, and t in ±shift, in parts of the volume's side. The field is as of RandomAffine, but trilinear.
     """
 
     rotation: float
     shift: float
     scale: float
+    elastic: float
     fill: tuple[float, ...]
 
     def __call__(self, volume: Tensor) -> Tensor:
@@ -102,9 +107,30 @@ class _RandomMotion:
         inverse = inverse / (1 + self.scale * factor)
         matrix = torch.cat([inverse, inverse @ (-2 * self.shift * torch.stack(shift))[:, None]], 1)
         grid = affine_grid(matrix[None], [1, *volume.shape], align_corners=False)  # whose sides are 2
+        if self.elastic:
+            grid = grid + 2 * self.elastic * smooth_field(1, volume.shape[-3:]).flip(1).permute(0, 2, 3, 4, 1)
         fill = torch.tensor(self.fill).view(-1, 1, 1, 1)
         moved = grid_sample(volume.as_subclass(Tensor)[None] - fill, grid, mode="bilinear", align_corners=False)
         return moved[0] + fill
+
+
+@dataclass(frozen=True)
+class _RandomElastic:
+    """A random elastic deformation, as of RandomAffine."""
+
+    elastic: float
+    fill: Any
+
+    def __call__(self, *images: Any) -> Any:
+        from torchvision.transforms.v2 import InterpolationMode, functional
+
+        size = images[0].shape[-2:]
+        displacement = 2 * self.elastic * smooth_field(1, size).flip(1).permute(0, 2, 3, 1)
+        moved = [
+            functional.elastic(image, displacement, InterpolationMode.BILINEAR, self.fill[type(image)])
+            for image in images
+        ]
+        return moved if len(moved) > 1 else moved[0]
 
 
 @dataclass(frozen=True)

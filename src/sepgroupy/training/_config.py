@@ -78,6 +78,8 @@ class TrainingConfig:
     """Shift each training image at random by up to this part of its height and width."""
     scale: Annotated[FiniteFloat, Field(ge=0, lt=1)] = 0.0
     """Scale each training image by a random factor in 1 ± scale."""
+    elastic: Annotated[FiniteFloat, Field(ge=0, le=1)] = 0.0
+    """Deform each training image by smooth random displacements of this deviation, in parts of its height and width."""
     label_smoothing: Annotated[FiniteFloat, Field(ge=0, lt=1)] = 0.0
     """Part of the target probability that is spread over all classes. It is in train_loss, not in the test loss."""
     schedule: Literal["step", "cosine"] = "step"

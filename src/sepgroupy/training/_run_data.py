@@ -114,7 +114,8 @@ class MemoryData(RunData):
         """Yield batches of ``batch_size`` images, the last one smaller if they do not divide."""
         c = self.config
         crop_flip = RandomCropFlip(c.crop, c.hflip) if c.crop or c.hflip else None
-        affine = RandomAffine(c.rotation, c.shift, c.scale) if c.rotation or c.shift or c.scale else None
+        amounts = c.rotation, c.shift, c.scale, c.elastic
+        affine = RandomAffine(*amounts) if any(amounts) else None
         order = epoch_order(self.train_images, c.seed, epoch).split(c.batch_size)
         for position, indices in enumerate(order[first:], start=first):
             step = epoch * self.steps + position
