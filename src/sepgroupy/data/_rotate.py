@@ -60,6 +60,7 @@ def move(
     scales: Tensor,  # (N,)
     shifts: Tensor,  # (N, 2): down and to the right, in parts of the image's height and width
     field: Tensor | None = None,  # (N, 2, Y, X), of the same kind
+    mode: str = "bilinear",
 ) -> Tensor:
     """Scale each image, rotate it counter-clockwise, and shift it: ``y(p) = x(R(-θ)(p - t)/s)``, as :func:`rotate`.
 
@@ -73,4 +74,4 @@ def move(
     grid = affine_grid(matrix, list(images.shape), align_corners=False)
     if field is not None:
         grid = grid + 2 * field.flip(1).permute(0, 2, 3, 1)
-    return grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return grid_sample(images, grid, mode=mode, padding_mode="zeros", align_corners=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import math
 from dataclasses import dataclass
 from os import PathLike
@@ -19,6 +20,8 @@ from ._config import RunConfig
 from ._digits import load_digits
 
 __all__ = ["ANGLES", "FIGURE", "DemoRow", "demo"]
+
+_log = logging.getLogger(__name__)
 
 NETWORKS = {"z2cnn": "Z2CNN", "gc-p4cnn": "gc-P4CNN"}
 # Much shorter than the paper's, for two minutes on two cores.
@@ -71,6 +74,7 @@ def demo(
 
 
 def _row(name: str, title: str, folder: Path, progress: bool) -> DemoRow:
+    _log.info("%s: %s", name, folder)
     result = train(RunConfig.for_task("rotmnist", model=name, folder=str(folder), **SCHEDULE), progress)
     model = load_model(folder)
     rotated, upright = load_digits().test, load_digits(rotated=False).test
