@@ -132,7 +132,7 @@ INLINE void inner_products_block(index_t count, const T *a, index_t a_step, cons
     for (int m = 0; m < Rows; m++) add_sums<S>(sum[m], c + m * c_step, columns);
 }
 
-/* C (rows × columns) += A Bᵀ, both with values along their rows; count is a multiple of S::pair. */
+/* C (rows × columns) += A Bᵀ, both with values along their rows; count is a multiple of S::wide_lanes. */
 template <class S, typename T = typename S::Scalar>
 NOINLINE void inner_products(index_t rows, index_t columns, index_t count, const T *a, index_t a_step, const T *b,
                              index_t b_step, T *c, index_t c_step)

@@ -72,7 +72,7 @@ struct Phase {
     index_t remainder[AXES];
     index_t size[AXES];                              /* of its pixels in one image of the tile */
     index_t slice_step, row_step, image_step, start; /* in columns of the tile */
-    index_t count;                                   /* of columns, a multiple of S::pair */
+    index_t count;                                   /* of columns, whole wide vectors; unless packed, whole pairs */
 };
 
 /* ---- layouts ---- */
@@ -84,8 +84,8 @@ struct Layout {
     Phase phase[MAX_PHASES];
     index_t slice_step, row_step, image_step, margin, size; /* of a plane */
 
-    /* Lay out a tile for vectors of `lanes` values; return whether anything changed. */
-    bool update(const Problem &p, const PhaseElements &elements, const Tile &t, index_t lanes)
+    /* Lay out a tile for vectors of `lanes` values, and products of `wide` ones; return whether anything changed. */
+    bool update(const Problem &p, const PhaseElements &elements, const Tile &t, index_t lanes, index_t wide)
     {
         index_t new_padding[AXES], same = images == t.images;
         for (int axis = 0; axis < AXES; axis++) {
@@ -101,7 +101,7 @@ struct Layout {
         find_phases(p);
         place_planes(p, lanes);
         packed = packs(p, elements, lanes);
-        place_columns(elements, lanes);
+        place_columns(elements, lanes, wide);
         return true;
     }
 
@@ -212,7 +212,7 @@ private:
         return round_up(ph.size[1] * padded_row(ph, lanes), lanes);
     }
 
-    void place_columns(const PhaseElements &elements, index_t lanes)
+    void place_columns(const PhaseElements &elements, index_t lanes, index_t wide)
     {
         columns = 0;
         for (index_t f = 0; f < phases; f++) {
@@ -221,10 +221,10 @@ private:
             ph.slice_step = packed ? ph.size[1] * ph.size[2] : padded_slice(ph, lanes);
             ph.image_step = ph.size[0] * ph.slice_step;
             ph.start = columns;
-            ph.count = elements.count[f] ? round_up(images * ph.image_step, 2 * lanes) : 0;
+            ph.count = elements.count[f] ? round_up(images * ph.image_step, packed ? wide : 2 * lanes) : 0;
             columns += ph.count;
         }
-        columns = odd_multiple(columns, 2 * lanes);
+        columns = odd_multiple(round_up(columns, 2 * lanes), 2 * lanes);
     }
 };
 

@@ -19,7 +19,7 @@ template <class S> struct Plan {
     {
         Layout layout;
         for (index_t band = 0; band < division.bands; band++) { /* later tiles have as many images, or fewer */
-            layout.update(p, elements, tile_at(p, division, band, pass), S::lanes);
+            layout.update(p, elements, tile_at(p, division, band, pass), S::lanes, S::wide_lanes);
             columns = larger(columns, layout.columns);
             packed = packed || layout.packed;
             plane = larger(plane, round_up(layout.size, S::pair));
@@ -62,7 +62,7 @@ template <class S> struct Thread {
     /* Lay a tile out, and put zeros wherever this layout has them. */
     void prepare(const Problem &p, const PhaseElements &elements, const Tile &t)
     {
-        if (!layout.update(p, elements, t, S::lanes)) return;
+        if (!layout.update(p, elements, t, S::lanes, S::wide_lanes)) return;
         layout.write_plane_offsets(S::lanes, plane_offset);
         for (index_t v = 0; v < whole_plane.size; v++) whole_plane[v] = (int32_t)(layout.margin + v * S::lanes);
         mid_plane.clear();

@@ -113,8 +113,8 @@ def test_affine_is_torchvisions_image_by_image(shape):
 
 @pytest.mark.parametrize("shape", [(4, 1, 40, 40), (3, 1, 24, 36)])
 def test_a_deformed_ramp_tells_where_each_pixel_was_read(shape):
-    # Interpolation of a value that grows by 1 with each row (or column) returns the row (or column) itself: exactly if it
-    # is bilinear, within 0.05 by the cubic of grid_sample.
+    # Interpolation of a value that grows by 1 with each row (or column) returns the row (or column) itself: exactly
+    # if it is bilinear, within 0.05 by the cubic of grid_sample.
     count, _, height, width = shape
     rows, columns = torch.meshgrid(torch.arange(float(height)), torch.arange(float(width)), indexing="ij")
     rotation, shift, scale, elastic = 30.0, 0.05, 0.1, 0.02
