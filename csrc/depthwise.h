@@ -276,7 +276,8 @@ INLINE void depthwise_backward(const Problem &p, const PhaseElements &phases, co
                 from[k] = same ? w.padded_out + (o * p.order + g) * l.size - w.shift[i] : w.other_phase.data;
             }
             if (!l.packed) {
-                depthwise_backward_values<S>(weight, from, w.plane_offset + range.column / S::lanes, row, count, total, elements);
+                const int32_t *plane_offset = w.plane_offset + range.column / S::lanes;
+                depthwise_backward_values<S>(weight, from, plane_offset, row, count, total, elements);
                 continue;
             }
             const int32_t *place = w.plane_offset + range.column;
@@ -284,7 +285,7 @@ INLINE void depthwise_backward(const Problem &p, const PhaseElements &phases, co
             spread(place, count, row, w.mid_plane.data);
             depthwise_backward_values<S>(weight, from, w.whole_plane, values, l.plane_values(S::lanes), total, elements);
             collect(place, count, w.mid_plane.data, row);
-            memset(values, 0, l.plane_values(S::lanes) * sizeof(T));
+            memset(values, 0, l.plane_values(S::lanes) * sizeof(T)); /* another phase has pixels elsewhere */
         }
         with_transform(p, basis, [&](auto transform) INLINE_LAMBDA {
             forward_of_rows<S>(rows, group_step, count, transform);

@@ -3,8 +3,8 @@
  *     (size, O, elements, size·I) for W[(a,o,k), (c,i)] = Σ_h irrep[a,c,h] w[o,i,h,k].
  *
  * Rows of (c,i) are filter_row_step(size·I) values apart.
- * Separable filters have the blocks of their pointwise factor, as one element, once for all phases. A filter in factors is multiplied out, but
- * for blocks that stay in factors (tuning.h): these have the blocks of the pointwise factor, too.
+ * Separable filters have the blocks of their pointwise factor, as one element, once for all phases. A filter in factors is
+ * multiplied out, but for blocks that stay in factors (tuning.h): these have the blocks of the pointwise factor, too.
  */
 #pragma once
 #include "gemm.h"
@@ -54,7 +54,9 @@ INLINE void for_filter_phases(const Problem &p, const PhaseElements &elements, F
 INLINE index_t blocks_size(const Problem &p, const PhaseElements &elements)
 {
     index_t total = 0;
-    for_filter_phases(p, elements, [&](index_t f) INLINE_LAMBDA { total += blocks_size(p, filter_elements(p, elements, f)); });
+    for_filter_phases(p, elements, [&](index_t f) INLINE_LAMBDA {
+        total += blocks_size(p, filter_elements(p, elements, f));
+    });
     return total;
 }
 

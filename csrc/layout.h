@@ -148,6 +148,7 @@ struct Layout {
     }
 
 private:
+    /* Write where in a plane each packed column lies. */
     void write_places(int32_t *place) const
     {
         for (index_t f = 0; f < phases; f++) {
@@ -161,6 +162,7 @@ private:
             while (next < end) *next++ = (int32_t)(margin + images * image_step); /* past the last image */
         }
     }
+
     void find_phases(const Problem &p)
     {
         phases = phase_count(p);

@@ -87,7 +87,7 @@ OPTIONS = {  # of every field of RunConfig that is not the task: the option's wo
     "crop": "--crop 3", "hflip": "--hflip", "precision": "--precision 16-mixed", "device": "--device cpu",
     "seed": "--seed 13", "warmup": "--warmup 14", "clip": "--clip 1.5", "devices": "--devices 16",
     "nodes": "--nodes 17", "strategy": "--strategy ddp", "sync_batchnorm": "--sync-batchnorm",
-    "rotation": "--rotation 18", "shift": "--shift 0.19", "scale": "--scale 0.2",
+    "rotation": "--rotation 18", "shift": "--shift 0.19", "scale": "--scale 0.2", "elastic": "--elastic 0.03",
     "label_smoothing": "--label-smoothing 0.21", "schedule": "--schedule cosine", "ema": "--ema 0.22",
     "validation": "--validation 23", "weights": "--weights there", "folder": "--folder place",
     "init": "--init variance", "select": "--select best", "patience": "--patience 24", "accumulate": "--accumulate 25",

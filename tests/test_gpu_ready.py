@@ -234,7 +234,8 @@ def light_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
 def test_compiled_training_resumes_and_leaves_the_same_keys(
     few: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, light_compiler: list[Any]
 ) -> None:
-    compiled = {"epochs": 2, "model": "gc-p4cnn-small", "optimizer": "sgd", "compile": True}
+    # Few small steps: where a ReLU or a maximum is at its kink, rounding takes compiled and eager steps apart.
+    compiled = {"epochs": 2, "model": "gc-p4cnn-small", "optimizer": "sgd", "lr": 1e-4, "compile": True}
     train(small_run(tmp_path / "whole", **compiled))
     assert len(light_compiler) == 2  # of whole batches and of the last one: no graph break, no recompilation
     train(small_run(tmp_path / "eager", **compiled | {"compile": False}))
@@ -247,7 +248,7 @@ def test_compiled_training_resumes_and_leaves_the_same_keys(
     (state, _), (eager, _) = outcome(tmp_path / "whole"), outcome(tmp_path / "eager")
     assert state.keys() == eager.keys()
     for name, value in state.items():
-        torch.testing.assert_close(value, eager[name], atol=1e-3, rtol=1e-2, msg=name)
+        torch.testing.assert_close(value, eager[name], atol=1e-5, rtol=1e-3, msg=name)
 
 
 # ---- the Fourier backend in compiled programs ------------------------------------------------------------------------

@@ -164,7 +164,7 @@ class Problem:
         usual = chance.random() < 0.3
         groups = chance.choice(((D4,), VOLUMES) if usual else (GROUPS, GROUPS, GROUPS, VOLUMES, VOLUMES, SIGNALS))
         while True:
-            group, large, deep = chance.choice(groups), chance.random() < 0.2, chance.random() < 0.2
+            group, large, deep = chance.choice(groups), chance.random() < 0.2, chance.random() < 0.1
             volume = group.dimension == 3  # of few channels, or only the smallest volumes would not be too long
             sizes = [chance.choice((1, 2, 3, 5, 8, 9, 16, 17, 31, 32)) for _ in range(group.dimension)]
             if deep:
