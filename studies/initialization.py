@@ -11,7 +11,7 @@ decide are those on 800 held-out training digits, never those on test digits.
 from __future__ import annotations
 
 import argparse
-import csv
+import logging
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,11 +22,10 @@ from torch import Tensor, nn
 
 import sepgroupy
 from sepgroupy import GroupConv2d, LiftingConv2d
-from sepgroupy._files import atomic
 from sepgroupy.paper import RunConfig
 from sepgroupy.training import train
 
-Row = dict[str, str]
+from ._table import Row, read_table, write_table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results" / "initialization" / "runs.csv"
@@ -72,7 +71,7 @@ def runs(folder: Path) -> Iterator[tuple[Row, RunConfig]]:
 def measure(folder: Path) -> list[Row]:
     """Train what the table lacks, write each result into it at once, and return its rows."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = read_table()
+    rows = read_table(RESULTS)
     done = [{name: row[name] for name in HEAD[:-1]} for row in rows]
     for run, config in runs(folder):
         if run in done:
@@ -81,19 +80,8 @@ def measure(folder: Path) -> list[Row]:
             torch.save(draw(run["model"], float(run["scale"]), int(run["seed"])), config.weights)
         rows.append(run | {"validation_error": str(train(config).validation_error)})
         print(*rows[-1].values(), flush=True)
-        with atomic(RESULTS) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, HEAD, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_table(RESULTS, HEAD, rows)
     return rows
-
-
-def read_table() -> list[Row]:
-    """Return the rows of the table."""
-    if not RESULTS.exists():
-        return []
-    with RESULTS.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def table(rows: list[Row]) -> str:
@@ -135,6 +123,8 @@ def deep(depths: tuple[int, ...] = (2, 5, 10, 20, 40), channels: int = 8) -> str
 
 def main() -> None:
     """Run the study."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("sepgroupy").setLevel(logging.INFO)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "initialization", help="folder of the runs")
     parser.add_argument("--deep", action="store_true", help="only the counter-example; nothing is trained")

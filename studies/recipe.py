@@ -10,18 +10,17 @@ probabilities averaged over four rotations.
 from __future__ import annotations
 
 import argparse
-import csv
+import logging
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from sepgroupy._files import atomic
 from sepgroupy.paper import RunConfig
 from sepgroupy.training import load_model, score, train
 
-Row = dict[str, str]
+from ._table import Row, read_table, write_table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results" / "recipe" / "runs.csv"
@@ -55,7 +54,7 @@ def runs(folder: Path) -> list[tuple[Row, RunConfig]]:
 
 def measure(folder: Path) -> list[Row]:
     """Train what the table lacks, write each result into it at once, and return its rows."""
-    rows = read_table()
+    rows = read_table(RESULTS)
     done = [{name: row[name] for name in HEAD[:3]} for row in rows]
     for run, config in runs(folder):
         if run in done:
@@ -67,19 +66,8 @@ def measure(folder: Path) -> list[Row]:
         errors = [score(model, digits, rotations=rotations).error for rotations in (1, 4)]
         rows.append(run | dict(zip(HEAD[3:], map("{:.3f}".format, errors), strict=True)))
         print(*rows[-1].values(), flush=True)
-        with atomic(RESULTS) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, HEAD, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_table(RESULTS, HEAD, rows)
     return rows
-
-
-def read_table() -> list[Row]:
-    """Return the rows of the table."""
-    if not RESULTS.exists():
-        return []
-    with RESULTS.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def table(rows: list[Row], split: str) -> str:
@@ -100,6 +88,8 @@ def table(rows: list[Row], split: str) -> str:
 
 def main() -> None:
     """Run the study."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("sepgroupy").setLevel(logging.INFO)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "recipe", help="folder of the runs")
     rows = measure(parser.parse_args().runs)

@@ -128,6 +128,9 @@ class RandomAffine:
 
 
 def smooth_field(count: int, size: Sequence[int], generator: Generator | None = None) -> Tensor:
-    """Draw fields of displacements (N, d, …) of pixels or voxels, standard normal at 5 nodes along each of d axes."""
+    """Draw smooth fields of displacements (N, d, *size), standard normal at 5 nodes along each of the d axes.
+
+    Between the nodes an image's field (d = 2) is bicubic, a volume's (d = 3) trilinear.
+    """
     nodes = torch.randn(count, len(size), *[_NODES] * len(size), generator=generator)
     return interpolate(nodes, list(size), mode="bicubic" if len(size) == 2 else "trilinear", align_corners=True)
