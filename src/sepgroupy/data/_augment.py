@@ -128,7 +128,7 @@ class RandomAffine:
 
 
 def smooth_field(count: int, size: Sequence[int], generator: Generator | None = None) -> Tensor:
-    """Draw smooth fields of displacements (N, d, *size), standard normal at 5 nodes along each of the d axes.
+    """Draw smooth fields of displacements ``(N, d, *size)``, standard normal at 5 nodes along each of the d axes.
 
     Between the nodes an image's field (d = 2) is bicubic, a volume's (d = 3) trilinear.
     """
