@@ -1,11 +1,10 @@
-"""A converted network of torchvision compared with the plain one: the cost of equivariance for users' networks."""
+"""Converted networks of torchvision compared with the plain ones: the cost of equivariance for users' networks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -15,40 +14,58 @@ from sepgroupy.nn import cached_filters
 
 from .measure import Job, Variant, time_interleaved
 
-CASES = ((65, 8), (225, 1))
-"""Pixels per side, and the batch."""
+
+class Case(NamedTuple):
+    """A network of torchvision, what it is converted to, and its input: pixels per side, and the batch."""
+
+    network: str
+    group: str
+    kind: str
+    match: str
+    size: int
+    batch: int
+
+
+KINDS = ("dense", "gc")
+CASES = (
+    *(Case("resnet18", "p4m", kind, "params", *sizes) for sizes in ((65, 8), (225, 1)) for kind in KINDS),
+    *(Case("mobilenet_v2", "p4", kind, "params", 129, 4) for kind in KINDS),
+    *(Case("convnext_tiny", "p4", kind, "width", 96, 2) for kind in KINDS),
+)
 
 
 def jobs(device: torch.device, rounds: int, quick: bool) -> Iterator[Job]:
-    """Yield the measurement of each size and kind; the quick list is empty."""
-    for (size, batch), kind in () if quick else product(CASES, ("dense", "gc")):
-        label = f"ResNet-18, p4m {kind}, {size}x{size} batch {batch}, {torch.get_num_threads()} threads"
-        yield label, partial(measure, kind, size, batch, device, rounds)
+    """Yield the measurement of each case; the quick list is empty."""
+    for case in () if quick else CASES:
+        network, group, kind, match, size, batch = case
+        label = f"{network}, {group} {kind}, same {match}, {size}x{size} batch {batch}"
+        yield f"{label}, {torch.get_num_threads()} threads", partial(measure, case, device, rounds)
 
 
-def measure(kind: str, size: int, batch: int, device: torch.device, rounds: int) -> list[dict[str, Any]]:
-    """Return lines of the plain network and of the converted one with as many parameters, called as it is and fused."""
+def measure(case: Case, device: torch.device, rounds: int) -> list[dict[str, Any]]:
+    """Return lines of the plain network and of the converted one, called as it is and fused."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(batch, 3, size, size, generator=generator).to(device)
-    labels = torch.randint(1000, (batch,), generator=generator).to(device)
-    model = f"p4m-{kind}-resnet18"
-    row = {"row": f"{model} {size}x{size} batch {batch}", "model": model, "size": size, "batch": batch}
+    x = torch.randn(case.batch, 3, case.size, case.size, generator=generator).to(device)
+    labels = torch.randint(1000, (case.batch,), generator=generator).to(device)
+    model = f"{case.group}-{case.kind}-{case.network.replace('_', '-')}"
+    name = f"{model} {case.size}x{case.size} batch {case.batch}"
+    row = {"row": name, "model": model, "match": case.match, "size": case.size, "batch": case.batch}
     named = {
-        "resnet18": Variant("plain", _plain()),
-        f"{model}, not fused": Variant("converted", _converted(kind, size)),
+        case.network.replace("_", "-"): Variant("plain", _plain(case)),
+        f"{model}, not fused": Variant("converted", _converted(case)),
     }
-    named[model] = Variant("fused", fuse(_converted(kind, size)), inference_context=cached_filters)
+    named[model] = Variant("fused", fuse(_converted(case)), inference_context=cached_filters)
     for variant in named.values():
         variant.module.to(device)
     return [{**row, **line} for line in time_interleaved(named, x, labels, rounds, inference=True)]
 
 
-def _plain() -> nn.Module:
-    from torchvision.models import resnet18
+def _plain(case: Case) -> nn.Module:
+    import torchvision
 
     torch.manual_seed(0)
-    return resnet18()  # type: ignore[no-any-return]
+    return getattr(torchvision.models, case.network)()  # type: ignore[no-any-return]
 
 
-def _converted(kind: str, size: int) -> nn.Module:
-    return convert(_plain(), "p4m", kind, in_size=size, match="params")
+def _converted(case: Case) -> nn.Module:
+    return convert(_plain(case), case.group, case.kind, in_size=case.size, match=case.match)

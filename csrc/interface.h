@@ -4,21 +4,22 @@
 #pragma once
 #include <stdint.h>
 
-constexpr int INTERFACE_VERSION = 8; /* changes with everything declared here */
+constexpr int INTERFACE_VERSION = 9; /* changes with everything declared here */
 constexpr int AXES = 3;              /* spatial axes; an image has one slice, and its slice axis has stride 1 */
 constexpr int MAX_ORDER = 48;        /* group elements, those of the cube with its reflections */
 constexpr int MAX_STRIDE = 3;        /* along each axis */
 constexpr int MAX_ELEMENTS = 343;    /* of a kernel: 7×7×7 */
 
 enum DataType { FLOAT32 = 0, FLOAT64 = 1 };
-enum Kind { DENSE = 0, SEPARABLE = 1, FACTORED = 2, LIFTING = 3 }; /* gc layers are separable; g layers have factors */
+enum Kind { DENSE = 0, SEPARABLE = 1, FACTORED = 2, DIRECT = 3 }; /* separable: gc; factored: g; direct: lifting, blocks */
 enum TransformKind { GENERAL = 0, CYCLIC4 = 4, DIHEDRAL4 = 8, OCTAHEDRAL = 24, FULL_OCTAHEDRAL = 48 };
 enum Pass { FORWARD = 0, BACKWARD = 1, EXPAND = 2 };
 
-/* One convolution: y (batch, order, out_channels, out_size) of x (batch, order or 1, in_channels, in_size). */
+/* One convolution: y (batch, order, out_channels, out_size) of x (batch, in_order, in_channels, in_size). */
 struct Problem {
     int64_t dtype, kind, transform, threads;
     int64_t batch, order, in_channels, out_channels;
+    int64_t in_order, groups; /* the order, or 1 of images to lift; blocks of channels */
     int64_t in_size[AXES], out_size[AXES], stride[AXES], padding[AXES];
     int64_t elements;         /* of the kernel */
     int64_t blocks;           /* of the Fourier basis */
@@ -26,6 +27,7 @@ struct Problem {
     double eps;               /* of the batch norm */
     const int32_t *block;     /* (blocks, 3): first row of the basis, size, copies */
     const int32_t *offset;    /* (elements, order, AXES): where each group element moves each kernel element, in pixels */
+    const int32_t *product;   /* (order, order): the index of g·h */
     const double *basis;      /* (order, order): H */
     const double *irreps;     /* (Σ size², order): W[a,c] = Σ_h irrep[a,c,h] w[h], scaled to go with H */
 };
@@ -39,8 +41,8 @@ struct Address {
 
 /* Every tensor that a kernel reads or writes, contiguous; null where there is none, or a result is not wanted. */
 struct Tensors {
-    Address x;           /* (B, |H|, I, …), or images (B, 1, I, …) to lift */
-    Address weight;      /* (O, I, |H|, k…); (O, I, |H|) with a depthwise factor; (O, I, k…) to lift */
+    Address x;           /* (B, in_order, I, …) */
+    Address weight;      /* (O, I/groups, in_order, k…); (O, I/groups, |H|) with a depthwise factor */
     Address depthwise;   /* (O, k…) of a separable filter, (O, I, k…) of one in factors */
     Address expanded;    /* filters of expand_filters, read in place of weight and depthwise */
     Address bias;        /* (O) */

@@ -7,13 +7,13 @@
  *
  * and W_k is block-diagonal: 12 multiplications for a pair of channels in place of 64 for p4m. A gc layer has one u for all
  * kernel elements and weights it (depthwise.h). The filter of a g layer is multiplied out but for blocks that stay in factors
- * (factored_gemm.h). Lifting layers are computed directly (lifting.h).
+ * (factored_gemm.h). Lifting layers, and layers with blocks of few channels, are computed directly (direct.h).
  *
  * Feature maps lie in memory as (B, |H|, C, …). This file is the C interface: `library.py` loads it by path, for any Python.
  * No exceptions and no C++ library: what is allocated is Python's, and every size is checked there.
  */
 #include "convolution.h"
-#include "lifting.h"
+#include "direct.h"
 #include "pooling.h"
 #ifdef __linux__
 #include <sys/mman.h>
@@ -31,11 +31,14 @@ bool fills_wide(index_t dtype, index_t row)
     return dtype == FLOAT32 && WIDE_BYTES > VECTOR_BYTES && row % WideFloat::lanes == 0;
 }
 
+/* Whether a convolution is not computed in the Fourier domain. */
+bool is_direct(const Problem &p) { return p.kind == DIRECT || p.groups > 1; }
+
 /* Call a function, which is compiled for each kind of vector, with that of a convolution. */
 template <class Function> INLINE auto with_simd(const Problem &p, Function function)
 {
     if (p.dtype == FLOAT64) return function(Double{});
-    if (p.kind != LIFTING && fills_wide(FLOAT32, p.in_size[2] / p.stride[2])) return function(WideFloat{});
+    if (!is_direct(p) && fills_wide(FLOAT32, p.in_size[2] / p.stride[2])) return function(WideFloat{});
     return function(Float{});
 }
 
@@ -71,7 +74,7 @@ EXPORT int64_t workspace_bytes(const Problem *p, int64_t pass)
 {
     return with_simd(*p, [&](auto simd) -> index_t {
         using S = decltype(simd);
-        if (p->kind == LIFTING) return lifting_workspace_bytes<S>(*p, (Pass)pass);
+        if (is_direct(*p)) return direct_workspace_bytes<S>(*p, (Pass)pass);
         return workspace_bytes<S>(*p, (Pass)pass);
     });
 }
@@ -89,17 +92,17 @@ EXPORT void forward(const Problem *p, const Tensors *t)
 {
     with_simd(*p, [&](auto simd) {
         using S = decltype(simd);
-        p->kind == LIFTING ? lift<S>(*p, *t) : forward<S>(*p, *t);
+        is_direct(*p) ? direct_forward<S>(*p, *t) : forward<S>(*p, *t);
     });
 }
 
 /* Gradients, where they are wanted: dx, and dgamma and dbeta with it if there is a norm; dweight, and ddepthwise with it.
- * Of a lifting layer, dweight and dbias. */
+ * Of a direct convolution also dbias, with dweight; dx unless x is of images. */
 EXPORT void backward(const Problem *p, const Tensors *t)
 {
     with_simd(*p, [&](auto simd) {
         using S = decltype(simd);
-        p->kind == LIFTING ? lift_backward<S>(*p, *t) : backward<S>(*p, *t);
+        is_direct(*p) ? direct_backward<S>(*p, *t) : backward<S>(*p, *t);
     });
 }
 

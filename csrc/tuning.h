@@ -80,14 +80,14 @@ constexpr int WEIGHTED_SUMS = 4;
  * Benchmark: layers, gc, inference. */
 constexpr int CORRELATION_ROWS = 4;
 
-/* ---- lifting (lifting.h) ---- */
+/* ---- direct convolution (direct.h) ---- */
 
 /* Values of a band of the input, for the first-level cache, and its rows at the least. Benchmark: layers, lifting. */
-constexpr index_t LIFTING_VALUES = 8192, LIFTING_MIN_ROWS = 8;
+constexpr index_t DIRECT_VALUES = 8192, DIRECT_MIN_ROWS = 8;
 
-/* Kernel elements times input channels whose gradients are summed at a time: 9 sums, and that of the bias.
+/* Entries of a filter whose gradients are summed at a time: 9 sums, and that of the bias.
  * Benchmark: layers, lifting, step. */
-constexpr int LIFTING_TERMS = 9;
+constexpr int DIRECT_TERMS = 9;
 
 /* ---- pooling (pooling.h) ---- */
 

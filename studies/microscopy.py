@@ -43,6 +43,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "plain": {"kind": "plain"},
     "p4m-gc": {"kind": "gc", "group": "p4m"},
     "plain-long": {"kind": "plain", "steps": 4},
+    "p4m-gc-long": {"kind": "gc", "group": "p4m", "steps": 4},
 }
 IMAGES, SEEDS, TEST_IMAGES = (100, 300, 1000), (1, 2, 3), 600
 BATCH, STEPS, LR, DECAY = 32, 350, 3e-3, 0.05
@@ -155,7 +156,7 @@ def plot(file: Path, target: Path) -> None:
     names = list(dict.fromkeys(row["data"] for row in rows))
     figure, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3.4), squeeze=False, layout="constrained")
     for axis, name in zip(axes[0], names, strict=True):
-        for network, marker in zip(NETWORKS, "so^", strict=True):
+        for network, marker in zip(NETWORKS, "so^v", strict=True):
             points = {}
             for count in IMAGES:
                 found = [

@@ -194,13 +194,12 @@ BLOCKS, REFLECTED = {"groups": 2}, {"padding": 1, "padding_mode": "reflect"}
         ("fourier", "a layer of kind gc, or kernel_size=1 in a layer of kind dense", {"kind": "dense"}),
         ("fourier", "a layer of kind gc, or kernel_size=1 in a layer of kind dense", {"kind": "g"}),
         ("fourier", None, {"kind": "dense", "kernel_size": 1}),
-        ("native", "groups=1", {"kind": "gc", **BLOCKS}),
         ("native", "strides up to 3", {"kind": "gc", "stride": 4}),
-        ("native", "strides up to 1", {"kind": "lifting", "stride": 2}),
+        ("native", None, {"kind": "lifting", "stride": 2, **BLOCKS}),
         ("native", "kernels of up to 49 elements", {"kind": "dense", "kernel_size": 8}),
         ("native", "kernels that extend over up to 64 pixels", {"kind": "gc", "dilation": 1000}),
         ("native", "no transposed convolution", {"kind": "gc", "transposed": True}),
-        ("native", "groups=1, strides up to 3", {"kind": "gc", "stride": 4, **BLOCKS}),
+        ("native", "strides up to 3", {"kind": "gc", "stride": 4, **BLOCKS}),
         ("native", None, {"kind": "g", **REFLECTED}),
         ("expanded", None, {"kind": "g", "transposed": True, **BLOCKS}),
         ("reference", None, {"kind": "dense", "stride": 7, **REFLECTED}),
@@ -215,17 +214,6 @@ def test_a_backend_names_what_it_would_need(backend: str, reason: str | None, ca
     with pytest.raises(ArgumentError) as caught:
         check_backend(spec, backend)
     assert str(caught.value) == f"backend (={backend!r}) needs {reason}"
-
-
-def test_the_kernels_name_what_an_input_would_need() -> None:
-    spec = ConvSpec.parse(D4, "lifting", 3)
-    (native,) = (b for b in registered_backends() if b.name == "native")
-    assert native.unsupported_reason(spec, torch.zeros(1, 5, 4, 4)) is None
-    reason = native.unsupported_reason(spec, torch.zeros(1, 6, 4, 4))
-    assert reason == "at most 5 channels to lift with this kernel"  # of nine elements
-    large = PointGroup.generate([[[0, 1], [-1, 0]], [[1, 0], [0, -1]]])
-    assert large.order == 8
-    assert native.unsupported_reason(ConvSpec.parse(large, "gc", 3)) is None
 
 
 @pytest.mark.parametrize("name", ["full", "dense", "", "Auto", None, 3, torch.float32], ids=str)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import math
 import os
@@ -22,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import oracle
 import sepgroupy
+from sepgroupy import fusion
 from sepgroupy.backends import BatchNormReLU, ConvSpec, select_backend
 from sepgroupy.backends.native import (
     Native,
@@ -233,15 +235,6 @@ def test_other_gradients_to_add_are_refused(shape: tuple[int, ...], untouched: N
         untouched.backward(torch.randn(2, 8, 4, 5, 6), ConvInputs(x, weight), other_grad=torch.randn(shape))
 
 
-def test_images_of_too_many_channels_are_not_lifted(untouched: NativeConv) -> None:
-    conv = lifting_of(SPEC)
-    x, weight = torch.randn(2, 1, 6, 5, 5), torch.randn(4, 6, 1, 3, 3)
-    with pytest.raises(ArgumentError, match="x has 6 channels; with this kernel at most 5 are lifted"):
-        NativeConv(conv.spec).forward(ConvInputs(x, weight))
-    with pytest.raises(ArgumentError, match="x has 6 channels"):
-        NativeConv(conv.spec).backward_of_lifting(torch.randn(2, 8, 4, 5, 5), x, weight)
-
-
 def test_images_smaller_than_the_kernel_are_refused(untouched: NativeConv) -> None:
     inputs = ConvInputs(torch.randn(1, 8, 3, 6, 9), torch.randn(4, 3, 8, 7, 7))
     with pytest.raises(ArgumentError, match="smaller than the extent of kernel_size"):
@@ -249,9 +242,7 @@ def test_images_smaller_than_the_kernel_are_refused(untouched: NativeConv) -> No
 
 
 UNKNOWN: dict[str, tuple[str, dict[str, Any]]] = {
-    "groups": ("groups=1", {"groups": 2}),
     "stride": ("strides up to 3", {"stride": 4}),
-    "lifting stride": ("strides up to 1", {"kind": "lifting", "stride": 2}),
     "kernel": ("kernels of up to 49 elements", {"kernel_size": 8}),
     "dilation": ("kernels that extend over up to 64 pixels", {"dilation": 32}),
     "transposed": ("no transposed convolution", {"transposed": True}),
@@ -313,7 +304,7 @@ def operator_arguments(kind: str = "dense", group: PointGroup = D4) -> dict[str,
         given |= {"x": torch.randn(2, 1, 3, 5, 6), "weight": torch.randn(4, 3, 1, 3, 3)}
     given = {name: given[name] for name in ("x", "weight", "depthwise", "bias", "residual")}
     options = {"elements": group.arrays.flatten().tolist(), "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1]}
-    return given | {"lifting": lifting} | options
+    return given | {"lifting": lifting, "groups": 1} | options
 
 
 # ---- the interface -----------------------------------------------------------------------------------------------
@@ -351,7 +342,7 @@ def test_python_and_the_kernels_have_the_same_constants() -> None:
     modules = vars(launch) | vars(limits) | vars(transform)
     ours = {name: value for name, value in modules.items() if name in constants}
     assert ours == {name: constants[name] for name in ours}
-    assert {"DENSE", "SEPARABLE", "FACTORED", "LIFTING", "GENERAL", "MAX_STRIDE", "MAX_ORDER"} <= set(ours)
+    assert {"DENSE", "SEPARABLE", "FACTORED", "DIRECT", "GENERAL", "MAX_STRIDE", "MAX_ORDER"} <= set(ours)
     assert {"forward": constants["FORWARD"], "backward": constants["BACKWARD"], "expand_filters": 2} == launch.PASSES
     assert (constants["INTERFACE_VERSION"], constants["AXES"]) == (library.VERSION, library.AXES)
     assert {torch.float32: constants["FLOAT32"], torch.float64: constants["FLOAT64"]} == library.DTYPES
@@ -389,7 +380,7 @@ def test_random_problems() -> None:
         "in 3-D",
         "with norm",
         "with residual",
-        "lifted",
+        "in blocks",
         "gc of long rows",
         "of packed columns",
         "on shuffled p4m",
@@ -475,8 +466,8 @@ def test_the_number_of_threads_changes_nothing_but_rounding(work: str, kind: str
             *conv.backward(grad, inputs, stress.EPS, batch_stats=True),
             *lifting.forward(ConvInputs(images, filters), return_stats=True),
         )
-        lifted_back = lifting.backward_of_lifting(grad, images, filters)
-        return [*(t for t in found if t is not None), *batch_statistics(maps), *lifted_back]
+        found += lifting.backward_directly(grad, ConvInputs(images, filters))
+        return [*(t for t in found if t is not None), *batch_statistics(maps)]
 
     expected = results(1)
     for threads in (1, 2, 3):
@@ -572,7 +563,7 @@ def test_sums_over_nothing_are_the_bias(inputs: int, size: tuple[int, int]) -> N
         assert dweight.shape == (4, 0, 8, 1, 1)
         assert conv.expand_filters(given.x.shape, given.weight, None).numel() == 0
         images, filters = torch.zeros(2, 1, 0, *size), torch.zeros(4, 0, 1, 1, 1)
-        dweight, dbias = lifting_of(conv.spec).backward_of_lifting(y, images, filters)
+        _, dweight, _, dbias = lifting_of(conv.spec).backward_directly(y, ConvInputs(images, filters))
         assert dweight is not None
         assert dweight.numel() == 0
         assert torch.equal(dbias, y.sum((0, 1, 3, 4)))
@@ -633,6 +624,104 @@ def test_filters_without_values_are_not_cached(kind: str) -> None:
         assert convolution(x).shape == convolution(x).shape == (2, 4, 8, 5, 6)
 
 
+# ---- blocks of channels ------------------------------------------------------------------------------------------
+
+
+def blocks(kind: str, backend: str = "native", group: PointGroup = C4, per_block: int = 1, **options: Any) -> Any:
+    """Return a layer with three blocks of channels, in float64."""
+    channels = 3 * per_block
+    if kind == "lifting":
+        return LiftingConv2d(channels, 6, 3, groups=3, group=group, backend=backend, **options).double()
+    return GroupConv2d(channels, 6, 3, groups=3, group=group, kind=kind, backend=backend, **options).double()
+
+
+BLOCK_GEOMETRIES: tuple[dict[str, Any], ...] = (
+    {"padding": 1}, {"stride": 2, "padding": 1}, {"stride": (3, 1), "dilation": (1, 2), "padding": (0, 3)},
+    {"padding": "same", "padding_mode": "circular"},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "lifting"])
+@pytest.mark.parametrize("per_block", [1, 2])
+@pytest.mark.parametrize("options", BLOCK_GEOMETRIES, ids=str)
+def test_blocks_of_channels_have_the_results_and_gradients_of_the_definition(
+    kind: str, per_block: int, options: dict[str, Any]
+) -> None:
+    group = D2 if "dilation" in options else C4
+    ours, reference = (blocks(kind, of, group, per_block, **options) for of in ("native", "expanded"))
+    reference.load_state_dict(ours.state_dict())
+    axes = (3 * per_block,) if kind == "lifting" else (3 * per_block, group.order)
+    x = torch.randn(2, *axes, 8, 11, dtype=torch.float64, requires_grad=True)
+    y, expected = ours(x), reference(x)
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
+    grad = torch.randn_like(y)
+    found = torch.autograd.grad(y, [x, *ours.parameters()], grad)
+    wanted = torch.autograd.grad(expected, [x, *reference.parameters()], grad)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+    with torch.no_grad(), cached_filters(ours):
+        assert torch.equal(ours(x), y)
+        assert torch.equal(ours(x), y)
+
+
+@pytest.mark.parametrize("kind", ["dense", "gc", "lifting"])
+def test_blocks_of_channels_are_differentiable_twice_and_mapped(kind: str) -> None:
+    convolution = blocks(kind, padding=1, stride=2)
+    x = torch.randn(1, 3, *(() if kind == "lifting" else (4,)), 4, 5, dtype=torch.float64, requires_grad=True)
+    parameters = dict(convolution.named_parameters())
+
+    def function(x: Tensor, *values: Tensor) -> Tensor:
+        return torch.func.functional_call(convolution, dict(zip(parameters, values, strict=True)), (x,))
+
+    leaves = (x, *parameters.values())
+    assert torch.autograd.gradgradcheck(function, leaves, fast_mode=True)
+    mapped = torch.func.vmap(convolution)(torch.stack([x, 2 * x]))
+    torch.testing.assert_close(mapped, torch.stack([convolution(x), convolution(2 * x)]))
+
+
+@pytest.mark.parametrize("kind", ["dense", "gc", "lifting"])
+@pytest.mark.usefixtures("fresh_compiler")
+def test_blocks_of_channels_are_one_operator_to_a_compiler(kind: str) -> None:
+    convolution = blocks(kind, "auto", padding=1).float()
+    x = torch.randn(2, 3, *(() if kind == "lifting" else (4,)), 6, 7, requires_grad=True)
+    counter = torch._dynamo.testing.EagerAndRecordGraphs()
+    torch.compile(convolution, fullgraph=True, backend=counter)(x)
+    assert counter.graphs[0].code.count("torch.ops.sepgroupy.group_conv") == 1
+    compiled, results = torch.compile(convolution, fullgraph=True, backend="aot_eager"), []
+    for function in (convolution, compiled):
+        y = function(x)
+        results.append([y, *torch.autograd.grad(y.square().sum(), [x, *convolution.parameters()])])
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(convolution(x).float(), results[0][0], rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("kind", "group", "channels", "chosen"),
+    [
+        ("dense", C4, 1, "native"), ("dense", C4, 2, "expanded"), ("dense", D4, 1, "expanded"),
+        ("g", D4, 1, "native"), ("g", D4, 2, "expanded"), ("gc", D4, 6, "native"), ("gc", D4, 7, "two_step"),
+        ("lifting", D4, 5, "native"), ("lifting", D4, 6, "expanded"),
+    ],
+)  # fmt: skip
+def test_blocks_of_few_channels_are_the_kernels(kind: str, group: PointGroup, channels: int, chosen: str) -> None:
+    spec = ConvSpec.parse(group, kind, 3, groups=2)
+    axes = (2 * channels,) if kind == "lifting" else (2 * channels, group.order)
+    assert select_backend(spec, torch.zeros(1, *axes, 5, 5)).name == chosen
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_chain_with_blocks_of_channels_is_fused_without_them(kind: str) -> None:
+    """The direct convolution reads no norm and adds nothing."""
+    norm = sepgroupy.nn.GroupBatchNorm2d
+    parts = [norm(3), nn.ReLU(), GroupConv2d(3, 6, 3, groups=3, group=C4, kind=kind, padding=1), norm(6), nn.ReLU()]
+    net = nn.Sequential(*parts, GroupConv2d(6, 4, 3, group=C4, kind=kind))
+    x = torch.randn(4, 3, 4, 9, 9)
+    for training in (True, False):
+        plain, fused = net.train(training), sepgroupy.fuse(copy.deepcopy(net))
+        torch.testing.assert_close(fused(x), plain(x), rtol=1e-4, atol=1e-5)
+        assert ("3", "4", "5") in fusion.fusion_report(fused).fused
+
+
 # ---- what is fused -----------------------------------------------------------------------------------------------
 
 
@@ -672,8 +761,6 @@ def test_an_input_that_needs_no_gradient_is_shared_as_it_is() -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_pixel_that_is_not_finite_reaches_its_window_and_no_more(kind: str, stride: int, value: float) -> None:
     """The window over all group elements; beyond it every bit is what it is with another pixel there."""
-    if kind == "lifting" and stride > 1:
-        pytest.skip("PyTorch's")
     for width, dilation in ((11, 1), (16, 1), (37, 2)):
         spec = ConvSpec.parse(D4, "lifting" if kind == "lifting" else "dense", 3, stride, 2, dilation)
         conv = native_conv(spec)
@@ -691,6 +778,27 @@ def test_a_pixel_that_is_not_finite_reaches_its_window_and_no_more(kind: str, st
             assert inside.any()
             assert torch.equal(y[~inside], finite[~inside])
             assert not y[inside].isfinite().any()
+
+
+@pytest.mark.parametrize("kind", ["dense", "gc"])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_pixel_that_is_not_finite_stays_in_its_block_of_channels(kind: str, stride: int, value: float) -> None:
+    spec = ConvSpec.parse(D4, "dense", 3, stride, 1, groups=2)
+    x, (weight, depthwise) = torch.randn(2, 8, 4, 9, 11), filters_of(kind, 6, 2, 8)
+    if depthwise is not None:
+        depthwise = depthwise[:, :1]
+    finite, _, _ = native_conv(spec).forward(ConvInputs(x, weight, depthwise))
+    x[1, 2, 3, 4, 5] = value
+    y, _, _ = native_conv(spec).forward(ConvInputs(x, weight, depthwise))
+    inside = torch.zeros_like(y, dtype=torch.bool)
+    reached = (
+        slice(4 // stride - (stride == 1), 4 // stride + 2 - (stride == 2)),
+        slice(-(-4 // stride), 6 // stride + 1),
+    )
+    inside[(1, slice(None), slice(3, 6), *reached)] = True
+    assert torch.equal(y[~inside], finite[~inside])
+    assert not y[inside].isfinite().any()
 
 
 @pytest.mark.parametrize("kind", ["dense", "gc"])
@@ -865,7 +973,7 @@ def test_lifting_computes_the_gradients_that_are_needed(
     for name in wanted:  # the bias's alone is summed by PyTorch
         torch.testing.assert_close(found[name], expected[name], rtol=1e-5 if name == "bias" else 0, atol=0)
     backward = [problem.kind for name, problem, _ in launched if name == "backward"]
-    assert backward == ([launch.LIFTING] if "weight" in wanted else [])
+    assert backward == ([launch.DIRECT] if "weight" in wanted else [])
     assert calls == (["x"] if "x" in wanted else [])
 
 
@@ -991,7 +1099,7 @@ def test_a_compiler_sees_one_operator(kind: str) -> None:
 @pytest.mark.parametrize("kind", [*KINDS, "lifting"])
 @pytest.mark.usefixtures("fresh_compiler")
 def test_sizes_are_symbols_to_a_compiler(kind: str, backend: str) -> None:
-    stride = 1 if kind == "lifting" else 2
+    stride = 2
     convolution = layer(kind, backend, stride=stride)
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(convolution, dynamic=True, fullgraph=True, backend=counter)
@@ -1116,6 +1224,15 @@ def test_executed_operations_are_counted(kind: str, forward: int, of_x: int | No
     else:  # of gc: products and depthwise step back; the filters' also make the products again
         products, depthwise = P4M_PAIR * 3 * 4 * PIXELS, 4 * 8 * 9 * PIXELS
         assert counts == [products + 2 * depthwise, 2 * products + 2 * depthwise, 3 * products + 2 * depthwise]
+
+
+@pytest.mark.parametrize(("kind", "forward"), [("dense", 6 * 4 * 4 * 9 * PIXELS), ("gc", 6 * 4 * (4 + 9) * PIXELS)])
+def test_executed_operations_of_blocks_are_counted(kind: str, forward: int) -> None:
+    """Six outputs of four planes, which read four planes each."""
+    convolution, x = blocks(kind, padding=1), torch.randn(2, 3, 4, 6, 7, dtype=torch.float64)
+    with FlopCounterMode(display=False) as counter:
+        convolution(x)
+    assert counter.get_total_flops() == 2 * 2 * forward
 
 
 @pytest.mark.parametrize("first", ["sepgroupy", "torch.utils.flop_counter"])

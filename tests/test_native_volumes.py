@@ -26,7 +26,7 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 # Sizes of the irreducible representations, each as often as it is large.
 IRREPS = {5: (1, 2), 24: (1, 1, 2, 3, 3), 48: (1, 1, 1, 1, 2, 2, 3, 3, 3, 3)}
-KINDS = {"dense": launch.DENSE, "gc": launch.SEPARABLE, "g": launch.FACTORED, "lifting": launch.LIFTING}
+KINDS = {"dense": launch.DENSE, "gc": launch.SEPARABLE, "g": launch.FACTORED, "lifting": launch.DIRECT}
 
 
 @dataclass
@@ -107,10 +107,12 @@ class Convolution:
 
     def run(self, name: str, tensors: dict[str, Tensor | None]) -> None:
         """Launch a kernel."""
-        arrays = (self.blocks, np.ascontiguousarray(self.offset), np.ascontiguousarray(self.basis), self.irreps)
+        products = np.zeros((self.order, self.order), dtype=np.int32)  # read where there are blocks of channels
+        offset, basis = map(np.ascontiguousarray, (self.offset, self.basis))
+        arrays = (self.blocks, offset, products, basis, self.irreps)
         problem = Problem(
             library.DTYPES[self.dtype], KINDS[self.kind], transform.GENERAL, self.threads,
-            self.batch, self.order, self.inputs, self.outputs,
+            self.batch, self.order, self.inputs, self.outputs, self.tensors["x"].shape[1], 1,
             self.size, self.out_size, self.stride, self.padding,
             self.elements, len(self.blocks), False, 0.0, *(a.ctypes.data for a in arrays),
         )  # fmt: skip

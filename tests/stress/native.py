@@ -37,7 +37,6 @@ from oracle import Array
 from sepgroupy.backends import BatchNormReLU, ConvSpec
 from sepgroupy.backends.native import batch_statistics, library, norm_relu_max_pool
 from sepgroupy.backends.native.launch import ConvInputs, NativeConv, native_conv
-from sepgroupy.backends.native.limits import max_in_channels, unsupported_reason
 from sepgroupy.errors import ArgumentError
 from sepgroupy.groups import C1, C2, C4, D1, D2, D4, PointGroup, as_group
 
@@ -219,18 +218,15 @@ class Problem:
         self._check_same_bits(conv, inputs, grad, other_grad, (y, *stats), gradients)
         if x.numel() and self.spec.dimension == 2:
             errors += [self._statistics_error(x.flatten(0, 1)), self._pooling_error(x.flatten(0, 1))]
-        if self.is_lifted:
-            errors.append(self._lifting_error(x[:, :1].contiguous()))
+        errors += map(self._direct_error, self.direct)
         return math.nan if any(map(math.isnan, errors)) else max(errors)
 
     @property
-    def is_lifted(self) -> bool:
-        """Whether the kernels lift such images to the group, too."""
-        return unsupported_reason(self._lifting) is None and self.inputs <= max_in_channels(self._lifting)
-
-    @property
-    def _lifting(self) -> ConvSpec:
-        return replace(self.spec, kind="lifting")
+    def direct(self) -> list[ConvSpec]:
+        """The direct convolutions of such images: lifting ones, and those of some blocks of channels."""
+        blocks = 1 + (self.inputs + self.outputs) % 3
+        lifting = replace(self.spec, kind="lifting", groups=blocks)
+        return [lifting] if blocks == 1 else [lifting, replace(self.spec, groups=blocks)]
 
     def _check_same_bits(
         self,
@@ -319,20 +315,45 @@ class Problem:
         x.requires_grad_(False)
         return error
 
-    def _lifting_error(self, x: Tensor) -> float:
-        spec = self._lifting
-        conv = native_conv(spec)
-        weight = self._drawn(self.outputs, self.inputs, 1, *spec.kernel_size)
-        bias = self._drawn(self.outputs) if self.bias else None
-        y, *stats = conv.forward(ConvInputs(x, weight, bias=bias), return_stats=True)
-        grad = torch.randn(y.shape).to(y)
-        dweight, dbias = conv.backward_of_lifting(grad, x, weight)
-        definition = Definition(x.double().numpy(), weight.double().numpy(), spec)
-        expected = torch.from_numpy(definition.forward())
-        expected = expected if bias is None else expected + bias.double().view(-1, *(1,) * spec.dimension)
-        exact = (expected, torch.from_numpy(definition.gradients(grad.double().numpy())[1]))
-        error = _error([y, dweight, dbias], [*exact, grad.double().transpose(0, 2).flatten(1).sum(1)])
-        return max(error, self._stats_error(y, stats))
+    def _direct_error(self, spec: ConvSpec) -> float:
+        """Return the error of a direct convolution of up to two channels to up to three in each block."""
+        drawn, blocks, separable = self._drawn, spec.groups, spec.kind != "lifting" and self.kind == "gc"
+        order = 1 if spec.kind == "lifting" else spec.group.order
+        inputs, outputs = min(self.inputs, 2), blocks * min(self.outputs, 3)
+        one = (1,) * spec.dimension
+        x = drawn(self.batch, order, blocks * inputs, *self.size)
+        weight = drawn(outputs, inputs, order, *(one if separable else spec.kernel_size))
+        depthwise = drawn(outputs, 1, 1, *spec.kernel_size) if separable else None
+        bias, conv = drawn(outputs) if self.bias else None, native_conv(spec)
+        given = ConvInputs(x, weight, depthwise, bias)
+        y, *stats = conv.forward(given, return_stats=True)
+        grad, wants_x = torch.randn(y.shape).to(y), order == spec.group.order and spec.kind != "lifting"
+        found = conv.backward_directly(grad, given, wants_x)
+        if wants_x:
+            dx, *of_filters = found
+            assert all(map(_same, conv.backward_directly(grad, given, True, False), (dx, None, None, None)))
+            assert all(map(_same, conv.backward_directly(grad, given, False), (None, *of_filters)))
+        kernel = (weight if depthwise is None else weight * depthwise).double().numpy()
+        parts = zip(*(np.split(a, blocks, axis) for a, axis in ((x.double().numpy(), 2), (kernel, 0))), strict=True)
+        definitions = [Definition(*part, spec) for part in parts]
+        expected = torch.from_numpy(np.concatenate([part.forward() for part in definitions], 2))
+        expected = expected if bias is None else expected + bias.double().view(-1, *one)
+        grads = np.split(grad.double().numpy(), blocks, 2)
+        of_parts = [part.gradients(of_part) for part, of_part in zip(definitions, grads, strict=True)]
+        dxs, dkernels = zip(*of_parts, strict=True)
+        dx, dkernel = torch.from_numpy(np.concatenate(dxs, 2)), torch.from_numpy(np.concatenate(dkernels, 0))
+        dweight, ddepthwise, axes = dkernel, None, tuple(range(3, dkernel.ndim))
+        if depthwise is not None:
+            dweight = (dkernel * depthwise).sum(axes, keepdim=True)
+            ddepthwise = (dkernel * weight).sum((1, 2), keepdim=True)
+        exact = (
+            expected,
+            dx if wants_x else None,
+            dweight,
+            ddepthwise,
+            grad.double().transpose(0, 2).flatten(1).sum(1),
+        )
+        return max(_error([y, *found], exact), self._stats_error(y, stats))
 
     def _drawn(self, *shape: int, digits: bool = False) -> Tensor:
         values = torch.randn(shape)
@@ -427,7 +448,7 @@ def check(problems: int, seed: int = 0) -> Counter[str]:
             counts["with norm"] += problem.norm
             counts["with a norm's batch statistics"] += problem.batch_stats
             counts["with residual"] += problem.residual
-            counts["lifted"] += problem.is_lifted
+            counts["in blocks"] += len(problem.direct) > 1
             counts["empty"] += 0 in (problem.batch, problem.inputs, problem.outputs)
             counts["of a pixel"] += set(problem.size) == {1}
             counts[f"in {problem.spec.dimension}-D"] += 1

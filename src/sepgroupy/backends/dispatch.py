@@ -14,7 +14,8 @@ from .base import Backend, can_bypass_dispatcher, has_plain_values, is_plain_eag
 from .conv_spec import ConvSpec
 from .expanded import Expanded
 from .fourier import Fourier
-from .native import Native, max_in_channels
+from .geometry import MAX_SIZE
+from .native import Native
 from .reference import Reference
 from .tracing import constant_to_dynamo, is_exporting
 from .two_step import TwoStep
@@ -38,6 +39,12 @@ from data sheets, measured on no GPU: the transforms read and write two feature 
 bfloat16, in which time the tensor cores of an A100 or H100 do 200 to 300 operations for each byte."""
 FOURIER_MIN_SAVED_ON_GPU_COMPILED = 400
 """The same in compiled programs, where the first transform is fused with the batch norm before it."""
+DIRECT_MAX_ENTRIES = {1: 49, 2: 49, 3: 343}
+"""Largest number of entries of a lifting filter, by dimension, at which the kernels' direct convolution is faster than
+PyTorch's: 49 are 7×7 of one channel, or 3×3 of five (benchmarks/layers.py)."""
+DIRECT_MAX_PLANES = {"dense": 4, "g": 4, "gc": 48}
+"""The same of layers with blocks of channels: largest number of planes of a block, |H|·in_channels/groups, by kind. A g
+layer with one channel in a block is of kind gc (benchmarks/layers.py)."""
 TRACED_SIZE = (64, 2**18)
 """Channels and values of a feature map that are assumed during tracing, when sizes may be symbols."""
 
@@ -115,7 +122,8 @@ def select_backend(spec: ConvSpec, x: Tensor, requested: str = "auto") -> Backen
         transformed = torch._C._are_functorch_transforms_active()
         on_cpu = x.device.type == "cpu"
         native = on_cpu and x.dtype in NATIVE_DTYPES and not (is_exporting() or transformed)
-        if native and x.shape[1] > max_in_channels(spec):  # a branch: Dynamo's comparison of symbols is no constant
+        # A branch: Dynamo's comparison of symbols is no constant.
+        if native and x.shape[1] > _max_direct_channels(spec):
             native = False
         return _registry[_select_while_tracing(spec, requested, on_cpu, native, is_exporting(), transformed)]
     candidates = _candidates(spec, requested)
@@ -178,7 +186,11 @@ def _candidates(spec: ConvSpec, requested: str) -> tuple[Backend, ...]:
 def _may_pay(backend: Backend, spec: ConvSpec) -> bool:
     """Whether the backend is the fastest for some input."""
     if isinstance(backend, Native):
-        return spec.kind == "lifting" or fourier_saving(spec) > (1.0 if spec.kind == "gc" else FOURIER_MIN_SAVING)
+        return (
+            spec.kind == "lifting"
+            or spec.groups > 1
+            or fourier_saving(spec) > (1.0 if spec.kind == "gc" else FOURIER_MIN_SAVING)
+        )
     if isinstance(backend, Fourier):
         return fourier_saving(spec) > FOURIER_MIN_SAVING
     if isinstance(backend, TwoStep):
@@ -191,11 +203,24 @@ def _may_pay(backend: Backend, spec: ConvSpec) -> bool:
 def _pays(backend: Backend, spec: ConvSpec, x: Tensor) -> bool:
     """Whether a backend that can be the fastest is so for this input."""
     if isinstance(backend, Native):
-        return has_plain_values(x) and _native_pays(backend, x)
+        return has_plain_values(x) and _native_pays(backend, x) and x.shape[1] <= _max_direct_channels(spec)
     if isinstance(backend, Fourier):
         size = (x.shape[1], x.numel()) if is_plain_eager_tensor(x) else TRACED_SIZE
         return _fourier_pays(spec, *size, on_cpu=x.device.type == "cpu", compiled=False)
     return True
+
+
+@constant_to_dynamo
+def _max_direct_channels(spec: ConvSpec) -> int:
+    """Return the largest number of input channels at which a direct convolution by the kernels is the fastest."""
+    if spec.kind == "lifting":
+        return spec.groups * (DIRECT_MAX_ENTRIES[spec.dimension] // math.prod(spec.kernel_size))
+    if spec.groups == 1:
+        return MAX_SIZE
+    most = DIRECT_MAX_PLANES[spec.kind] // spec.group.order
+    if spec.kind == "g" and spec.group.order <= DIRECT_MAX_PLANES["gc"]:
+        most = max(most, 1)
+    return spec.groups * most
 
 
 def _fourier_pays(spec: ConvSpec, channels: int, numel: int, on_cpu: bool, compiled: bool) -> bool:

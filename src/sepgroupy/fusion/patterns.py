@@ -46,11 +46,11 @@ class Patterns:
             if result is None or (after is not None and not _is_read_once(result)):
                 continue
             found_conv = self._conv(result)
-            if found_conv is None or (residual is not None and not isinstance(found_conv[0], GroupConv2d)):
+            if found_conv is None or (residual is not None and not _takes_more(found_conv[0])):
                 continue
             conv, x, conv_nodes, merged = found_conv
             nodes, before, names = {node, summand, *conv_nodes}, None, [str(conv_nodes[0].target)]
-            if isinstance(conv, GroupConv2d) and (found := self._norm_before_relu(x)) is not None:
+            if _takes_more(conv) and (found := self._norm_before_relu(x)) is not None:
                 before, x, earlier_nodes, earlier_names = found
                 nodes, names = nodes | earlier_nodes, [*earlier_names, *names]
             if after is not None:
@@ -139,6 +139,11 @@ class Patterns:
         is_function = node.op == "call_function" and node.target in (F.relu, torch.relu) and not node.kwargs
         x = _only_argument(node)
         return x if (is_module or is_function) and _is_read_once(x) else None
+
+
+def _takes_more(conv: GroupConvolution) -> bool:
+    """Whether a kernel computes such a convolution together with a norm before and a residual after it."""
+    return isinstance(conv, GroupConv2d) and conv.groups == 1
 
 
 def _summands(node: Node) -> list[tuple[Node, Node]]:

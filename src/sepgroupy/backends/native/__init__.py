@@ -11,7 +11,6 @@ from .backend import FusedOutput as FusedOutput
 from .backend import Native as Native
 from .batch_norm import batch_statistics as batch_statistics
 from .batch_norm import norm_relu_max_pool as norm_relu_max_pool
-from .limits import max_in_channels as max_in_channels
 from .memory import empty_cache as empty_cache
 
 flops.register()

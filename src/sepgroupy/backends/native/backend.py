@@ -13,17 +13,17 @@ from torch import Tensor
 from ..base import Backend, Filters, can_bypass_dispatcher, pad
 from ..batch_norm import BatchNormReLU
 from ..conv_spec import ConvSpec
-from ..filter_bank import with_group_axis
+from ..filter_bank import full_filter, with_group_axis
 from ..tracing import constant_to_dynamo
 from .convolution import GroupConv, definition, options_of
 from .launch import ConvInputs, NativeConv, native_conv
 from .library import DTYPES, kernels
-from .limits import max_in_channels, unsupported_reason
+from .limits import is_direct, unsupported_reason
 from .operator import group_conv
 
 
 class Native(Backend):
-    """Compiled kernels: lifting directly, all else in the group's Fourier domain (docs/native.md)."""
+    """Compiled kernels: few channels directly, all else in the group's Fourier domain (docs/native.md)."""
 
     name = "native"
 
@@ -44,18 +44,19 @@ class Native(Backend):
         return device == "cpu"
 
     def unsupported_reason(self, spec: ConvSpec, x: Tensor | None = None) -> str | None:
-        """Compute small kernels and strides, without blocks of channels, for groups of order up to 48, on a CPU."""
+        """Compute small kernels and strides, for groups of order up to 48, on a CPU."""
         if x is not None and x.device.type not in ("cpu", "meta"):
             return f"an input on a CPU, not on {x.device}"
-        if x is not None and spec.kind == "lifting" and x.shape[1] > max_in_channels(spec):
-            return f"at most {max_in_channels(spec)} channels to lift with this kernel"
         return unsupported_reason(spec)
 
     def expand_filters(self, spec: ConvSpec, parameters: Mapping[str, Tensor]) -> Filters:
-        """Return the parameters themselves, weight or pointwise and depthwise weight: the kernels expand them."""
+        """Return the parameters, which the kernels expand: weight, or pointwise and depthwise weight."""
         if "weight" in parameters:
             return (parameters["weight"], None)
-        return parameters["pointwise_weight"], with_group_axis(parameters["depthwise_weight"], spec.dimension)
+        pointwise, depthwise = parameters["pointwise_weight"], parameters["depthwise_weight"]
+        if is_direct(spec) and depthwise.ndim == spec.dimension + 2 and depthwise.shape[1] > 1:
+            return full_filter(depthwise, pointwise), None  # of a g layer; the kernels have none in blocks
+        return pointwise, with_group_axis(depthwise, spec.dimension)
 
     def expand_filters_for_reuse(self, spec: ConvSpec, parameters: Mapping[str, Tensor], x: Tensor) -> Filters:
         """Return also the filters in the Fourier domain, as the kernels read them."""
@@ -63,12 +64,16 @@ class Native(Backend):
             None if f is None else f.detach().contiguous() for f in self.expand_filters(spec, parameters)
         )
         assert weight is not None
+        if is_direct(spec):
+            return weight, depthwise
         conv, inner = _conv_after_padding(spec), _shape_after_padding(spec, x)
         return weight, depthwise, conv.expand_filters(inner, weight, depthwise)
 
     def reuse_key(self, spec: ConvSpec, x: Tensor) -> Hashable:
         """Return the layout of expanded filters, which depends on whether rows fill vectors; None if there are none."""
-        if spec.kind == "lifting" or not x.shape[1] or x.dtype not in DTYPES or not can_bypass_dispatcher(x):
+        if is_direct(spec):
+            return () if spec.kind == "g" else None  # multiplied out
+        if not x.shape[1] or x.dtype not in DTYPES or not can_bypass_dispatcher(x):
             return None
         width = x.shape[-1] + (sum(spec.padding[-2:]) if spec.pads_separately else 0)
         return _conv_after_padding(spec).filter_layout(width, x.dtype)
@@ -112,7 +117,7 @@ class Native(Backend):
         if norm is not None:
             inputs = inputs._replace(gamma=norm.gamma, beta=norm.beta, mean=norm.mean, var=norm.var)
         eps, batch_stats = (norm.eps, norm.batch_stats) if norm is not None else (0.0, False)
-        share_x = share_x and not spec.pads_separately and spec.kind != "lifting"
+        share_x = share_x and not spec.pads_separately and not is_direct(spec)
         y, again, mean, var = _convolve(
             inputs, eps, batch_stats, _conv_after_padding(spec), return_stats, share_x, *expanded
         )
@@ -197,4 +202,4 @@ def _in_float32(inputs: ConvInputs) -> ConvInputs:
 @constant_to_dynamo
 def _operator_options(spec: ConvSpec) -> tuple[Any, ...]:
     elements = tuple(entry for matrix in spec.group.elements for row in matrix for entry in row)
-    return spec.kind == "lifting", elements, *options_of(_conv_after_padding(spec).spec)
+    return spec.kind == "lifting", spec.groups, elements, *options_of(_conv_after_padding(spec).spec)

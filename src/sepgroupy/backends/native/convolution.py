@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
 
-from ..base import CONV
+from ..base import CONV, repeat_bias
 from ..constants import group_index, planar_index
 from ..conv_spec import ConvSpec
 from ..filter_bank import expand_filter, full_filter
+from ..group_axis import merge_group_into_channels, split_group_from_channels
 from .launch import ConvInputs, NativeConv
 
 _INPUT_GRAD: dict[int, Any] = {1: conv1d_input, 2: conv2d_input, 3: conv3d_input}
@@ -64,10 +65,13 @@ def differentiate(
     """
     grad, inputs = grad.contiguous(), inputs.contiguous()
     dx = dweight = ddepthwise = dbias = dgamma = dbeta = None
-    if conv.lifting:
-        dx = _images_grad(grad, inputs, conv) if needs[0] else None
-        if needs[1]:
-            dweight, dbias = conv.backward_of_lifting(grad, inputs.x, inputs.weight)
+    if conv.direct:
+        of_images = conv.spec.kind == "lifting"
+        wants_x = needs[0] and not of_images
+        if wants_x or needs[1] or needs[2]:
+            dx, dweight, ddepthwise, dbias = conv.backward_directly(grad, inputs, wants_x, needs[1] or needs[2])
+        if needs[0] and of_images:
+            dx = _images_grad(grad, inputs, conv.spec)
     else:
         wants_x, wants_filters = needs[0] or needs[4] or needs[5], needs[1] or needs[2]
         other_grad = None if other_grad is None else other_grad.contiguous()
@@ -81,28 +85,27 @@ def differentiate(
     return tuple(g if need else None for g, need in zip(found, needs, strict=False))
 
 
-def _images_grad(grad: Tensor, inputs: ConvInputs, conv: NativeConv) -> Tensor:
-    size, options = inputs.x.flatten(1, 2).shape, options_of(conv.spec)
-    return _INPUT_GRAD[conv.spec.dimension](
-        size, _filter_bank(inputs, conv.spec), grad.flatten(1, 2), *options
-    ).view_as(inputs.x)
+def _images_grad(grad: Tensor, inputs: ConvInputs, spec: ConvSpec) -> Tensor:
+    size, channels = inputs.x.flatten(1, 2).shape, merge_group_into_channels(grad.transpose(1, 2), spec.groups)
+    bank = _filter_bank(inputs, spec)
+    return _INPUT_GRAD[spec.dimension](size, bank, channels, *options_of(spec), spec.groups).view_as(inputs.x)
 
 
 def definition(inputs: ConvInputs, eps: float, batch_stats: bool, conv: NativeConv) -> Tensor:
     """Compute the same by PyTorch's operations, for second and forward-mode derivatives and function transforms."""
-    x, norm, order = inputs.x, inputs.norm(eps, batch_stats), conv.spec.group.order
+    x, norm, spec = inputs.x, inputs.norm(eps, batch_stats), conv.spec
     if norm is not None:
         x = norm(x.flatten(0, 1)).view_as(x)
-    bias = None if inputs.bias is None else inputs.bias.expand(order, -1).flatten()
-    y = CONV[conv.spec.dimension](x.flatten(1, 2), _filter_bank(inputs, conv.spec), bias, *options_of(conv.spec))
-    y = y.unflatten(1, (order, y.shape[1] // order))
+    channels, bias = merge_group_into_channels(x.transpose(1, 2), spec.groups), repeat_bias(inputs.bias, spec)
+    y = CONV[spec.dimension](channels, _filter_bank(inputs, spec), bias, *options_of(spec), spec.groups)
+    y = split_group_from_channels(y, spec.group.order, spec.groups).transpose(1, 2)
     return y if inputs.residual is None else y + inputs.residual
 
 
 def _filter_bank(inputs: ConvInputs, spec: ConvSpec) -> Tensor:
     weight = inputs.weight if inputs.depthwise is None else full_filter(inputs.depthwise, inputs.weight)
     (table,) = (planar_index if spec.kind == "lifting" else group_index)(spec, weight.device)
-    return expand_filter(weight, table)
+    return expand_filter(weight, table, spec.groups)
 
 
 def options_of(spec: ConvSpec) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:

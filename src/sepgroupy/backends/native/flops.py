@@ -25,6 +25,7 @@ def _executed(
     weight: Shape,  # (O, I, |H|, k, …) or (O, I, |H|, 1, …)
     depthwise: Shape | None,  # (O, 1, 1, k, …) or (O, I, 1, k, …)
     lifting: bool,
+    groups: int,
     elements: Sequence[int],
     y: Shape,  # (B, |H|, O, *spatial')
 ) -> tuple[int, int]:
@@ -33,7 +34,7 @@ def _executed(
     A g filter counts as it is multiplied out, though wide vectors take less for its blocks of size two.
     """
     group = group_of_entries(elements, len(x) - 3)
-    multiplications = group.order if lifting else fourier_basis(group).multiplications
+    multiplications = group.order if lifting else group.order**2 if groups > 1 else fourier_basis(group).multiplications
     pair_of_channels = 2 * multiplications * weight[0] * weight[1] * x[0]
     kernel = math.prod((weight if depthwise is None else depthwise)[3:])
     if depthwise is None or depthwise[1] != 1:  # at the output's pixels, for each kernel element
@@ -43,8 +44,8 @@ def _executed(
 
 
 def _forward(x: Shape, weight: Shape, depthwise: Shape | None, *others: Any, out_shape: Shape) -> int:
-    lifting, elements = others[-5:-3]
-    return sum(_executed(x, weight, depthwise, lifting, elements, out_shape))
+    lifting, groups, elements = others[-6:-3]
+    return sum(_executed(x, weight, depthwise, lifting, groups, elements, out_shape))
 
 
 def _backward(
@@ -57,7 +58,7 @@ def _backward(
     *options: Any,
     **_: Any,
 ) -> int:
-    products, depthwise_step = _executed(x, weight, depthwise, options[0], options[1], grad)
+    products, depthwise_step = _executed(x, weight, depthwise, options[0], options[1], options[2], grad)
     wants_x, wants_filters = needs[0], needs[1] or needs[2]
     if not (wants_x or wants_filters):
         return 0

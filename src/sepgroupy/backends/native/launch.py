@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,12 +16,12 @@ from ..batch_norm import BatchNormReLU
 from ..conv_spec import ConvSpec
 from . import library
 from .library import DTYPES, Problem, check_readable, launch
-from .limits import max_in_channels, unsupported_reason
+from .limits import is_direct, unsupported_reason
 from .memory import empty, workspace
 from .transform import kernel_transform, transformed_offsets
 
 # As csrc/interface.h has them:
-DENSE, SEPARABLE, FACTORED, LIFTING = 0, 1, 2, 3  # kinds of filters
+DENSE, SEPARABLE, FACTORED, DIRECT = 0, 1, 2, 3  # kinds of filters
 PASSES = {"forward": 0, "backward": 1, "expand_filters": 2}
 
 Tensors = dict[str, "Tensor | None"]
@@ -69,12 +70,15 @@ class NativeConv:
     A dense one is a weight (O, I, |H|, k, …). Of a gc and of a g layer the weight is the pointwise factor,
     (O, I, |H|, 1, …), and depthwise the other, (O, 1, 1, k, …) or (O, I, 1, k, …).
     A lifting one reads images (B, 1, I, *spatial) and a weight (O, I, 1, k, …).
+    With blocks of channels, filters are dense or of a gc layer and have I/groups input channels. They and lifting ones
+    are convolved directly, without norm and residual.
 
     The padding is of zeros, the same on both sides.
     """
 
     def __init__(self, spec: ConvSpec) -> None:
-        self.spec, self.lifting = spec, spec.kind == "lifting"
+        self.spec, self.direct = spec, is_direct(spec)
+        self.in_order = 1 if spec.kind == "lifting" else spec.group.order
         if reason := unsupported_reason(spec):
             raise ArgumentError(f"the kernels need {reason}")
         self._checked_launch = lru_cache(maxsize=64)(self._check)
@@ -105,8 +109,8 @@ class NativeConv:
         computes = bool(y.numel() and x.numel())
         y_mean, y_var = _two(x, y.shape[2]) if return_stats and computes else (None, None)
         outputs: Tensors = {"y": y, "y_mean": y_mean, "y_var": y_var}
-        if self.lifting:
-            self._run("forward", {"x": x, "weight": weight, "bias": bias, **outputs}, computes)
+        if self.direct:
+            self._run("forward", {"x": x, "weight": weight, "depthwise": depthwise, "bias": bias, **outputs}, computes)
         else:
             filters = {"x": x, "weight": weight, "depthwise": depthwise, "bias": bias}
             norm = {"gamma": gamma, "beta": beta, "mean": mean, "var": var}
@@ -148,12 +152,18 @@ class NativeConv:
             dx += other_grad
         return dx, dw, dd, None if gamma is None else dgamma, None if beta is None else dbeta
 
-    def backward_of_lifting(self, grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the gradients of weight and bias."""
-        dw, db = torch.empty_like(weight), weight.new_empty(len(weight))
+    def backward_directly(
+        self, grad: Tensor, inputs: ConvInputs, wants_x: bool = False, wants_filters: bool = True
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+        """Return the gradients of x, unless it is of images, and of weight, depthwise and bias."""
+        x, weight, depthwise = inputs[:3]
+        dx = empty(x.shape, x) if wants_x else None
+        dw, db = (torch.empty_like(weight), weight.new_empty(len(weight))) if wants_filters else (None, None)
+        dd = torch.empty_like(depthwise) if wants_filters and depthwise is not None else None
+        given: Tensors = {"x": x, "weight": weight, "depthwise": depthwise, "grad": grad}
         computes = bool(grad.numel() and x.numel())
-        self._run("backward", {"x": x, "grad": grad, "dweight": dw, "dbias": db}, computes)
-        return dw, db if computes else grad.flatten(3).sum(3).sum((0, 1))
+        self._run("backward", given | {"dx": dx, "dweight": dw, "ddepthwise": dd, "dbias": db}, computes)
+        return dx, dw, dd, db if computes or db is None else grad.flatten(3).sum(3).sum((0, 1))
 
     def filter_layout(self, width: int, dtype: torch.dtype) -> tuple[int, bool]:
         """Return what the layout of :meth:`expand_filters` depends on, for rows of ``width`` pixels."""
@@ -202,15 +212,12 @@ class NativeConv:
         given = dict(zip(names, shapes, strict=True))
         x, weight, depthwise = given["x"], given["weight" if "weight" in given else "dweight"], given.get("depthwise")
         y, outputs, inputs = self._check_shape(x, weight), weight[0], x[2]
-        if inputs > max_in_channels(self.spec):
-            raise ArgumentError(
-                f"x has {inputs} channels; with this kernel at most {max_in_channels(self.spec)} are lifted"
-            )
         if not (found := library.kernels()):
             raise ArgumentError(f"backend (='native') is unavailable: {found.summary}")
-        kind = LIFTING if self.lifting else DENSE
+        kind = DIRECT if self.direct else DENSE
         if depthwise is not None:
-            kind = SEPARABLE if inputs == 1 or depthwise[1:2] != (inputs,) else FACTORED
+            factored = not self.direct and inputs != 1 and depthwise[1:2] == (inputs,)
+            kind = FACTORED if factored else SEPARABLE
         problem = ctypes.byref(self._problem(x, y, outputs, kind, threads, dtype, eps, batch_stats))
         expected = self._expected_shapes(x, y, outputs, kind)
         if given.get("expanded") is not None:
@@ -233,26 +240,28 @@ class NativeConv:
         spec, (batch, _, inputs, *size) = self.spec, x
         transform, blocks, basis, irreps = kernel_transform(spec.group)
         offsets = transformed_offsets(spec.group, spec.kernel_size, spec.dilation)
+        arrays = (blocks, offsets, spec.group.cayley_table.astype(np.int32), basis, irreps)
         problem = Problem(
-            DTYPES[dtype], kind, transform, threads, batch, spec.group.order, inputs, outputs,
+            DTYPES[dtype], kind, transform, threads,
+            batch, spec.group.order, inputs, outputs, self.in_order, spec.groups,
             *(_all_axes(*pair) for pair in ((size, 1), (y[3:], 1), (spec.stride, 1), (spec.padding[::2], 0))),
             len(offsets), len(blocks), batch_stats, eps,
-            *(array.ctypes.data for array in (blocks, offsets, basis, irreps)),
+            *(array.ctypes.data for array in arrays),
         )  # fmt: skip
-        problem.arrays = (blocks, offsets, basis, irreps)  # they live as long as it does
+        problem.arrays = arrays  # they live as long as it does
         return problem
 
     def _expected_shapes(
         self, x: tuple[int, ...], y: tuple[int, ...], outputs: int, kind: int
     ) -> dict[str, tuple[int, ...]]:
         """Return the shape of each tensor that a kernel reads or writes."""
-        kernel, elements = self.spec.kernel_size, 1 if self.lifting else self.spec.group.order
+        kernel, elements = self.spec.kernel_size, self.in_order
         batch, _, inputs, *size = x
         pointwise = kind in (SEPARABLE, FACTORED)
         expected = {
             "x": (batch, elements, inputs, *size),
             **dict.fromkeys(("gamma", "beta", "mean", "var"), (inputs,)),
-            "weight": (outputs, inputs, elements, *((1,) * len(kernel) if pointwise else kernel)),
+            "weight": (outputs, inputs // self.spec.groups, elements, *((1,) * len(kernel) if pointwise else kernel)),
             "depthwise": (outputs, inputs if kind == FACTORED else 1, 1, *kernel),
             "bias": (outputs,),
             "residual": y,

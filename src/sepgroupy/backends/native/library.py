@@ -20,7 +20,7 @@ from torch import Tensor
 from ...errors import ArgumentError
 
 FOLDER = Path(__file__).parent  # of the libraries
-VERSION = 8  # of the interface, as csrc/interface.h has it
+VERSION = 9  # of the interface, as csrc/interface.h has it
 VARIANTS = ("avx512", "avx2", "baseline")  # the widest vectors first
 AXES = 3  # spatial axes of the kernels; an image has one slice
 DTYPES = {torch.float32: 0, torch.float64: 1}
@@ -30,11 +30,13 @@ class Problem(ctypes.Structure):
     """One convolution, as csrc/interface.h declares it."""
 
     _fields_ = [(name, ctypes.c_int64) for name in ("dtype", "kind", "transform", "threads")]
-    _fields_ += [(name, ctypes.c_int64) for name in ("batch", "order", "in_channels", "out_channels")]
+    _fields_ += [
+        (name, ctypes.c_int64) for name in ("batch", "order", "in_channels", "out_channels", "in_order", "groups")
+    ]
     _fields_ += [(name, ctypes.c_int64 * AXES) for name in ("in_size", "out_size", "stride", "padding")]
     _fields_ += [(name, ctypes.c_int64) for name in ("elements", "blocks", "batch_stats")]
     _fields_ += [("eps", ctypes.c_double)]
-    _fields_ += [(name, ctypes.c_void_p) for name in ("block", "offset", "basis", "irreps")]
+    _fields_ += [(name, ctypes.c_void_p) for name in ("block", "offset", "product", "basis", "irreps")]
 
 
 class Tensors(ctypes.Structure):

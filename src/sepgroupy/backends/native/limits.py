@@ -6,12 +6,10 @@ import math
 from functools import lru_cache
 
 from ..conv_spec import ConvSpec
-from ..geometry import MAX_SIZE
-from ..tracing import constant_to_dynamo
 
 MAX_STRIDE, MAX_ORDER = 3, 48
 
-MAX_KERNEL_ELEMENTS = {1: 49, 2: 49, 3: 343}  # by dimension: 7×7, 7×7×7; of lifting layers, times input channels
+MAX_KERNEL_ELEMENTS = {1: 49, 2: 49, 3: 343}  # by dimension: 7×7, 7×7×7
 MAX_EXTENT = 64  # pixels between the first and the last kernel element: the workspace grows with it
 
 
@@ -20,10 +18,8 @@ def unsupported_reason(spec: ConvSpec) -> str | None:
     """Return what the kernels would need to compute such convolutions, or None."""
     elements, most = math.prod(spec.kernel_size), MAX_KERNEL_ELEMENTS[spec.dimension]
     extent = max(d * (k - 1) + 1 for d, k in zip(spec.dilation, spec.kernel_size, strict=True))
-    max_stride = 1 if spec.kind == "lifting" else MAX_STRIDE
     needs = {
-        "groups=1": spec.groups == 1,
-        f"strides up to {max_stride}": max(spec.stride) <= max_stride,
+        f"strides up to {MAX_STRIDE}": max(spec.stride) <= MAX_STRIDE,
         f"kernels of up to {most} elements": elements <= most,
         f"kernels that extend over up to {MAX_EXTENT} pixels": extent <= MAX_EXTENT,
         f"a group of order up to {MAX_ORDER}": spec.group.order <= MAX_ORDER,
@@ -32,8 +28,6 @@ def unsupported_reason(spec: ConvSpec) -> str | None:
     return ", ".join(need for need, holds in needs.items() if not holds) or None
 
 
-@constant_to_dynamo
-def max_in_channels(spec: ConvSpec) -> int:
-    """Return the largest number of input channels: lifting layers read all of them at a time."""
-    elements = math.prod(spec.kernel_size)
-    return MAX_KERNEL_ELEMENTS[spec.dimension] // elements if spec.kind == "lifting" else MAX_SIZE
+def is_direct(spec: ConvSpec) -> bool:
+    """Whether the kernels convolve directly, not in the Fourier domain: lifting layers, and blocks of channels."""
+    return spec.kind == "lifting" or spec.groups > 1

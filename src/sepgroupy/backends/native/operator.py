@@ -18,7 +18,7 @@ from .launch import ConvInputs, NativeConv, native_conv
 Integers = Sequence[int]
 
 _TENSORS = "Tensor x, Tensor weight, Tensor? depthwise, Tensor? bias"
-_OPTIONS = "bool lifting, int[] elements, int[] stride, int[] padding, int[] dilation"
+_OPTIONS = "bool lifting, int groups, int[] elements, int[] stride, int[] padding, int[] dilation"
 
 
 @torch.library.custom_op(
@@ -48,21 +48,21 @@ def group_conv_backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
     return tuple(grad.new_empty(0) if g is None else g for g in gradients[:4])
 
 
-def _conv_of(inputs: ConvInputs, lifting: bool, elements: Integers, *geometry: Integers) -> NativeConv:
+def _conv_of(inputs: ConvInputs, lifting: bool, groups: int, elements: Integers, *geometry: Integers) -> NativeConv:
     filters = inputs.weight if inputs.depthwise is None else inputs.depthwise
     if not (kernel := filters.shape[3:]):
         raise ArgumentError(f"a filter has shape {tuple(filters.shape)}; the kernels read (O, I, |H|, k, …)")
     kind = "lifting" if lifting else "dense"
-    return _conv_of_elements(kind, tuple(elements), tuple(map(int, kernel)), *map(tuple, geometry))
+    return _conv_of_elements(kind, groups, tuple(elements), tuple(map(int, kernel)), *map(tuple, geometry))
 
 
 @lru_cache(maxsize=1024)
 def _conv_of_elements(
-    kind: str, elements: tuple[int, ...], kernel: tuple[int, ...], *geometry: tuple[int, ...]
+    kind: str, groups: int, elements: tuple[int, ...], kernel: tuple[int, ...], *geometry: tuple[int, ...]
 ) -> NativeConv:
     group = group_of_entries(elements, len(kernel))
     stride, padding, dilation = geometry
-    return native_conv(ConvSpec.parse(group, kind, kernel, stride, padding, dilation))
+    return native_conv(ConvSpec.parse(group, kind, kernel, stride, padding, dilation, groups))
 
 
 def group_of_entries(entries: Sequence[int], dimension: int) -> PointGroup:
