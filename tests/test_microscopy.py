@@ -62,7 +62,7 @@ def test_a_study_goes_on_where_it_stopped(script: Any, tmp_path: Path) -> None:
     script.study(data, file, "p4m-resnet8-w2")
     with file.open() as opened:
         rows = list(csv.DictReader(opened))
-    assert [row["network"] for row in rows] == ["plain", "p4m-gc", "plain-long"]
+    assert [row["network"] for row in rows] == ["plain", "p4m-gc", "plain-long", "p4m-gc-long"]
     lines = file.read_text().splitlines()
     file.write_text("\n".join(lines[:2]) + "\n")
     script.study(data, file, "p4m-resnet8-w2")
