@@ -56,10 +56,10 @@ struct Frame {
         }
         for (int axis = AXES - 1; axis > cut; line *= extent[axis], axis--) values += span[axis] * line;
         const index_t planes = frame_planes(p), phases = phase_count(p), out_rows = p.out_size[cut];
-        index_t fits = larger(DIRECT_MIN_ROWS, DIRECT_VALUES / (line * planes * phases));
-        if (p.kind == SEPARABLE) fits = out_rows; /* its pointwise step is of whole images */
+        const index_t fits = larger(DIRECT_MIN_ROWS, DIRECT_VALUES / (line * planes * phases));
         bands = ceil_div(out_rows, smaller(out_rows, fits));
         if (p.batch * p.groups * bands < p.threads) bands = smaller(out_rows, p.threads);
+        if (p.kind == SEPARABLE) bands = 1; /* its pointwise step, and the gradients of that, are of whole images */
         rows = ceil_div(out_rows, bands);
         extent[cut] = rows + span[cut];
         size = product(extent);

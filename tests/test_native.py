@@ -663,6 +663,18 @@ def test_blocks_of_channels_have_the_results_and_gradients_of_the_definition(
         assert torch.equal(ours(x), y)
 
 
+@pytest.mark.parametrize("kind", [*KINDS, "lifting"])
+@pytest.mark.parametrize("options", BLOCK_GEOMETRIES[:2], ids=str)
+def test_more_threads_than_blocks_of_channels_change_nothing_but_rounding(kind: str, options: dict[str, Any]) -> None:
+    convolution, results = blocks(kind, **options), []
+    x = torch.randn(1, 3, *(() if kind == "lifting" else (4,)), 9, 11, dtype=torch.float64, requires_grad=True)
+    for threads in (1, 8):
+        torch.set_num_threads(threads)
+        y = convolution(x)
+        results.append((y, *torch.autograd.grad(y.square().sum(), [x, *convolution.parameters()])))
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("kind", ["dense", "gc", "lifting"])
 def test_blocks_of_channels_are_differentiable_twice_and_mapped(kind: str) -> None:
     convolution = blocks(kind, padding=1, stride=2)
