@@ -70,24 +70,22 @@ template <class S> index_t direct_workspace_bytes(const Problem &p, Pass pass)
     return arena.bytes();
 }
 
-/* y ← bias + the convolution of what is in the frame, for one output of the block; and its statistics, if they are wanted. */
+/* y[o,g] ← bias + the convolution of what is in the frame, for an output of the block; and statistics, if they are wanted. */
 template <class S, typename T = typename S::Scalar>
 void convolve_frame(const Problem &p, const Tensors &t, const Frame &f, const FrameBand &band, const DirectThread<S> &w,
-                    index_t o, const T *filter, Stats *stats)
+                    index_t o, index_t g, const T *filter, Stats *stats)
 {
     const T *bias = t.bias, *none = nullptr;
     T *y = t.y;
     const index_t channel = band.block * block_outputs(p) + o;
     const T *weight = filter + channel * f.terms, added = bias ? bias[channel] : 0;
-    for (index_t g = 0; g < p.order; g++) {
-        T *to = y + band.at(p, g, o);
-        with_elements(f.terms, [&](auto terms) INLINE_LAMBDA {
-            for_band_rows(p, f, band, [&](index_t at, index_t row) INLINE_LAMBDA {
-                weighted_row<S>(weight, w.from + g * f.step, at, added, none, to + row, p.out_size[2], terms);
-            });
+    T *to = y + band.at(p, g, o);
+    with_elements(f.terms, [&](auto terms) INLINE_LAMBDA {
+        for_band_rows(p, f, band, [&](index_t at, index_t row) INLINE_LAMBDA {
+            weighted_row<S>(weight, w.from + g * f.step, at, added, none, to + row, p.out_size[2], terms);
         });
-        if (stats) join_values<S>(stats[channel], to, product(band.rows));
-    }
+    });
+    if (stats) join_values<S>(stats[channel], to, product(band.rows));
 }
 
 template <class S> void direct_forward(const Problem &p, const Tensors &t)
@@ -106,15 +104,18 @@ template <class S> void direct_forward(const Problem &p, const Tensors &t)
 #pragma omp for schedule(static)
         for (index_t n = 0; n < f.tasks(p); n++) {
             const FrameBand band(p, f, n);
-            if (p.kind == SEPARABLE)
-                w.pointwise.read(p, band, x);
-            else
-                fill_frame(p, f, band, x, w.frame.data);
             Stats *stats = mean ? shared.stats + n / p.groups * p.out_channels : nullptr;
-            for (index_t o = 0; o < block_outputs(p); o++) {
-                if (p.kind == SEPARABLE) w.pointwise.write_frame(p, f, band, o, weight, w.frame.data);
-                convolve_frame<S>(p, t, f, band, w, o, p.kind == SEPARABLE ? depthwise : weight, stats);
+            if (p.kind == SEPARABLE) {
+                w.pointwise.read(p, band, x);
+                for (index_t o = 0; o < block_outputs(p); o++) {
+                    w.pointwise.write_frame(p, f, band, o, weight, w.frame.data);
+                    for (index_t g = 0; g < p.order; g++) convolve_frame<S>(p, t, f, band, w, o, g, depthwise, stats);
+                }
+                continue;
             }
+            fill_frame(p, f, band, x, w.frame.data);
+            for (index_t g = 0; g < p.order; g++) /* in the order in which y lies in memory */
+                for (index_t o = 0; o < block_outputs(p); o++) convolve_frame<S>(p, t, f, band, w, o, g, weight, stats);
         }
     }
     if (mean) finalize_stats(shared.stats.data, p.batch * f.bands, p.out_channels, mean, var);
@@ -125,16 +126,14 @@ template <class S> void direct_forward(const Problem &p, const Tensors &t)
 /* Add the gradients of the filter, or of its depthwise factor, and of the bias of one output of the block, whose terms are in the frame. */
 template <class S, typename T = typename S::Scalar>
 void add_frame_gradients(const Problem &p, const T *grad, const Frame &f, const FrameBand &band, const DirectThread<S> &w,
-                         index_t o)
+                         index_t o, index_t g)
 {
-    for (index_t g = 0; g < p.order; g++) {
-        const T *read = grad + band.at(p, g, o);
-        for_band_rows(p, f, band, [&](index_t at, index_t row) INLINE_LAMBDA { /* the zeros between rows stay */
-            for (index_t c = 0; c < p.out_size[2]; c++) w.grad[at + c] = read[row + c];
-        });
-        T *sums = w.sums + (band.block * block_outputs(p) + o) * (f.terms + 1);
-        sum_terms<S>(f.terms, band.rows[f.cut] * f.line, w.grad.data, w.from + g * f.step, sums);
-    }
+    const T *read = grad + band.at(p, g, o);
+    for_band_rows(p, f, band, [&](index_t at, index_t row) INLINE_LAMBDA { /* the zeros between rows stay */
+        for (index_t c = 0; c < p.out_size[2]; c++) w.grad[at + c] = read[row + c];
+    });
+    T *sums = w.sums + (band.block * block_outputs(p) + o) * (f.terms + 1);
+    sum_terms<S>(f.terms, band.rows[f.cut] * f.line, w.grad.data, w.from + g * f.step, sums);
 }
 
 /* The same of a dense or lifting layer, each thread's bands. */
@@ -147,7 +146,8 @@ void direct_filter_gradients(const Problem &p, const Tensors &t, const Frame &f,
         const FrameBand band(p, f, n);
         fill_frame(p, f, band, x, w.frame.data);
         if (band.rows[f.cut] < f.rows) memset(w.grad, 0, f.rows * f.line * sizeof(T));
-        for (index_t o = 0; o < block_outputs(p); o++) add_frame_gradients<S>(p, grad, f, band, w, o);
+        for (index_t g = 0; g < p.order; g++)
+            for (index_t o = 0; o < block_outputs(p); o++) add_frame_gradients<S>(p, grad, f, band, w, o, g);
     }
 }
 
@@ -197,7 +197,7 @@ void separable_gradients(const Problem &p, const Tensors &t, const DirectWorkspa
             const index_t channel = band.block * block_outputs(p) + o;
             if (t.dweight) {
                 w.pointwise.write_frame(p, f, band, o, weight, w.frame.data);
-                add_frame_gradients<S>(p, grad, f, band, w, o);
+                for (index_t g = 0; g < p.order; g++) add_frame_gradients<S>(p, grad, f, band, w, o, g);
             }
             fill_gradient(p, shared.of_grad, band.image, channel, grad, w.around.data);
             write_planes_gradient(p, shared.of_grad, w, depthwise + channel * p.elements, w.pointwise.du.data,
