@@ -123,7 +123,7 @@ template <class S> void direct_forward(const Problem &p, const Tensors &t)
 
 /* ---- gradients of weight and bias ---- */
 
-/* Add the gradients of the filter, or of its depthwise factor, and of the bias of one output of the block, whose terms are in the frame. */
+/* Add the gradients of the filter, or of its depthwise factor, and of the bias, from y[o,g]; the terms are in the frame. */
 template <class S, typename T = typename S::Scalar>
 void add_frame_gradients(const Problem &p, const T *grad, const Frame &f, const FrameBand &band, const DirectThread<S> &w,
                          index_t o, index_t g)
