@@ -1,4 +1,4 @@
-"""Direct convolutions by the kernels and by PyTorch's operations: layers with blocks of channels, strided lifting layers.
+"""Direct convolutions by the kernels and by PyTorch: layers with blocks of channels, strided lifting layers.
 
 OMP_NUM_THREADS=1 python -m benchmarks.blocks    # results/blocks.csv
 
@@ -21,13 +21,13 @@ from .measure import Variant, time_interleaved
 from .results import write
 
 RESULTS = Path(__file__).parent / "results"
-# Group, dimension, blocks, input channels of each, pixels per side, kernel, stride; batch 4, of volumes 1.
+# Group, dimension, blocks, input channels of each, pixels, kernel, stride; batch 4, of volumes 1.
 BLOCKS = (
     ("p4", 2, 96, 1, 33, 3, 1), ("p4", 2, 96, 1, 33, 3, 2), ("p4", 2, 96, 1, 24, 7, 1), ("p4", 2, 384, 1, 7, 7, 1),
     ("p4m", 2, 96, 1, 33, 3, 1), ("p4m", 2, 96, 1, 24, 7, 1), ("p4", 2, 16, 2, 17, 3, 1), ("p4", 2, 16, 8, 17, 3, 1),
     ("p4m", 2, 16, 4, 17, 3, 1), ("O", 3, 32, 1, 12, 3, 1),
 )  # fmt: skip
-# Group, input and output channels, pixels per side, kernel, stride; batch 4.
+# Group, input and output channels, pixels, kernel, stride; batch 4.
 LIFTING = (
     ("p4", 3, 32, 97, 3, 2), ("p4", 3, 16, 129, 3, 2), ("p4", 1, 16, 65, 5, 2), ("p4", 3, 32, 97, 7, 2),
     ("p4m", 3, 24, 65, 7, 2),
@@ -39,13 +39,11 @@ def cases() -> list[tuple[str, Any, torch.Tensor]]:
     found: list[tuple[str, Any, torch.Tensor]] = []
     for kind in ("dense", "gc"):
         for group, dimension, blocks, each, size, kernel, stride in BLOCKS:
-            name = (
-                f"{group} {kind}, {blocks} blocks of {each}, {size} pixels per side, kernel {kernel}, stride {stride}"
-            )
+            name = f"{group} {kind}, {blocks} blocks of {each}, {size} pixels, kernel {kernel}, stride {stride}"
             options = {"padding": kernel // 2, "stride": stride, "groups": blocks, "group": group, "kind": kind}
             found.append((name, *_case(f"GroupConv{dimension}d", blocks * each, blocks * each, kernel, size, options)))
     for group, inputs, outputs, size, kernel, stride in LIFTING:
-        name = f"{group} lifting, {inputs}-{outputs} channels, {size} pixels per side, kernel {kernel}, stride {stride}"
+        name = f"{group} lifting, {inputs}-{outputs} channels, {size} pixels, kernel {kernel}, stride {stride}"
         options = {"padding": kernel // 2, "stride": stride, "group": group}
         found.append((name, *_case("LiftingConv2d", inputs, outputs, kernel, size, options)))
     return found

@@ -44,7 +44,7 @@ DIRECT_MAX_ENTRIES = {1: 49, 2: 49, 3: 343}
 PyTorch's: 49 are 7×7 of one channel, or 3×3 of five (benchmarks/layers.py)."""
 DIRECT_MAX_PLANES = {"dense": 4, "g": 4, "gc": 48}
 """The same of layers with blocks of channels: largest number of planes of a block, |H|·in_channels/groups, by kind. A g
-layer with one channel in a block is of kind gc. For whole networks see benchmarks/converted.py, MobileNetV2."""
+layer with one channel in a block is of kind gc. See benchmarks/blocks.py."""
 TRACED_SIZE = (64, 2**18)
 """Channels and values of a feature map that are assumed during tracing, when sizes may be symbols."""
 
