@@ -59,8 +59,11 @@ template <class S> struct DirectWorkspace {
     }
 
 private:
-    /* The gradient of images is PyTorch's. */
-    static bool reads_gradient(const Problem &p, Pass pass) { return pass == BACKWARD && p.in_order == p.order; }
+    /* Whether dx may be wanted: without blocks a direct convolution is of images, whose gradient is PyTorch's. */
+    static bool reads_gradient(const Problem &p, Pass pass)
+    {
+        return pass == BACKWARD && p.groups > 1 && p.in_order == p.order;
+    }
 };
 
 template <class S> index_t direct_workspace_bytes(const Problem &p, Pass pass)
