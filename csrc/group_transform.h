@@ -1,7 +1,7 @@
 /* The Fourier transform along the group axis: v ← H v and v ← Hᵀ v, of numbers or of vectors of them.
  *
  * A transform is a parameter of the functions that use it. The fast ones are bases of p4 and p4m, and of the rotations and
- * of all symmetries of a cube, with their scales left out; `launch.py` states the same as matrices and finds the groups
+ * of all symmetries of a cube, with their scales left out; `transform.py` states the same as matrices and finds the groups
  * that they serve. `with_transform` calls a function with the one of a problem.
  */
 #pragma once

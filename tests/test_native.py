@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import itertools
 import math
 import os
 import re
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,7 @@ from sepgroupy.backends.native import (
 )  # fmt: skip
 from sepgroupy.backends.native import batch_norm as native_batch_norm
 from sepgroupy.backends.native import convolution as native_convolution
+from sepgroupy.backends.native import problem as native_problem
 from sepgroupy.backends.native.backend import FusedOutput
 from sepgroupy.backends.native.launch import ConvInputs, NativeConv, native_conv
 from sepgroupy.backends.native.library import kernels
@@ -198,7 +201,9 @@ def test_expanded_filters_of_another_size_are_refused(kind: str, untouched: Nati
     given = tensors(kind)
     names = ("x", "weight", "depthwise")
     shapes = tuple(None if given[name] is None else given[name].shape for name in names)
-    size = kernels().library.filters_size(untouched._check("forward", names, shapes, 1, torch.float32).problem)
+    size = kernels().library.filters_size(
+        native_problem.checked_problem(untouched.spec, "forward", names, shapes, 1, torch.float32).problem
+    )
     for shape in ((size + 1,), (size - 1,), (0,), (), (1, size), (size, 1)):
         with pytest.raises(ArgumentError, match="expanded has shape"):
             untouched.forward(ConvInputs(**given), expanded=torch.randn(shape))
@@ -333,17 +338,18 @@ def test_python_and_the_kernels_declare_the_same_structures(struct: type[ctypes.
 
 def test_a_tensor_of_an_unknown_name_is_refused() -> None:
     with pytest.raises(AttributeError, match="dwieght"):
-        library.launch("backward", None, {"dwieght": torch.zeros(1)})
+        launch.launch("backward", None, {"dwieght": torch.zeros(1)})
 
 
 def test_python_and_the_kernels_have_the_same_constants() -> None:
     header = (ROOT / "csrc" / "interface.h").read_text()
     constants = {name: int(value) for name, value in re.findall(r"\b([A-Z][A-Z0-9_]+) = (\d+)", header)}
-    modules = vars(launch) | vars(limits) | vars(transform)
+    modules = vars(native_problem) | vars(limits) | vars(transform)
     ours = {name: value for name, value in modules.items() if name in constants}
     assert ours == {name: constants[name] for name in ours}
     assert {"DENSE", "SEPARABLE", "FACTORED", "DIRECT", "GENERAL", "MAX_STRIDE", "MAX_ORDER"} <= set(ours)
-    assert {"forward": constants["FORWARD"], "backward": constants["BACKWARD"], "expand_filters": 2} == launch.PASSES
+    passes = {"forward": constants["FORWARD"], "backward": constants["BACKWARD"], "expand_filters": 2}
+    assert passes == native_problem.PASSES
     assert (constants["INTERFACE_VERSION"], constants["AXES"]) == (library.VERSION, library.AXES)
     assert {torch.float32: constants["FLOAT32"], torch.float64: constants["FLOAT64"]} == library.DTYPES
     assert constants["MAX_ELEMENTS"] >= max(limits.MAX_KERNEL_ELEMENTS.values())
@@ -910,11 +916,31 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any, dict[str, 
 
     def record(name: str, problem: Any, tensors: dict[str, Tensor | None]) -> None:
         calls.append((name, problem._obj, {field: t is not None for field, t in tensors.items()}))
-        library.launch(name, problem, tensors)
+        real(name, problem, tensors)
 
+    real = launch.launch
     monkeypatch.setattr(launch, "launch", record)
     monkeypatch.setattr(native_batch_norm, "launch", record)
     return calls
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_x_reaches_the_kernel_through_four_files_in_one_direction(
+    kind: str, grad: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, paths = ROOT / "src", []
+
+    def record(*args: Any) -> None:
+        files = [Path(frame.filename) for frame in traceback.extract_stack()[:-1]]
+        paths.append([file.stem for file, _ in itertools.groupby(f for f in files if source in f.parents)])
+        real(*args)
+
+    real = launch.launch
+    monkeypatch.setattr(launch, "launch", record)
+    with torch.set_grad_enabled(grad):
+        GroupConv2d(4, 4, 3, group="p4m", kind=kind)(torch.randn(1, 4, 8, 9, 9))
+    assert paths == [["base", "backend", *(["convolution"] if grad else []), "launch"]]
 
 
 def _names(wanted: set[str]) -> str:
@@ -985,7 +1011,7 @@ def test_lifting_computes_the_gradients_that_are_needed(
     for name in wanted:  # the bias's alone is summed by PyTorch
         torch.testing.assert_close(found[name], expected[name], rtol=1e-5 if name == "bias" else 0, atol=0)
     backward = [problem.kind for name, problem, _ in launched if name == "backward"]
-    assert backward == ([launch.DIRECT] if "weight" in wanted else [])
+    assert backward == ([native_problem.DIRECT] if "weight" in wanted else [])
     assert calls == (["x"] if "x" in wanted else [])
 
 
@@ -1343,7 +1369,7 @@ def workspace_bytes(spec: ConvSpec, kind: str, batch: int, size: int, backward: 
     depthwise = None if kind == "dense" else (channels, channels if kind == "g" else 1, 1, *kernel)
     x = (batch, 8, channels, size, size)
     shapes = (x, weight, depthwise)
-    problem, _ = native_conv(spec)._check("forward", ("x", "weight", "depthwise"), shapes, 1, torch.float32)
+    problem, _ = native_problem.checked_problem(spec, "forward", ("x", "weight", "depthwise"), shapes, 1, torch.float32)
     used = kernels().library.workspace_bytes(problem, int(backward))
     y = native_conv(spec).output_shape(x, weight)
     return used, 4 * sum(math.prod(shape) for shape in (x, y, weight))

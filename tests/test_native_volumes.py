@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sepgroupy.backends import ConvSpec
 from sepgroupy.backends.native import launch, library, transform
+from sepgroupy.backends.native import problem as native_problem
 from sepgroupy.backends.native.library import Problem, kernels
 from sepgroupy.groups import PointGroup, as_group
 from stress import native as stress
@@ -26,7 +27,12 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 # Sizes of the irreducible representations, each as often as it is large.
 IRREPS = {5: (1, 2), 24: (1, 1, 2, 3, 3), 48: (1, 1, 1, 1, 2, 2, 3, 3, 3, 3)}
-KINDS = {"dense": launch.DENSE, "gc": launch.SEPARABLE, "g": launch.FACTORED, "lifting": launch.DIRECT}
+KINDS = {
+    "dense": native_problem.DENSE,
+    "gc": native_problem.SEPARABLE,
+    "g": native_problem.FACTORED,
+    "lifting": native_problem.DIRECT,
+}
 
 
 @dataclass
@@ -116,9 +122,9 @@ class Convolution:
             self.size, self.out_size, self.stride, self.padding,
             self.elements, len(self.blocks), False, 0.0, *(a.ctypes.data for a in arrays),
         )  # fmt: skip
-        size = kernels().library.workspace_bytes(ctypes.byref(problem), launch.PASSES[name])
+        size = kernels().library.workspace_bytes(ctypes.byref(problem), native_problem.PASSES[name])
         space = torch.full((size // 4 + 4096,), float("nan"))
-        library.launch(name, ctypes.byref(problem), {**tensors, "workspace": space.view(torch.uint8)})
+        launch.launch(name, ctypes.byref(problem), {**tensors, "workspace": space.view(torch.uint8)})
         assert space[size // 4 :].isnan().all(), "written past the end of the workspace"
 
     def forward(self, **changed: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
 """Compiled kernels for CPUs, where a C++ compiler was available when the package was installed.
 
-``backend`` is the door. A call passes from there to ``launch``, which states the convolution to the kernels, and to
-``library``, which finds and loads them. ``convolution`` has the derivatives, ``operator`` the same for compilers and
-dispatch modes, ``transform`` the Fourier transform of the group axis, ``limits`` what the kernels can compute,
-``memory`` the buffers, ``batch_norm`` the kernels around a batch norm.
+``backend`` is the door. A call passes from there to ``convolution``, which has the derivatives, and to ``launch``,
+which calls the kernels. ``problem`` states a convolution to them and checks shapes, ``library`` finds and loads them,
+``limits`` says what they can compute. ``operator`` is the same convolution for compilers and dispatch modes,
+``transform`` the Fourier transform of the group axis, ``memory`` the buffers, ``batch_norm`` the kernels around a
+batch norm.
 """
 
 from . import flops

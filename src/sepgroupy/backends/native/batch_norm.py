@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ...errors import ArgumentError
 from ..batch_norm import BatchNormReLU
-from .library import DTYPES, Problem, check_readable, launch
+from .launch import check_readable, launch
+from .library import DTYPES, Problem
 from .memory import empty
 
 Tensors = dict[str, "Tensor | None"]

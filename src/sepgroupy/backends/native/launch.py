@@ -1,28 +1,27 @@
-"""Convolutions by the compiled kernels: the numbers they need, and memory of the right size."""
+"""Convolutions by the compiled kernels: tensors of the right kind and size, given to them by address.
+
+The kernels trust what they are given, so everything about a tensor is checked before: type, device and layout here,
+its shape in ``problem``.
+"""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Mapping
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ...errors import ArgumentError
 from ..batch_norm import BatchNormReLU
 from ..conv_spec import ConvSpec
-from . import library
-from .library import DTYPES, Problem, check_readable, launch
+from .library import DTYPES, kernels
+from .library import Tensors as Addresses
 from .limits import is_direct, unsupported_reason
 from .memory import empty, workspace
-from .transform import kernel_transform, transformed_offsets
-
-# As csrc/interface.h has them:
-DENSE, SEPARABLE, FACTORED, DIRECT = 0, 1, 2, 3  # kinds of filters
-PASSES = {"forward": 0, "backward": 1, "expand_filters": 2}
+from .problem import checked_output_shape, checked_problem, output_shape
 
 Tensors = dict[str, "Tensor | None"]
 
@@ -51,13 +50,6 @@ class ConvInputs(NamedTuple):
         return BatchNormReLU(self.mean, self.var, self.gamma, self.beta, eps, batch_stats)
 
 
-class Launch(NamedTuple):
-    """A checked problem: by reference, and the bytes of workspace that it needs."""
-
-    problem: Any
-    workspace: int
-
-
 @lru_cache(maxsize=1024)
 def native_conv(spec: ConvSpec) -> NativeConv:
     """Return what convolves as specified."""
@@ -78,23 +70,14 @@ class NativeConv:
 
     def __init__(self, spec: ConvSpec) -> None:
         self.spec, self.direct = spec, is_direct(spec)
-        self.in_order = 1 if spec.kind == "lifting" else spec.group.order
         if reason := unsupported_reason(spec):
             raise ArgumentError(f"the kernels need {reason}")
-        self._checked_launch = lru_cache(maxsize=64)(self._check)
-        self._checked_shape = lru_cache(maxsize=64)(self._check_shape)
+        self._problem = lru_cache(maxsize=64)(partial(checked_problem, spec))
+        self._checked_output_shape = lru_cache(maxsize=64)(partial(checked_output_shape, spec))
 
     def output_shape(self, x: Any, weight: Any) -> tuple[int, ...]:
         """Return the shape of the output for an input and a filter of these shapes, which may be symbols."""
-        return (x[0], self.spec.group.order, weight[0], *self.spec.output_size(*x[3:]))
-
-    def _check_shape(self, x: tuple[int, ...], weight: tuple[int, ...]) -> tuple[int, ...]:
-        axes = 3 + self.spec.dimension
-        if len(x) != axes or len(weight) != axes:
-            shapes = f"x has shape {tuple(x)} and weight {tuple(weight)}"
-            raise ArgumentError(f"{shapes}; the kernels read {axes} axes of each in {self.spec.dimension}-D")
-        self.spec.check_size(x[0] * x[1] * x[2], *x[3:])
-        return self.output_shape(x, weight)
+        return output_shape(self.spec, x, weight)
 
     def forward(
         self, inputs: ConvInputs, eps: float = 0.0, return_stats: bool = False, expanded: Tensor | None = None
@@ -105,7 +88,7 @@ class NativeConv:
         are filters of :meth:`expand_filters`, used in place of the parameters.
         """
         x, weight, depthwise, bias, gamma, beta, mean, var, residual = inputs
-        y = empty(self._checked_shape(x.shape, weight.shape), x)
+        y = empty(self._checked_output_shape(x.shape, weight.shape), x)
         computes = bool(y.numel() and x.numel())
         y_mean, y_var = _two(x, y.shape[2]) if return_stats and computes else (None, None)
         outputs: Tensors = {"y": y, "y_mean": y_mean, "y_var": y_var}
@@ -167,7 +150,7 @@ class NativeConv:
 
     def filter_layout(self, width: int, dtype: torch.dtype) -> tuple[int, bool]:
         """Return what the layout of :meth:`expand_filters` depends on, for rows of ``width`` pixels."""
-        lanes = library.kernels().library.vector_values(DTYPES[dtype], width // self.spec.stride[-1])
+        lanes = kernels().library.vector_values(DTYPES[dtype], width // self.spec.stride[-1])
         return lanes, width % lanes == 0
 
     def expand_filters(self, x: tuple[int, ...], weight: Tensor, depthwise: Tensor | None) -> Tensor:
@@ -175,8 +158,8 @@ class NativeConv:
         one = (1, *x[1:])  # they do not depend on the batch, which may be empty
         shapes = (one, weight.shape, None if depthwise is None else depthwise.shape)
         names = ("x", "weight", "depthwise")
-        problem, size = self._checked_launch("expand_filters", names, shapes, 1, weight.dtype)
-        values = library.kernels().library.filters_size(problem)
+        problem, size = self._problem("expand_filters", names, shapes, 1, weight.dtype)
+        values = kernels().library.filters_size(problem)
         expanded = torch.zeros(values, dtype=weight.dtype, device="cpu")
         check_readable([expanded, weight, depthwise])
         filters = {"weight": weight, "depthwise": depthwise, "expanded": expanded}
@@ -184,13 +167,12 @@ class NativeConv:
         return expanded
 
     def _run(self, name: str, tensors: Tensors, computes: bool, eps: float = 0.0, batch_stats: bool = False) -> None:
-        # The kernels trust what they are given: a tensor that does not fit would be read past its end.
         check_readable(tensors.values())
         x = tensors["x"]
         assert x is not None
         shapes = tuple([None if t is None else t.shape for t in tensors.values()])
         options = (torch.get_num_threads(), x.dtype, eps, batch_stats)
-        problem, size = self._checked_launch(name, tuple(tensors), shapes, *options)
+        problem, size = self._problem(name, tuple(tensors), shapes, *options)
         if computes:
             launch(name, problem, {**tensors, "workspace": workspace.take(size)})
             return
@@ -198,101 +180,32 @@ class NativeConv:
             if (gradient := tensors.get(result)) is not None:
                 gradient.zero_()
 
-    def _check(
-        self,
-        name: str,
-        names: tuple[str, ...],
-        shapes: tuple[Any, ...],
-        threads: int,
-        dtype: torch.dtype,
-        eps: float = 0.0,
-        batch_stats: bool = False,
-    ) -> Launch:
-        """Check the shapes of the tensors that are there; state the problem."""
-        given = dict(zip(names, shapes, strict=True))
-        x, weight, depthwise = given["x"], given["weight" if "weight" in given else "dweight"], given.get("depthwise")
-        y, outputs, inputs = self._check_shape(x, weight), weight[0], x[2]
-        if not (found := library.kernels()):
-            raise ArgumentError(f"backend (='native') is unavailable: {found.summary}")
-        kind = DIRECT if self.direct else DENSE
-        if depthwise is not None:
-            factored = not self.direct and inputs != 1 and depthwise[1:2] == (inputs,)
-            kind = FACTORED if factored else SEPARABLE
-        problem = ctypes.byref(self._problem(x, y, outputs, kind, threads, dtype, eps, batch_stats))
-        expected = self._expected_shapes(x, y, outputs, kind)
-        if given.get("expanded") is not None:
-            expected["expanded"] = (found.library.filters_size(problem),)
-        _check_shapes(given, expected, self.spec)
-        nothing = 0 in (*x, outputs)  # to compute
-        return Launch(problem, 0 if nothing else found.library.workspace_bytes(problem, PASSES[name]))
-
-    def _problem(
-        self,
-        x: tuple[int, ...],
-        y: tuple[int, ...],
-        outputs: int,
-        kind: int,
-        threads: int,
-        dtype: torch.dtype,
-        eps: float,
-        batch_stats: bool,
-    ) -> Problem:
-        spec, (batch, _, inputs, *size) = self.spec, x
-        transform, blocks, basis, irreps = kernel_transform(spec.group)
-        offsets = transformed_offsets(spec.group, spec.kernel_size, spec.dilation)
-        arrays = (blocks, offsets, spec.group.cayley_table.astype(np.int32), basis, irreps)
-        problem = Problem(
-            DTYPES[dtype], kind, transform, threads,
-            batch, spec.group.order, inputs, outputs, self.in_order, spec.groups,
-            *(_all_axes(*pair) for pair in ((size, 1), (y[3:], 1), (spec.stride, 1), (spec.padding[::2], 0))),
-            len(offsets), len(blocks), batch_stats, eps,
-            *(array.ctypes.data for array in arrays),
-        )  # fmt: skip
-        problem.arrays = arrays  # they live as long as it does
-        return problem
-
-    def _expected_shapes(
-        self, x: tuple[int, ...], y: tuple[int, ...], outputs: int, kind: int
-    ) -> dict[str, tuple[int, ...]]:
-        """Return the shape of each tensor that a kernel reads or writes."""
-        kernel, elements = self.spec.kernel_size, self.in_order
-        batch, _, inputs, *size = x
-        pointwise = kind in (SEPARABLE, FACTORED)
-        expected = {
-            "x": (batch, elements, inputs, *size),
-            **dict.fromkeys(("gamma", "beta", "mean", "var"), (inputs,)),
-            "weight": (outputs, inputs // self.spec.groups, elements, *((1,) * len(kernel) if pointwise else kernel)),
-            "depthwise": (outputs, inputs if kind == FACTORED else 1, 1, *kernel),
-            "bias": (outputs,),
-            "residual": y,
-            "y": y,
-            "y_mean": (outputs,),
-            "y_var": (outputs,),
-            "other_grad": (batch, elements, inputs, *size),
-            "grad": y,
-        }
-        gradients = {f"d{of}": expected[of] for of in ("x", "weight", "depthwise", "bias", "gamma", "beta")}
-        return expected | gradients
-
-
-def _check_shapes(
-    given: Mapping[str, tuple[int, ...] | None], expected: Mapping[str, tuple[int, ...]], spec: ConvSpec
-) -> None:
-    pairs = {"mean": "var", "var": "mean"}  # neither is given without the other
-    for what, shape in given.items():
-        if shape is None and given.get(pairs.get(what, "")) is None:
-            continue
-        if shape is None or tuple(shape) != expected[what]:
-            label = "the output's gradient" if what == "grad" else what
-            raise ArgumentError(
-                f"{label} has shape {shape if shape is None else tuple(shape)}, not {tuple(expected[what])}, for {spec}"
-            )
-
-
-def _all_axes(values: Sequence[int], first: int) -> tuple[int, ...]:
-    """Return the values of the kernels' axes: an image has one slice, a signal one row of it."""
-    return (*(first,) * (library.AXES - len(values)), *values)
-
 
 def _two(like: Tensor, channels: int) -> tuple[Tensor, Tensor]:
     return like.new_empty(channels), like.new_empty(channels)
+
+
+def launch(name: str, problem: Any, tensors: Mapping[str, Tensor | None]) -> None:
+    """Launch a kernel on tensors, each under the name of its field of :class:`.library.Tensors`."""
+    addresses = Addresses()
+    for field, tensor in tensors.items():
+        if tensor is not None:
+            setattr(addresses, field, tensor.data_ptr())
+    getattr(kernels().library, name)(problem, ctypes.byref(addresses))
+
+
+def check_readable(tensors: Iterable[Tensor | None]) -> None:
+    """Refuse tensors that the kernels cannot read.
+
+    Raises:
+        ArgumentError: one of them is not a contiguous CPU tensor of the first one's dtype, float32 or float64.
+    """
+    first, *others = tensors
+    dtype = first.dtype  # type: ignore[union-attr]
+    known = dtype in DTYPES
+    for tensor in (first, *others):
+        if tensor is not None and not (known and tensor.dtype is dtype and tensor.is_cpu and tensor.is_contiguous()):
+            raise ArgumentError(
+                f"the kernels read contiguous CPU tensors of one dtype, float32 or float64, not {tensor.dtype} on "
+                f"{tensor.device} beside x of {dtype}"
+            )

@@ -1,23 +1,15 @@
-"""The compiled kernels: found, loaded, and launched on tensors that they can read.
-
-They read raw pointers, so everything about a tensor is checked before they are called: type, device and layout here,
-shapes by the caller.
-"""
+"""The compiled kernels: found, loaded, and the structures that they read."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-
-from ...errors import ArgumentError
 
 FOLDER = Path(__file__).parent  # of the libraries
 VERSION = 9  # of the interface, as csrc/interface.h has it
@@ -108,29 +100,3 @@ def _load(path: Path) -> ctypes.CDLL:
         getattr(library, name).restype = ctypes.c_int64
     library.expect_writes.argtypes = [ctypes.c_void_p, ctypes.c_int64]
     return library
-
-
-def launch(name: str, problem: Any, tensors: Mapping[str, Tensor | None]) -> None:
-    """Launch a kernel on tensors, each under the name of its field of :class:`Tensors`."""
-    addresses = Tensors()
-    for field, tensor in tensors.items():
-        if tensor is not None:
-            setattr(addresses, field, tensor.data_ptr())
-    getattr(kernels().library, name)(problem, ctypes.byref(addresses))
-
-
-def check_readable(tensors: Iterable[Tensor | None]) -> None:
-    """Refuse tensors that the kernels cannot read.
-
-    Raises:
-        ArgumentError: one of them is not a contiguous CPU tensor of the first one's dtype, float32 or float64.
-    """
-    first, *others = tensors
-    dtype = first.dtype  # type: ignore[union-attr]
-    known = dtype in DTYPES
-    for tensor in (first, *others):
-        if tensor is not None and not (known and tensor.dtype is dtype and tensor.is_cpu and tensor.is_contiguous()):
-            raise ArgumentError(
-                f"the kernels read contiguous CPU tensors of one dtype, float32 or float64, not {tensor.dtype} on "
-                f"{tensor.device} beside x of {dtype}"
-            )
