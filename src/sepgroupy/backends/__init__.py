@@ -9,6 +9,7 @@ from .base import CONV as CONV
 from .base import Backend as Backend
 from .base import Filters as Filters
 from .base import can_bypass_dispatcher as can_bypass_dispatcher
+from .base import has_plain_values as has_plain_values
 from .base import is_plain_eager_tensor as is_plain_eager_tensor
 from .base import repeat_bias as repeat_bias
 from .batch_norm import BatchNormReLU as BatchNormReLU
@@ -26,6 +27,7 @@ from .dispatch import check_backend as check_backend
 from .dispatch import native_for as native_for
 from .dispatch import register as register
 from .dispatch import registered_backends as registered_backends
+from .dispatch import reuse_pays as reuse_pays
 from .dispatch import select_backend as select_backend
 from .dispatch import unregister as unregister
 from .filter_bank import expand_filter as expand_filter

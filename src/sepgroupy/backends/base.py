@@ -87,7 +87,7 @@ def has_plain_values(x: Tensor) -> bool:
         type(x) in (Tensor, torch.nn.Parameter)
         and not x.is_meta
         and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
+        and torch._C._get_tracing_state() is None
         and torch.autograd.forward_ad._current_level < 0
         and not torch._C._are_functorch_transforms_active()
     )

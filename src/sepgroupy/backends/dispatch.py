@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import lru_cache
 
 import torch
@@ -45,6 +46,9 @@ PyTorch's: 49 are 7×7 of one channel, or 3×3 of five (benchmarks/layers.py).""
 DIRECT_MAX_PLANES = {"dense": 4, "g": 4, "gc": 48}
 """The same of layers with blocks of channels: largest number of planes of a block, |H|·in_channels/groups, by kind. A g
 layer with one channel in a block is of kind gc. See benchmarks/blocks.py."""
+NATIVE_MIN_REUSED = 2**14
+"""Smallest number of parameters at which the kernels' expanded filters are reused from a cache: to compare parameters
+with those of the cache takes a small layer longer than to expand them (python -m benchmarks compare, small layers)."""
 TRACED_SIZE = (64, 2**18)
 """Channels and values of a feature map that are assumed during tracing, when sizes may be symbols."""
 
@@ -237,6 +241,11 @@ def native_for(x: Tensor) -> Native | None:
             pays = can_bypass_dispatcher(x) and x.dtype in NATIVE_DTYPES and _native_pays(backend, x)
             return backend if pays else None
     return None
+
+
+def reuse_pays(backend: Backend, parameters: Mapping[str, Tensor]) -> bool:
+    """Whether filters expanded from these parameters are worth a cache."""
+    return not isinstance(backend, Native) or sum(p.numel() for p in parameters.values()) >= NATIVE_MIN_REUSED
 
 
 def _native_pays(native: Native, x: Tensor) -> bool:

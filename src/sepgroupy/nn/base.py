@@ -9,7 +9,7 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from ..backends import Backend, ConvSpec, Filters, check_backend, select_backend
+from ..backends import Backend, ConvSpec, Filters, check_backend, has_plain_values, reuse_pays, select_backend
 from ..groups import PointGroup
 from .filter_cache import FilterCache
 from .parameters import check_factory, check_init, check_shapes, initial_bounds
@@ -128,6 +128,8 @@ class GroupConvolution(nn.Module):
     def expanded_filters(self, backend: Backend, x: Tensor) -> Filters:
         """Return the backend's filters for x, from the cache if there is one (:func:`cached_filters`)."""
         parameters = {name: getattr(self, name) for name in self.filter_names}
+        if self.filter_cache is None or not reuse_pays(backend, parameters):
+            return backend.expand_filters(self.spec, parameters)
         return self.reused_filters(backend, x, parameters, lambda: parameters)
 
     def reused_filters(
@@ -146,7 +148,8 @@ class GroupConvolution(nn.Module):
             parameters: function that computes the parameters, under the names of the layer's.
         """
         spec, cache = self.spec, self.filter_cache
-        if cache is None or torch.is_grad_enabled() or not _is_eager(x):
+        watched = torch._C._len_torch_dispatch_stack() > 0  # by a dispatch mode
+        if cache is None or torch.is_grad_enabled() or watched or not has_plain_values(x):
             return backend.expand_filters(spec, parameters())
         if (reuse := backend.reuse_key(spec, x)) is None:
             return backend.expand_filters(spec, parameters())
@@ -189,18 +192,6 @@ def call_as_leaf(module: nn.Module, x: torch.fx.Proxy) -> Any:
     """Record the call of a module as one step of a torch.fx graph, like that of the modules of torch.nn."""
     tracer: Any = x.tracer
     return tracer.create_proxy("call_module", tracer.path_of_module(module), (x,), {})
-
-
-def _is_eager(x: Tensor) -> bool:
-    """Whether x is a plain tensor with values, and no compiler, tracer, mode or function transform is at work."""
-    return (
-        type(x) in (Tensor, nn.Parameter)
-        and not x.is_meta
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._are_functorch_transforms_active()
-    )
 
 
 def _apply_to_any_rank(fn: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:

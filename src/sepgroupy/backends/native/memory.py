@@ -121,8 +121,10 @@ def empty_cache() -> None:
 
 def empty(shape: Sequence[int], like: Tensor) -> Tensor:
     """Return an uninitialized tensor with the dtype and device of ``like``. Its storage cannot be resized."""
-    size, dtype = math.prod(shape) * like.element_size(), _DTYPES.get(like.dtype)
-    pooled = like.device.type == "cpu" and like.layout is torch.strided and buffers.max_free_bytes and kernels()
-    if size < MIN_POOLED_BYTES or not pooled or dtype is None or torch.are_deterministic_algorithms_enabled():
+    size = math.prod(shape) * like.element_size()
+    if size < MIN_POOLED_BYTES or not buffers.max_free_bytes or not kernels():
+        return like.new_empty(shape)
+    plain = like.dtype in _DTYPES and like.device.type == "cpu" and like.layout is torch.strided
+    if not plain or torch.are_deterministic_algorithms_enabled():
         return like.new_empty(shape)  # which deterministic algorithms fill
-    return buffers.acquire(shape, dtype, size)
+    return buffers.acquire(shape, _DTYPES[like.dtype], size)
