@@ -15,7 +15,7 @@ from .models import variants
 PAIRS = (
     ("p4cnn", "baseline", "gc-p4cnn", 256),
     ("p4m-resnet44", "baseline", "g-p4m-resnet44", 16),
-    ("resnet44", "sepgroupy", "gc-p4m-resnet44", 16),
+    *(("resnet44", "sepgroupy", model, 16) for model in ("p4m-resnet44", "g-p4m-resnet44", "gc-p4m-resnet44")),
 )
 """A network and its variant, the library's network that is compared with it, and the batch."""
 

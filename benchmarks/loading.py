@@ -1,6 +1,6 @@
 """The part of a training step that waits for images: PNG files that are decoded, augmented and normalized as in a run.
 
-OMP_NUM_THREADS=2 python -m benchmarks.loading
+OMP_NUM_THREADS=1 python -m benchmarks.loading --workers 0 1 --steps 8
 """
 
 from __future__ import annotations

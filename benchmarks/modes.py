@@ -19,7 +19,10 @@ LAYERS = (
     LayerCase("p4m", "gc", 3, 1, 28, 32, 16),
     LayerCase("p4m", "dense", 3, 1, 11, 32, 16),
 )
-NETWORKS = (NetworkCase("gc-p4cnn", 64), NetworkCase("z2cnn", 64))  # a plain one, for PyTorch's own costs
+NETWORKS = (NetworkCase("gc-p4cnn", 64), NetworkCase("z2cnn", 64))
+NORM = (256, 30, 26, 26)
+"""Feature maps of a plain batch norm and ReLU, as large as those of gc-p4cnn for 64 images. This row and the plain
+network z2cnn show the costs of PyTorch's own compiler and autocast."""
 
 
 class Autocast(nn.Module):
@@ -39,9 +42,16 @@ def jobs(device: torch.device, rounds: int, quick: bool) -> Iterator[Job]:
     """Yield the measurement of each layer and network; the quick list is empty, as compilation takes long."""
     for layer in () if quick else LAYERS:
         yield f"{layer}, modes", partial(measure, str(layer), layer.layer, device, rounds, layer.input(device))
+    if not quick:
+        x = torch.randn(NORM, device=device, requires_grad=True)
+        yield "batch norm, ReLU, modes", partial(measure, f"batch norm and ReLU {NORM}", _norm_relu, device, rounds, x)
     for network in () if quick else NETWORKS:
         build = partial(build_model, network.model)
         yield f"{network}, modes", partial(measure, str(network), build, device, rounds, *network.images(device))
+
+
+def _norm_relu() -> nn.Module:
+    return nn.Sequential(nn.BatchNorm2d(NORM[1]), nn.ReLU())
 
 
 def measure(

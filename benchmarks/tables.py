@@ -49,6 +49,16 @@ def layers(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def converted(rows: Sequence[Row]) -> str:
+    """Return the time of each converted network, fused and with cached filters, in units of the plain network's."""
+    lines = ["| network | match | inference, times the plain network's | step |", "| :-- | :-- | --: | --: |"]
+    for line in rows:
+        if line["variant"] == line["model"]:
+            times = (1 / float(line[f"{what}_speedup"]) for what in ("inference", "step"))
+            lines.append(f"| {line['row']} | {line['match']} | {' | '.join(f'{time:.2f}' for time in times)} |")
+    return "\n".join(lines)
+
+
 def _same_row(rows: Sequence[Row], line: Row, variant: str) -> Row | None:
     return next(iter(select(rows, row=line["row"], precision=line["precision"], variant=variant)), None)
 
@@ -80,5 +90,10 @@ def rewrite_page(name: str, tables: Mapping[str, str]) -> None:
 
 if __name__ == "__main__":
     results = read(RESULTS)
-    found = {"targets": targets(results), "networks": networks(results["models"]), "layers": layers(results["layers"])}
+    found = {
+        "targets": targets(results),
+        "converted": converted(results["converted"]),
+        "networks": networks(results["models"]),
+        "layers": layers(results["layers"]),
+    }
     rewrite_page("performance.md", found)

@@ -1,4 +1,4 @@
-"""Layers for volumes on the symmetries of a cube, compared with PyTorch's convolution and its filters ready.
+"""Layers for volumes on the symmetries of a cube, compared with PyTorch's convolution and precomputed filters.
 
 python -m benchmarks.volumes
 
@@ -47,7 +47,7 @@ for _ in range(2):
 """
 
 
-class ReadyFilters(nn.Module):
+class PrecomputedFilters(nn.Module):
     """A layer by PyTorch's convolutions, whose parameters are the expanded filters."""
 
     def __init__(self, layer: Any) -> None:
@@ -77,10 +77,10 @@ def construction_ms(case: VolumeCase) -> tuple[float, float]:
 
 
 def measure(case: VolumeCase, rounds: int) -> list[dict[str, Any]]:
-    """Return a line for PyTorch with ready filters and one for the library."""
+    """Return a line for PyTorch with precomputed filters and one for the library."""
     torch.manual_seed(0)
     layer = case.layer()
-    ready = Variant("ready filters", ReadyFilters(layer), group_outermost=True, same_parameters=False)
+    ready = Variant("precomputed filters", PrecomputedFilters(layer), group_outermost=True, same_parameters=False)
     ours = Variant("sepgroupy", layer, group_outermost=True, same_parameters=False, inference_context=cached_filters)
     limits = limit(case, Rates.measure(torch.device("cpu")))
     first, second = construction_ms(case)
@@ -98,7 +98,7 @@ def measure(case: VolumeCase, rounds: int) -> list[dict[str, Any]]:
 def table(rows: Iterable[dict[str, Any]]) -> str:
     """Return the table in Markdown, with a star where a target is met."""
     lines = [
-        "| layer, batch 2 | PyTorch, filters ready: inference, step, ms | sepgroupy: ms | times as fast | target "
+        "| layer, batch 2 | PyTorch, precomputed filters: inference, step, ms | sepgroupy: ms | times as fast | target "
         "| × limit | saved, MiB |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]

@@ -21,8 +21,12 @@ INLINE constexpr index_t ceil_div(index_t a, index_t b) { return (a + b - 1) / b
 INLINE constexpr index_t floor_div(index_t a, index_t b) { return b == 1 ? a : a >= 0 ? a / b : -((-a + b - 1) / b); }
 INLINE constexpr index_t round_up(index_t a, index_t step) { return ceil_div(a, step) * step; }
 
+/* Return a multiple of `step` rounded up to an odd one. Rows that are a multiple of many cache lines apart would all fall on
+ * the same few places of a cache. */
+INLINE constexpr index_t odd_multiple(index_t size, index_t step) { return size / step % 2 ? size : size + step; }
+
 /* Return the size of the fewest parts of at most `most` that cover `all`, equal but for rounding up to `step`. */
-INLINE constexpr index_t even_part(index_t all, index_t most, index_t step)
+INLINE constexpr index_t equal_part_size(index_t all, index_t most, index_t step)
 {
     const index_t parts = larger(1, ceil_div(all, most));
     return round_up(larger(1, ceil_div(all, parts)), step);

@@ -21,7 +21,7 @@ template <typename T> struct BatchNorm {
     }
 };
 
-/* The same as numbers: values become max(0, scale·x + shift). There is none if scale is null. */
+/* Scale and shift of each channel, (channels) each: scale·x + shift. scale is null if there is no batch norm. */
 template <typename T> struct Affine {
     const T *scale, *shift;
 };

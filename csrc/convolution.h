@@ -98,7 +98,7 @@ INLINE void for_ranges(const Problem &p, const PhaseElements &elements, const La
     index_t start = 0;
     for (index_t f = 0; f < l.phases; f++) {
         const index_t count = filter_elements(p, elements, f), columns = l.phase[f].count;
-        const index_t part = even_part(columns, blocking.columns, step);
+        const index_t part = equal_part_size(columns, blocking.columns, step);
         for (index_t c = 0; c < columns; c += part)
             function(ProductRange{f, count, start, first, outputs, l.phase[f].start + c, smaller(part, columns - c)});
         if (p.kind != SEPARABLE) start += blocks_size(p, count);
@@ -185,7 +185,7 @@ NOINLINE void backward_tile(const Problem &p, const Tensors &t, const Tile &tile
     });
     for (index_t first = 0; first < p.out_channels; first += blocking.outputs) {
         const index_t outputs = smaller(blocking.outputs, p.out_channels - first);
-        read_planes(p, tile, w, first, outputs, grad);
+        copy_output_grad(p, tile, w, first, outputs, grad);
         for_ranges(p, shared.elements, w.layout, blocking, first, outputs, S::pair, [&](const ProductRange &range) {
             if (p.kind == SEPARABLE && wants_filters) /* u is read by the gradient of the depthwise factor alone */
                 multiply_filters(p, w, blocks, depthwise, range, blocking.step);

@@ -57,7 +57,7 @@ INLINE void weighted_row(const T *weight, const T *const *from, index_t at, T bi
     }
 }
 
-/* What the output gets besides the convolution, and its statistics, if they are wanted. */
+/* Bias, residual, output and optional statistics. */
 template <typename T> struct Epilogue {
     const T *bias, *residual;
     T *y;
@@ -107,14 +107,14 @@ INLINE int slices_of_square(const Problem &p)
 }
 
 /* What a correlation reads: weights (slices, 3, 3), and the steps of a plane. */
-template <class S> struct Square {
+template <class S> struct Kernel3x3 {
     const typename S::Vector *weight;
     index_t slice_step, row_step;
 };
 
 /* One vector in each of `Rows` rows of bias + residual + a correlation; `count` values of it are wanted. */
 template <class S, int Slices, int Rows, typename T = typename S::Scalar>
-INLINE void correlate(Square<S> square, const T *from, T bias, const T *residual, T *to, index_t to_step, index_t count)
+INLINE void correlate(Kernel3x3<S> kernel, const T *from, T bias, const T *residual, T *to, index_t to_step, index_t count)
 {
     using Vector = typename S::Vector;
     Vector sum[Rows];
@@ -124,30 +124,31 @@ INLINE void correlate(Square<S> square, const T *from, T bias, const T *residual
         if (residual) sum[r] += S::load(residual + r * to_step, count);
     }
 #pragma GCC unroll 3
-    for (int slice = 0; slice < Slices; slice++, from += square.slice_step)
+    for (int slice = 0; slice < Slices; slice++, from += kernel.slice_step)
 #pragma GCC unroll 6
         for (int row = 0; row < Rows + 2; row++)
 #pragma GCC unroll 3
             for (int column = 0; column < 3; column++) {
-                Vector value = S::load(from + row * square.row_step + column);
+                Vector value = S::load(from + row * kernel.row_step + column);
 #pragma GCC unroll 4
                 for (int r = 0; r < Rows; r++)
-                    if (row - r >= 0 && row - r < 3) sum[r] += square.weight[9 * slice + 3 * (row - r) + column] * value;
+                    if (row - r >= 0 && row - r < 3) sum[r] += kernel.weight[9 * slice + 3 * (row - r) + column] * value;
             }
 #pragma GCC unroll 4
     for (int r = 0; r < Rows; r++) S::store(to + r * to_step, sum[r], count);
 }
 
 template <class S, int Slices, int Rows, typename T = typename S::Scalar>
-INLINE void correlate_rows(Square<S> square, const T *from, T bias, const T *residual, T *to, index_t to_step, index_t count)
+INLINE void correlate_rows(Kernel3x3<S> kernel, const T *from, T bias, const T *residual, T *to, index_t to_step,
+                           index_t count)
 {
     index_t c = 0;
     for (; c + S::lanes <= count; c += S::lanes)
-        correlate<S, Slices, Rows>(square, from + c, bias, residual ? residual + c : nullptr, to + c, to_step, S::lanes);
+        correlate<S, Slices, Rows>(kernel, from + c, bias, residual ? residual + c : nullptr, to + c, to_step, S::lanes);
     if (c == count) return;
     const index_t back = c ? c + S::lanes - count : 0; /* the last vector overlaps the one before if it can */
     c -= back, count = smaller(count - c, S::lanes);
-    correlate<S, Slices, Rows>(square, from + c, bias, residual ? residual + c : nullptr, to + c, to_step, count);
+    correlate<S, Slices, Rows>(kernel, from + c, bias, residual ? residual + c : nullptr, to + c, to_step, count);
 }
 
 template <class S, int Slices, typename T = typename S::Scalar>
@@ -160,7 +161,7 @@ NOINLINE void depthwise_square(const Problem &p, const Tile &t, const Thread<S> 
     for (index_t o = 0; o < outputs; o++)
         for (index_t g = 0; g < p.order; g++) {
             typename S::Vector weight[9 * Slices];
-            const Square<S> square = {weight, l.slice_step, step};
+            const Kernel3x3<S> kernel = {weight, l.slice_step, step};
             const T added = end.bias ? end.bias[first + o] : 0;
             for (int k = 0; k < 9 * Slices; k++) {
                 const int32_t *offset = p.offset + AXES * (k * p.order + g);
@@ -177,9 +178,9 @@ NOINLINE void depthwise_square(const Problem &p, const Tile &t, const Thread<S> 
                     for (index_t r = 0, many; r < rows; r += many, from += many * step, to += many * width) {
                         many = r + CORRELATION_ROWS <= rows ? CORRELATION_ROWS : 1;
                         if (many == 1)
-                            correlate_rows<S, Slices, 1>(square, from, added, residual, to, width, width);
+                            correlate_rows<S, Slices, 1>(kernel, from, added, residual, to, width, width);
                         else
-                            correlate_rows<S, Slices, CORRELATION_ROWS>(square, from, added, residual, to, width, width);
+                            correlate_rows<S, Slices, CORRELATION_ROWS>(kernel, from, added, residual, to, width, width);
                         if (residual) residual += many * width;
                     }
                 }
@@ -232,7 +233,7 @@ INLINE void depthwise_backward_row(const T *depthwise, const T *const *from, con
     for (int k = 0; k < many; k++) total[k] = sum[k];
 }
 
-/* Apart, where the compiler has all registers for it. */
+/* Not inlined, so that the compiler has all registers for it. */
 template <class S, typename T = typename S::Scalar>
 NOINLINE void depthwise_backward_nine(const T *depthwise, const T *const *from, const int32_t *plane_offset, T *row,
                                       index_t count, typename S::Vector *total)

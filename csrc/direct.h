@@ -211,7 +211,8 @@ void separable_gradients(const Problem &p, const Tensors &t, const DirectWorkspa
     }
 }
 
-/* Sum what the threads have, (O, terms and one more); fewer may have come than were asked for, so all were cleared. */
+/* Sum the threads' gradients, (O, terms + 1) each. OpenMP may start fewer threads than requested, so all arrays were
+ * cleared. */
 template <class S, class Function, typename T = typename S::Scalar>
 void sum_threads(const Problem &p, const DirectWorkspace<S> &shared, index_t terms, T *sum, T *last, Function of_thread)
 {

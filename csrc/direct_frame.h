@@ -13,19 +13,14 @@ INLINE index_t block_outputs(const Problem &p) { return p.out_channels / p.group
 /* Return the planes of a frame, and of how many an output has terms. After the pointwise step of a separable layer
  * (direct_pointwise.h) they are of one output, and each is convolved by itself. */
 INLINE index_t frame_planes(const Problem &p) { return p.kind == SEPARABLE ? p.order : block_inputs(p) * p.in_order; }
-INLINE index_t read_planes(const Problem &p) { return p.kind == SEPARABLE ? 1 : frame_planes(p); }
-INLINE index_t read_outputs(const Problem &p) { return p.kind == SEPARABLE ? 1 : block_outputs(p); } /* backward */
-INLINE index_t direct_terms(const Problem &p) { return read_planes(p) * p.elements; }
+INLINE index_t planes_per_output(const Problem &p) { return p.kind == SEPARABLE ? 1 : frame_planes(p); }
+INLINE index_t outputs_per_input(const Problem &p) { return p.kind == SEPARABLE ? 1 : block_outputs(p); } /* backward */
+INLINE index_t direct_terms(const Problem &p) { return planes_per_output(p) * p.elements; }
 
 /* Return g·h, or the one h of an image. */
-INLINE index_t moved(const Problem &p, index_t g, index_t h) { return p.in_order == 1 ? 0 : p.product[g * p.order + h]; }
-
-/* Return how far the kernel reaches beyond its first pixel along an axis. */
-INLINE index_t reach(const Problem &p, int axis)
+INLINE index_t group_product(const Problem &p, index_t g, index_t h)
 {
-    index_t most = 0;
-    for (index_t i = 0; i < p.elements * p.order; i++) most = larger(most, p.offset[AXES * i + axis]);
-    return most;
+    return p.in_order == 1 ? 0 : p.product[g * p.order + h];
 }
 
 /* Of the pixels stride·t + first with t from 0 to extent, those from low to high are among `size`. */
@@ -132,7 +127,8 @@ template <typename T> void find_terms(const Problem &p, const Frame &f, const T 
 {
     for (index_t g = 0; g < p.order; g++, from += f.step) {
         index_t term = 0;
-        for (index_t plane = 0; plane < read_planes(p); plane++) /* (i, h); h = 0 is the identity, which g moves to g */
+        /* Planes are (i, h); h = 0 is the identity, which g moves to g. */
+        for (index_t plane = 0; plane < planes_per_output(p); plane++)
             for (index_t k = 0; k < p.elements; k++) {
                 index_t phase = 0, place = 0;
                 for (int axis = 0; axis < AXES; axis++) {
@@ -140,7 +136,7 @@ template <typename T> void find_terms(const Problem &p, const Frame &f, const T 
                     phase = phase * p.stride[axis] + offset % p.stride[axis];
                     place = place * f.extent[axis] + offset / p.stride[axis];
                 }
-                const index_t read = plane / p.in_order * p.in_order + moved(p, g, plane % p.in_order);
+                const index_t read = plane / p.in_order * p.in_order + group_product(p, g, plane % p.in_order);
                 from[term++] = frame + read * f.plane + phase * f.size + place;
             }
         for (; term < f.step; term++) from[term] = from[term - 1];
@@ -197,8 +193,8 @@ struct GradientFrame {
             extent[axis] = low[axis] + larger(p.out_size[axis], read);
             size *= extent[axis];
         }
-        values = round_up(read_outputs(p) * p.order * size + pair, pair);
-        terms = read_outputs(p) * (p.kind == SEPARABLE ? 1 : p.order) * p.order * p.elements;
+        values = round_up(outputs_per_input(p) * p.order * size + pair, pair);
+        terms = outputs_per_input(p) * (p.kind == SEPARABLE ? 1 : p.order) * p.order * p.elements;
     }
 };
 
@@ -224,11 +220,11 @@ template <typename T> struct GradientTerms {
                 for (index_t g = 0; g < p.order; g++) {
                     index_t h = 0;
                     if (p.kind == SEPARABLE && g != plane) continue;
-                    while (p.kind != SEPARABLE && moved(p, g, h) != plane) h++;
+                    while (p.kind != SEPARABLE && group_product(p, g, h) != plane) h++;
                     for (index_t k = 0; k < p.elements; k++) {
                         index_t place;
                         if (!place_of(p, f, phase, k, g, &place)) continue;
-                        for (index_t o = 0; o < read_outputs(p); o++) {
+                        for (index_t o = 0; o < outputs_per_input(p); o++) {
                             from[next] = frame + (o * p.order + g) * f.size + place;
                             entry[next++] = (int32_t)((o * block_inputs(p) * p.order + h) * p.elements + k);
                         }
@@ -260,7 +256,7 @@ template <typename T>
 void fill_gradient(const Problem &p, const GradientFrame &f, index_t image, index_t first, const T *grad, T *around)
 {
     const index_t pixels = product(p.out_size);
-    for (index_t o = 0; o < read_outputs(p); o++)
+    for (index_t o = 0; o < outputs_per_input(p); o++)
         for (index_t g = 0; g < p.order; g++, around += f.size) {
             const T *from = grad + ((image * p.order + g) * p.out_channels + first + o) * pixels;
             for (index_t s = 0; s < p.out_size[0]; s++)

@@ -32,7 +32,8 @@ template <class S> struct Pointwise {
         for (index_t g = 0; g < p.order; g++) {
             const T **next = from + g * step;
             for (index_t i = 0; i < block_inputs(p); i++)
-                for (index_t h = 0; h < p.order; h++) *next++ = inputs + (i * p.order + moved(p, g, h)) * plane_step;
+                for (index_t h = 0; h < p.order; h++)
+                    *next++ = inputs + (i * p.order + group_product(p, g, h)) * plane_step;
             for (index_t term = terms; term < step; term++, next++) *next = next[-1];
             du_from[g] = du + g * plane_step;
         }
@@ -75,7 +76,7 @@ template <class S> struct Pointwise {
             for (index_t plane = 0; plane < p.order; plane++) {
                 for (index_t g = 0; g < p.order; g++)
                     for (index_t h = 0; h < p.order; h++)
-                        if (moved(p, g, h) == plane) weights[g] = filter[i * p.order + h];
+                        if (group_product(p, g, h) == plane) weights[g] = filter[i * p.order + h];
                 T *to = dx + input_map(p, band.image, band.block, i, plane);
                 const T *before = o ? to : nullptr;
                 weighted_row<S>(weights.data, du_from.data, 0, T(0), before, to, product(p.in_size), count);

@@ -217,7 +217,8 @@ struct OutputTile {
 
 /* padded_out ← a tile's part of the gradient of y, for some outputs; the zeros between stay. */
 template <class S, typename T = typename S::Scalar>
-NOINLINE void read_planes(const Problem &p, const Tile &t, const Thread<S> &w, index_t first, index_t outputs, const T *y)
+NOINLINE void copy_output_grad(const Problem &p, const Tile &t, const Thread<S> &w, index_t first, index_t outputs,
+                               const T *y)
 {
     const Layout &l = w.layout;
     const OutputTile out(p, t);

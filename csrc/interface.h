@@ -4,14 +4,15 @@
 #pragma once
 #include <stdint.h>
 
-constexpr int INTERFACE_VERSION = 9; /* changes with everything declared here */
+constexpr int INTERFACE_VERSION = 10; /* changes with everything declared here */
 constexpr int AXES = 3;              /* spatial axes; an image has one slice, and its slice axis has stride 1 */
 constexpr int MAX_ORDER = 48;        /* group elements, those of the cube with its reflections */
 constexpr int MAX_STRIDE = 3;        /* along each axis */
 constexpr int MAX_ELEMENTS = 343;    /* of a kernel: 7×7×7 */
 
 enum DataType { FLOAT32 = 0, FLOAT64 = 1 };
-enum Kind { DENSE = 0, SEPARABLE = 1, FACTORED = 2, DIRECT = 3 }; /* separable: gc; factored: g; direct: lifting, blocks */
+/* separable: gc; factored: g; direct: lifting, and dense or g filters with blocks of channels */
+enum Kind { DENSE = 0, SEPARABLE = 1, FACTORED = 2, DIRECT = 3 };
 enum TransformKind { GENERAL = 0, CYCLIC4 = 4, DIHEDRAL4 = 8, OCTAHEDRAL = 24, FULL_OCTAHEDRAL = 48 };
 enum Pass { FORWARD = 0, BACKWARD = 1, EXPAND = 2 };
 
@@ -25,6 +26,7 @@ struct Problem {
     int64_t blocks;           /* of the Fourier basis */
     int64_t batch_stats;      /* whether mean and var are those of x, so that gradients pass through them */
     double eps;               /* of the batch norm */
+    double low, high;         /* bounds of norm_clamp, which may be infinite */
     const int32_t *block;     /* (blocks, 3): first row of the basis, size, copies */
     const int32_t *offset;    /* (elements, order, AXES): where each group element moves each kernel element, in pixels */
     const int32_t *product;   /* (order, order): the index of g·h */
@@ -62,5 +64,6 @@ struct Tensors {
     Address dbias;
     Address dgamma;
     Address dbeta;
+    Address dresidual;   /* of norm_clamp */
     Address workspace;   /* as many bytes as `workspace_bytes` returns */
 };

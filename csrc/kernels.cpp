@@ -14,6 +14,7 @@
  */
 #include "convolution.h"
 #include "direct.h"
+#include "norm_clamp.h"
 #include "pooling.h"
 #ifdef __linux__
 #include <sys/mman.h>
@@ -116,6 +117,18 @@ EXPORT void expand_filters(const Problem *p, const Tensors *t)
 EXPORT void batch_statistics(const Problem *p, const Tensors *t)
 {
     p->dtype == FLOAT64 ? batch_statistics<Double>(*p, *t) : batch_statistics<Float>(*p, *t);
+}
+
+/* y: clamp(norm(x) + residual, low, high) of x (batch, in_channels, …); the residual may be null. */
+EXPORT void norm_clamp(const Problem *p, const Tensors *t)
+{
+    p->dtype == FLOAT64 ? norm_clamp<Double>(*p, *t) : norm_clamp<Float>(*p, *t);
+}
+
+/* dx, dresidual, dgamma with dbeta, where they are wanted; y is null where nothing is clamped. */
+EXPORT void norm_clamp_backward(const Problem *p, const Tensors *t)
+{
+    p->dtype == FLOAT64 ? norm_clamp_backward<Double>(*p, *t) : norm_clamp_backward<Float>(*p, *t);
 }
 
 /* y: batch norm, ReLU and 2×2 max-pooling of x (batch, in_channels, height, width). */

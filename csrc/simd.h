@@ -57,7 +57,7 @@ template <typename T, int Bytes> struct Simd {
         copy_some<lanes / 2>(to, some, count);
     }
 
-    /* The same for a vector and for one number, V: read and write every stride-th value; */
+    /* Read or write every stride-th value of a vector, or one value if V is a number. */
     template <class V, class Stride> static INLINE void read(V &v, const T *from, Stride stride)
     {
         if constexpr (sizeof(V) == sizeof(T))
@@ -81,7 +81,7 @@ template <typename T, int Bytes> struct Simd {
 #pragma GCC unroll 16
             for (index_t lane = 0; lane < lanes; lane++) to[lane * stride] = v[lane];
     }
-    /* and v where gate > 0, else 0; where the gate is NaN, v. */
+    /* Return v where gate > 0 or NaN, else 0. */
     template <class V> static INLINE V where_positive(V gate, V v)
     {
         if constexpr (sizeof(V) == sizeof(T))

@@ -1,4 +1,4 @@
-/* What one thread works with, and how a tile is made ready. */
+/* Buffers of one thread, and their preparation for a tile. */
 #pragma once
 #include "filters.h"
 #include "group_transform.h"
@@ -40,7 +40,7 @@ template <class S> struct Thread {
     Array<T> padded_out;         /* planes of y or its gradient, of a block of outputs, (outputs, order, plane) */
     Array<T> padded_mid;         /* planes of u, of a separable layer, (phases, outputs, order, plane) */
     Array<T> mid_plane;          /* a plane of u for packed columns, backward; zeros but in use */
-    Array<T> other_phase;        /* one plane, for shifts that have another phase: zeros to read, rubbish to write */
+    Array<T> other_phase;        /* one plane, for shifts that have another phase: zeros to read; writes are discarded */
     FilterChannels<S> filter_channels;
     Layout layout;
     T *dblocks, *ddepthwise, *dnorm; /* gradients of the tiles of a part: of the blocks; (O, …); (2, I) */

@@ -18,14 +18,21 @@ struct Division {
     index_t images, bands, tiles;
 };
 
+/* Return how far the kernel reaches beyond its first pixel along an axis. */
+INLINE index_t reach(const Problem &p, int axis)
+{
+    index_t most = 0;
+    for (index_t i = 0; i < p.elements * p.order; i++) most = larger(most, p.offset[AXES * i + axis]);
+    return most;
+}
+
 /* Return the values of one channel of an image in the planes of all phases: with zeros as far as the kernel reaches. */
 index_t padded_values(const Problem &p)
 {
     index_t values = 1;
     for (int axis = 0; axis < AXES; axis++) {
-        index_t last = 0, stride = p.stride[axis], padding = p.padding[axis];
-        for (index_t i = 0; i < p.elements * p.order; i++) last = larger(last, p.offset[AXES * i + axis]);
-        index_t by_output = p.out_size[axis] + larger(0, floor_div(last - padding, stride));
+        index_t stride = p.stride[axis], padding = p.padding[axis];
+        index_t by_output = p.out_size[axis] + larger(0, floor_div(reach(p, axis) - padding, stride));
         index_t by_input = (p.in_size[axis] - 1) / stride + 1 - floor_div(-padding, stride);
         values *= stride * larger(by_output, by_input);
     }
@@ -116,7 +123,7 @@ template <class S> Blocking blocking_of(const Problem &p, Pass pass, bool fused,
     if (p.kind != SEPARABLE) most = larger(1, PRODUCT_ROWS / elements);
     const index_t values = backward ? PRODUCT_VALUES_BACKWARD : PRODUCT_VALUES_FORWARD;
     if (!fused) most = larger(most, values / (elements * p.order * larger(1, tile_values)));
-    const index_t outputs = even_part(p.out_channels, most, 1);
+    const index_t outputs = equal_part_size(p.out_channels, most, 1);
     const index_t pairs = values / (elements * outputs * p.order) / S::pair;
     const index_t columns = smaller(PRODUCT_MAX_PAIRS, larger(PRODUCT_MIN_PAIRS, pairs)) * S::pair;
     return {outputs, columns, odd_multiple(columns, S::pair)};

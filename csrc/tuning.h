@@ -19,10 +19,13 @@ constexpr int GEMM_COLUMNS = HAS_32_REGISTERS ? 4 : 2;
  * Benchmark: layers, dense, step. */
 constexpr int INNER_PRODUCT_ROWS = HAS_32_REGISTERS ? 6 : 3;
 
-/* ---- filters in factors (factored_gemm.h) ---- */
+/* ---- expanded filters (filters.h) ---- */
 
-/* Values of a row of a filter's block from which on rows are padded to an odd number of cache lines. Benchmark: converted. */
+/* Values of a row of a filter's block from which on rows are padded to an odd multiple of 16 values, a cache line of
+ * float32. Benchmark: converted. */
 constexpr index_t FILTER_MIN_PADDED = 96;
+
+/* ---- filters in factors (factored_gemm.h) ---- */
 
 /* Whether blocks of size two of a g layer's filter stay in factors: 18 sums and 4 values need 32 registers.
  * Benchmark: layers, g. */
@@ -93,10 +96,5 @@ constexpr int DIRECT_TERMS = 9;
 
 /* Windows pooled at a time, in arrays on the stack. Benchmark: models, z2cnn, whose pooling is fused. */
 constexpr int POOL_WINDOWS = 128;
-
-/* ---- workspaces (tiling.h) ---- */
-
-/* Rows of a workspace that are a multiple of many cache lines apart would all fall on the same few places of a cache. */
-constexpr index_t odd_multiple(index_t size, index_t step) { return size / step % 2 ? size : size + step; }
 
 } // namespace

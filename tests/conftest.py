@@ -63,7 +63,7 @@ COUNTERPARTS = {
 KINDS = ("lifting", "dense", "g", "gc")
 
 
-class Way(NamedTuple):
+class LayerVariant(NamedTuple):
     """A kind of layer, a value of ``backend=`` and a number of spatial axes."""
 
     kind: str
@@ -84,9 +84,9 @@ def _backends_of(kind: str) -> list[str]:
     ]
 
 
-WAYS = [Way(kind, backend) for kind in KINDS for backend in (*RULES, *_backends_of(kind))]
+VARIANTS = [LayerVariant(kind, backend) for kind in KINDS for backend in (*RULES, *_backends_of(kind))]
 """Every kind of layer of images with every value of ``backend=`` that computes it on this machine."""
-OTHER_DIMENSIONS = [Way(kind, "auto", dimension) for dimension in (1, 3) for kind in KINDS]
+OTHER_DIMENSIONS = [LayerVariant(kind, "auto", dimension) for dimension in (1, 3) for kind in KINDS]
 """Every kind of layer of signals and volumes."""
 
 AS_IF_LARGE = ((dispatch, "FOURIER_MIN_WORK", 0),)
@@ -95,12 +95,12 @@ Layer = LiftingConv | GroupConv | GroupConvTranspose
 Build = Callable[..., Any]  # a Layer, whose parameters a type checker does not know
 
 
-def build_layer(way: tuple[Any, ...], *args: Any, **options: Any) -> Any:
+def build_layer(variant: tuple[Any, ...], *args: Any, **options: Any) -> Any:
     """Build a layer of that kind, backend and dimension (2 if there is none) from the arguments that all layers share.
 
     Its bias is drawn at random, since that of a new layer is zero and nothing would tell if it were left out.
     """
-    kind, backend, dimension = Way(*way)
+    kind, backend, dimension = LayerVariant(*variant)
     if kind == "lifting":
         layer: Any = LIFTING_CONVS[dimension](*args, backend=backend, **options)
     else:
@@ -110,14 +110,15 @@ def build_layer(way: tuple[Any, ...], *args: Any, **options: Any) -> Any:
     return layer
 
 
-def ways_of(dimension: int = 2, **case: Any) -> list[Way]:
-    """List the ways that support these arguments, as the backends themselves say."""
-    return [way for way in (way._replace(dimension=dimension) for way in WAYS) if _supports(way, **case)]
+def variants_of(dimension: int = 2, **case: Any) -> list[LayerVariant]:
+    """List the variants that support these arguments, as the backends themselves say."""
+    found = [variant._replace(dimension=dimension) for variant in VARIANTS]
+    return [variant for variant in found if _supports(variant, **case)]
 
 
-def _supports(way: Way, **case: Any) -> bool:
+def _supports(variant: LayerVariant, **case: Any) -> bool:
     try:
-        build_layer(way, 2, 2, group=PointGroup.generate([np.eye(way.dimension, dtype=int).tolist()]), **case)
+        build_layer(variant, 2, 2, group=PointGroup.generate([np.eye(variant.dimension, dtype=int).tolist()]), **case)
     except ArgumentError as error:
         if not str(error).startswith("backend"):
             raise
@@ -126,20 +127,20 @@ def _supports(way: Way, **case: Any) -> bool:
 
 
 def pairs(cases: Mapping[str, dict[str, Any]], every_backend: bool = True, rules: bool = True) -> list[Any]:
-    """Each case with each way that supports it, for ``pytest.mark.parametrize(("way", "case"), …)``.
+    """Each case with each variant that supports it, for ``pytest.mark.parametrize(("variant", "case"), …)``.
 
     A case may have a dimension. If it does, it may be computed by the backends that "auto" selects alone. Without
     ``rules``, "auto" and "torch" are left out: each selects one of the named backends.
     """
     found = []
     for name, case in cases.items():
-        ways = ways_of(**case)
+        variants = variants_of(**case)
         arguments = {argument: value for argument, value in case.items() if argument != "dimension"}
         if "dimension" in case and not every_backend:
-            ways = [way for way in ways if way.backend == "auto"]
+            variants = [variant for variant in variants if variant.backend == "auto"]
         elif not rules:
-            ways = [way for way in ways if way.backend not in RULES]
-        found += [pytest.param(way, arguments, id=f"{name}-{way}") for way in ways]
+            variants = [variant for variant in variants if variant.backend not in RULES]
+        found += [pytest.param(variant, arguments, id=f"{name}-{variant}") for variant in variants]
     return found
 
 
@@ -174,20 +175,23 @@ def plane_group(request: pytest.FixtureRequest) -> PointGroup:
     return request.param
 
 
-@pytest.fixture(params=[*(way for way in ways_of(kernel_size=3) if way.backend != "torch"), *OTHER_DIMENSIONS], ids=str)
-def way(request: pytest.FixtureRequest) -> Way:
+@pytest.fixture(
+    params=[*(variant for variant in variants_of(kernel_size=3) if variant.backend != "torch"), *OTHER_DIMENSIONS],
+    ids=str,
+)
+def variant(request: pytest.FixtureRequest) -> LayerVariant:
     return request.param
 
 
 @pytest.fixture
-def build(way: tuple[Any, ...]) -> Build:
-    """Build layers of the way under test; for signals and volumes with the counterpart of a group of images."""
-    dimension = Way(*way).dimension
+def build(variant: tuple[Any, ...]) -> Build:
+    """Build layers of the variant under test; for signals and volumes with the counterpart of a group of images."""
+    dimension = LayerVariant(*variant).dimension
 
     def build(*args: Any, group: Any, **options: Any) -> Any:
         if isinstance(group, PointGroup):
             group = COUNTERPARTS[dimension].get(group, group)
-        return build_layer(way, *args, group=group, **options)
+        return build_layer(variant, *args, group=group, **options)
 
     return build
 
@@ -291,4 +295,4 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _backend_of(item: pytest.Item) -> str | None:
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
-    return parameters["way"][1] if "way" in parameters else None
+    return parameters["variant"][1] if "variant" in parameters else None

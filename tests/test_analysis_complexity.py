@@ -14,7 +14,7 @@ from sepgroupy.analysis import RelativeTime, complexity, import_network, peak_me
 from sepgroupy.analysis._memory import LiveBytes
 from sepgroupy.errors import ArgumentError
 from sepgroupy.models import ResNet, build_model
-from sepgroupy.nn import GroupConv2d, LiftingConv2d
+from sepgroupy.nn import GroupConv1d, GroupConv2d, LiftingConv2d, LiftingConv3d
 from sepgroupy.paper import cost_table, paper_models, to_csv, to_markdown
 
 # model: parameters, multiply-accumulates by the formula in millions
@@ -76,6 +76,8 @@ def test_memory_of_the_plain_nets_is_near_the_papers(rows):
         (GroupConv2d(3, 5, 3, 2, 1, group="p4m", kind="gc"), (3, 8, 7, 7), 5 * 8 * (3 * 8 + 9) * 16),
         (GroupConv2d(3, 5, 3, 2, 1, group="p4m", kind="gc", backend="expanded"), (3, 8, 7, 7), 5 * 8 * (24 + 9) * 16),
         (GroupConv2d(4, 6, (1, 3), group="pm", kind="gc", groups=2), (4, 2, 7, 7), 6 * 2 * (2 * 2 + 3) * 35),
+        (LiftingConv3d(2, 3, 3, group="O"), (2, 5, 5, 5), 3 * 2 * 24 * 27 * 27),
+        (GroupConv1d(3, 5, 3, group="reflection", kind="gc"), (3, 2, 7), 5 * 2 * (3 * 2 + 3) * 5),
         (nn.Conv2d(3, 5, (3, 2), bias=False), (3, 7, 7), 5 * 3 * 6 * 5 * 6),
         (nn.Conv1d(3, 5, 3), (3, 7), 5 * 3 * 3 * 5),
         (nn.Conv3d(3, 5, 3), (3, 7, 7, 7), 5 * 3 * 27 * 125),
@@ -315,7 +317,7 @@ def test_csv_has_plain_numbers(rows):
         assert (int(row["parameters"]), int(row["macs"])) == (cost.cost.parameters, cost.cost.macs)
         assert (int(row["macs_executed"]), int(row["memory"])) == (cost.cost.macs_executed, cost.cost.memory)
         assert float(row["memory_paper"]) == cost.paper.memory
-        assert row["training_time"] == row["evaluation_time"] == ""
+        assert row["training_time"] == row["inference_time"] == ""
     assert table[-1]["width"] == "28, 56, 112"
 
 

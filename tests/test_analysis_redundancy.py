@@ -90,7 +90,7 @@ def test_random_filters_on_a_group_have_the_share_that_theory_gives_them() -> No
     assert float(row.gc.mean()) == pytest.approx((1 + (9 / 240) ** 0.5) ** 2 / 9, rel=0.1)
 
 
-def test_asks_no_question_whose_answer_is_foregone() -> None:
+def test_redundancy_is_left_out_where_it_is_trivial_or_undefined() -> None:
     assert one(LiftingConv2d(3, 2, 3, group="p4")).g is None
     assert one(GroupConv2d(2, 2, 3, group="pm")).g is None
     net = nn.Sequential(
@@ -118,7 +118,7 @@ def test_refuses_filters_that_are_not_finite() -> None:
         redundancy(nn.Sequential(layer))
 
 
-def test_untrained_draws_anew_and_leaves_all_else_alone() -> None:
+def test_reinitialized_copy_draws_new_parameters_and_does_not_change_the_model() -> None:
     torch.manual_seed(7)
     model = build_model("p4cnn")
     before, state = copy.deepcopy(model.state_dict()), torch.random.get_rng_state()
@@ -135,7 +135,7 @@ def test_untrained_draws_anew_and_leaves_all_else_alone() -> None:
     )
 
 
-def test_the_picture_shows_both_questions_layer_by_layer(tmp_path: Path) -> None:
+def test_the_plot_shows_the_redundancy_for_g_and_gc_of_each_layer(tmp_path: Path) -> None:
     model = build_model("p4cnn", width=3)
     rows, chance = redundancy(model), redundancy(reinitialized_copy(model))
     figure = draw_redundancy(rows, chance)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import oracle
 import sepgroupy
-from conftest import WAYS, build_layer, random_input
+from conftest import VARIANTS, build_layer, random_input
 from sepgroupy.backends import (
     KINDS,
     RULES,
@@ -175,7 +175,7 @@ def test_available_backends_says_what_each_computes_with() -> None:
     assert tuple(found) == BUILT_IN
     assert {found[name] for name in BUILT_IN[1:]} == {"PyTorch's operations"}
     assert found["native"].startswith(("C++ kernels", "unavailable: "))
-    assert not any(way.backend == "native" for way in WAYS) or found["native"].startswith("C++ kernels")
+    assert not any(variant.backend == "native" for variant in VARIANTS) or found["native"].startswith("C++ kernels")
 
 
 BLOCKS, REFLECTED = {"groups": 2}, {"padding": 1, "padding_mode": "reflect"}
@@ -236,7 +236,7 @@ def test_unknown_names_are_refused_with_the_known_ones(name: Any) -> None:
     ],
 )
 def test_rules_choose_for_large_feature_maps(kind: str, kernel: int, rule: str, gradients: bool, chosen: str) -> None:
-    if (kind, chosen, 2) not in WAYS:
+    if (kind, chosen, 2) not in VARIANTS:
         pytest.skip("there are no kernels")
     layer = build_layer((kind, rule), 2, 3, kernel, group=D4)
     with torch.set_grad_enabled(gradients):
@@ -251,7 +251,7 @@ def test_rules_choose_for_small_feature_maps() -> None:
     assert select_backend(spec, x, "torch").name == "two_step"
     for dtype in (torch.float32, torch.bfloat16):
         assert select_backend(spec, x.to(dtype), "auto").name == (
-            "native" if ("gc", "native", 2) in WAYS else "two_step"
+            "native" if ("gc", "native", 2) in VARIANTS else "two_step"
         )
 
 

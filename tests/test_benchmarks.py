@@ -142,7 +142,7 @@ def test_volumes_are_compared_with_ready_filters(tmp_path: Path, capsys: pytest.
     assert [(row["row"], row["variant"]) for row in found] == [
         (f"O {kind} 3x3x3 2ch 8x8x8 batch 1", name)
         for kind in ("dense", "gc")
-        for name in ("ready filters", "sepgroupy")
+        for name in ("precomputed filters", "sepgroupy")
     ]
     for row in found[1::2]:
         assert (row["backend"], float(row["saved_mib"])) == ("native", 0)  # the input alone

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import COPIES, WAYS, Build, assert_as_defined, random_input, ways_of
+from conftest import COPIES, VARIANTS, Build, assert_as_defined, random_input, variants_of
 from host_reads import NoMethodReads
 from sepgroupy import build_model, cached_filters
 from sepgroupy.backends import ConvSpec, Filters, register, unregister
@@ -121,16 +121,18 @@ def layer_and_input(build: Build) -> tuple[Any, Tensor]:
     return layer, random_input(layer, 5, 5)
 
 
-EVERY_CHANGE = [(way, change) for way in WAYS if way[1] == "auto" for change in CHANGES]
-EVERY_WAY = [(way, change) for way in WAYS if way[1] != "auto" for change in (change_through_numpy, replace)]
+EVERY_CHANGE = [(variant, change) for variant in VARIANTS if variant[1] == "auto" for change in CHANGES]
+EVERY_VARIANT = [
+    (variant, change) for variant in VARIANTS if variant[1] != "auto" for change in (change_through_numpy, replace)
+]
 
 
 @pytest.mark.parametrize(
-    ("way", "change"),
+    ("variant", "change"),
     [
-        pytest.param(way, change, id=f"{way[0]}-{way[1]}-{change.__name__}")
-        for way, change in EVERY_CHANGE + EVERY_WAY
-        if way in ways_of(kernel_size=3)
+        pytest.param(variant, change, id=f"{variant[0]}-{variant[1]}-{change.__name__}")
+        for variant, change in EVERY_CHANGE + EVERY_VARIANT
+        if variant in variants_of(kernel_size=3)
     ],
 )
 def test_the_output_follows_the_parameters(build: Build, change: Any) -> None:
@@ -393,7 +395,7 @@ WITHOUT_TRACE = (change_data, change_through_numpy, change_the_storage)
 
 @pytest.fixture
 def as_if_comparing_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(filter_cache, "comparing_waits", lambda parameter: True)
+    monkeypatch.setattr(filter_cache, "comparison_synchronizes", lambda parameter: True)
 
 
 @pytest.mark.usefixtures("as_if_comparing_waits")

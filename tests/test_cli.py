@@ -192,7 +192,7 @@ def test_interruption_exits_130_and_the_same_command_goes_on(run: Run, monkeypat
     with monkeypatch.context() as patch:
         before_step(patch, interrupt)
         code, _, err = run(*TRAIN)
-    assert (code, err) == (130, "interrupted: give the same command again to go on\n")
+    assert (code, err) == (130, "interrupted: run the same command again to resume\n")
     code, out, _ = run(*TRAIN)
     assert code == 0
     assert "test error" in out

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from conftest import build_layer, ways_of
+from conftest import build_layer, variants_of
 from sepgroupy import cached_filters, fuse
 from sepgroupy.backends import constants
 from sepgroupy.fusion import restore
@@ -53,10 +53,10 @@ pytestmark = [
 ]
 
 
-def layer(way: tuple[str, str], kernel: int) -> tuple[nn.Module, tuple[int, ...]]:
-    group = C4 if way[1] == "reference" else D4  # it takes |H|² convolutions
-    group_axis = () if way[0] == "lifting" else (group.order,)
-    return build_layer(way, 2, 3, kernel, padding=kernel // 2, group=group), (2, *group_axis, 5, 6)
+def layer(variant: tuple[str, str], kernel: int) -> tuple[nn.Module, tuple[int, ...]]:
+    group = C4 if variant[1] == "reference" else D4  # it takes |H|² convolutions
+    group_axis = () if variant[0] == "lifting" else (group.order,)
+    return build_layer(variant, 2, 3, kernel, padding=kernel // 2, group=group), (2, *group_axis, 5, 6)
 
 
 def rotmnist(kind: str, **options: Any) -> tuple[nn.Module, tuple[int, ...]]:
@@ -76,9 +76,13 @@ def fused(module: nn.Module, shape: tuple[int, ...]) -> tuple[nn.Module, tuple[i
 
 
 # Not "torch", which selects one of the backends that are named.
-SPATIAL, POINTWISE = ([way for way in ways_of(kernel_size=kernel) if way.backend != "torch"] for kernel in (3, 1))
-SUBJECTS = {str(way): lambda way=way: layer(way, 3) for way in SPATIAL}
-SUBJECTS |= {f"{way}-1x1": lambda way=way: layer(way, 1) for way in POINTWISE if way not in SPATIAL}
+SPATIAL, POINTWISE = (
+    [variant for variant in variants_of(kernel_size=kernel) if variant.backend != "torch"] for kernel in (3, 1)
+)
+SUBJECTS = {str(variant): lambda variant=variant: layer(variant, 3) for variant in SPATIAL}
+SUBJECTS |= {
+    f"{variant}-1x1": lambda variant=variant: layer(variant, 1) for variant in POINTWISE if variant not in SPATIAL
+}
 for name in ("auto", "expanded", "two_step", "reference"):
     SUBJECTS[f"transposed-{name}"] = lambda name=name: (
         GroupConvTranspose2d(2, 3, 4, 2, 1, group=C4, kind="gc", backend=name),
@@ -162,7 +166,7 @@ def assert_close(found: Any, wanted: Any, tolerance: float = 1e-5) -> None:
         *[(name, "eager") for name in SUBJECTS if name not in ("resnet-g", "fused-rotmnist-gc")],
     ],
 )
-def test_compiles_whole(name: str, backend: str) -> None:
+def test_torch_compile_without_graph_breaks(name: str, backend: str) -> None:
     module, x = make(name)
     torch._dynamo.reset()
     compiled = torch.compile(copy.deepcopy(module), fullgraph=True, backend=backend)
@@ -232,7 +236,7 @@ def test_one_state_for_training_and_inference(subject: tuple[Any, Tensor]) -> No
 def test_a_state_moves_between_backends(kind: str) -> None:
     for build, name in ((rotmnist, "rotmnist-gc"), (resnet, "resnet-gc")):
         module, x = build(kind)[0].eval(), make(name)[1]
-        for backend in (way.backend for way in SPATIAL if way.kind == kind):
+        for backend in (variant.backend for variant in SPATIAL if variant.kind == kind):
             other = build(kind, backend=backend)[0].eval()
             other.load_state_dict(module.state_dict(), strict=True)
             assert_close([other(x)], [module(x)])
@@ -285,7 +289,7 @@ def test_an_empty_batch_gives_an_empty_output_and_zero_gradients(subject: tuple[
     assert all(not g.any() for g in grads)
 
 
-def test_an_ensemble(subject: tuple[Any, Tensor]) -> None:
+def test_vmap_over_stacked_models(subject: tuple[Any, Tensor]) -> None:
     module, x = subject
     module.eval()
     others = [copy.deepcopy(module) for _ in range(2)]

@@ -419,7 +419,7 @@ def test_what_is_returned_stands_alone(name: str) -> None:
         assert torch.equal(twin(x), net(x))
 
 
-def test_dtype_and_a_layer_that_occurs_twice_are_kept() -> None:
+def test_dtype_and_a_layer_that_occurs_twice_are_preserved() -> None:
     twice = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU())
     plain = nn.Sequential(nn.Conv2d(1, 4, 3), twice, twice, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(4, 3))
     net = convert(plain.double(), "p4", in_size=8)

@@ -16,7 +16,7 @@ import torch
 from benchmarks.baseline import baseline
 from torch import Tensor, nn
 
-from conftest import WAYS, build_layer, random_input
+from conftest import VARIANTS, build_layer, random_input
 from sepgroupy import build_model, cached_filters, fuse
 from sepgroupy.analysis import peak_memory
 from sepgroupy.data import ImageData
@@ -30,7 +30,7 @@ from test_gpu_ready import SMALL, images_for
 pytestmark = [pytest.mark.cuda, pytest.mark.filterwarnings("default")]
 
 DEVICE = "cuda"
-LAYERS = [way for way in WAYS if way[1] != "native"]
+LAYERS = [variant for variant in VARIANTS if variant[1] != "native"]
 
 
 @pytest.fixture(autouse=True)
@@ -62,10 +62,10 @@ def step_of(net: nn.Module, x: Tensor) -> None:
 # ---- numbers and gradients -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", LAYERS, ids=str)
-def test_layers_and_their_gradients_are_those_of_a_cpu(way: tuple[str, str]) -> None:
-    kernel = 1 if way[:2] == ("dense", "fourier") else 3
-    layer = build_layer(way, 3, 4, kernel, padding=kernel // 2, group="p4m").double()
+@pytest.mark.parametrize("variant", LAYERS, ids=str)
+def test_layers_and_their_gradients_are_those_of_a_cpu(variant: tuple[str, str]) -> None:
+    kernel = 1 if variant[:2] == ("dense", "fourier") else 3
+    layer = build_layer(variant, 3, 4, kernel, padding=kernel // 2, group="p4m").double()
     x = random_input(layer, 9, 9)
     gradients = []
     for module, images in ((layer, x), (copy.deepcopy(layer).to(DEVICE), x.to(DEVICE))):

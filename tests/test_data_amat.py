@@ -104,7 +104,7 @@ BROKEN = {
     "cut off": (broken(lambda lines: None)[:-1000], "values in row 5"),
     "word": (broken(put(4, 17, "seven")), "has 'seven' in row 4"),
     "commas": (broken(lambda lines: None).replace(b" ", b","), "has 1 values in row 1"),
-    "underscore": (broken(put(4, 17, "0_1")), "is no table of numbers"),
+    "underscore": (broken(put(4, 17, "0_1")), "is not a table of numbers"),
     "nan": (broken(put(5, 783, "nan")), "has the pixel value nan in row 5"),
     "infinite": (broken(put(1, 3, "inf")), "has the pixel value inf in row 1"),
     "label 10": (broken(put(4, 784, "10")), "has the label 10 in row 4"),

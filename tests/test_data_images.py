@@ -259,7 +259,8 @@ def broken_files(folder: Path) -> dict[str, str]:
         (folder / name).unlink()
     broken = "broken, truncated or no image"
     reasons = dict.fromkeys(("truncated.png", "truncated.jpg", "truncated.tif", "empty.png", "text.png"), broken)
-    reasons |= {"dot.png": "odd size of 1×1", "line.png": "odd size of 2×40", "complex.tif": "complex64"}
+    reasons |= {"dot.png": "unsupported size of 1×1", "line.png": "unsupported size of 2×40"}
+    reasons |= {"complex.tif": "complex64"}
     return (
         reasons | dict.fromkeys(("nan.tif", "infinite.tif", "large.tif"), "NaN or infinite") | {"stack.tif": "a stack"}
     )

@@ -34,11 +34,11 @@ def slow_rotate(image: np.ndarray, angle: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 28])
-@pytest.mark.parametrize("turns", [-3, -1, 0, 1, 2, 3, 4])
-def test_quarter_turns_are_rot90(size, turns):
+@pytest.mark.parametrize("multiple", [-3, -1, 0, 1, 2, 3, 4])
+def test_rotations_by_multiples_of_90_degrees_are_rot90(size, multiple):
     images = torch.rand(3, 2, size, size, generator=torch.Generator().manual_seed(size))
-    wanted = torch.rot90(images, turns, (-2, -1))
-    torch.testing.assert_close(rotate(images, turns * math.pi / 2), wanted, rtol=0, atol=1e-6)
+    wanted = torch.rot90(images, multiple, (-2, -1))
+    torch.testing.assert_close(rotate(images, multiple * math.pi / 2), wanted, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(6, 6), (5, 8), (9, 4)])
@@ -49,14 +49,14 @@ def test_any_angle_follows_the_definition(shape):
     np.testing.assert_allclose(rotate(images, angles)[:, 0].numpy(), wanted, atol=1e-6)
 
 
-def test_every_picture_is_rotated_by_its_own_angle_across_batches():
+def test_every_image_is_rotated_by_its_own_angle_across_batches():
     images = torch.rand(2500, 1, 5, 5, generator=torch.Generator().manual_seed(2))
-    turns = torch.arange(2500) % 4
-    wanted = torch.stack([torch.rot90(i, int(t), (-2, -1)) for i, t in zip(images, turns, strict=True)])
-    torch.testing.assert_close(rotate(images, turns * math.pi / 2), wanted, rtol=0, atol=1e-6)
+    multiple = torch.arange(2500) % 4
+    wanted = torch.stack([torch.rot90(i, int(m), (-2, -1)) for i, m in zip(images, multiple, strict=True)])
+    torch.testing.assert_close(rotate(images, multiple * math.pi / 2), wanted, rtol=0, atol=1e-6)
 
 
-def test_type_is_kept_and_the_input_left_alone():
+def test_the_dtype_is_preserved_and_the_input_not_changed():
     images = torch.rand(2, 1, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     before = images.clone()
     assert rotate(images, 0.5).dtype == torch.float64

@@ -62,7 +62,7 @@ def test_split_refuses_other_shapes_and_types(images, labels, named):
         Split(images, labels)
 
 
-def test_image_data_refuses_labels_out_of_range_and_unequal_pictures():
+def test_image_data_refuses_labels_out_of_range_and_images_of_unequal_shapes():
     with pytest.raises(ArgumentError, match="a test label is 5"):
         ImageData(
             "x", Split(torch.zeros(1, 2, 3, 4), torch.tensor([4])), Split(torch.zeros(1, 2, 3, 4), torch.tensor([5])), 5

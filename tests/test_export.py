@@ -16,7 +16,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from conftest import build_layer, random_input, ways_of
+from conftest import build_layer, random_input, variants_of
 from sepgroupy import (
     ArgumentError,
     GroupConv2d,
@@ -121,13 +121,13 @@ def test_every_layer_becomes_plain_pytorch(kind: str, case: dict[str, Any], grou
 
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_a_layer_becomes_plain_pytorch_whatever_its_backend(kernel: int) -> None:
-    for way in ways_of(kernel_size=kernel):
-        layer = build_layer(way, 4, 2, kernel, padding=1, group=D4, dtype=torch.float64)
+    for variant in variants_of(kernel_size=kernel):
+        layer = build_layer(variant, 4, 2, kernel, padding=1, group=D4, dtype=torch.float64)
         assert_exports(layer, random_input(layer, 5, 5))
 
 
 @pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel:UserWarning")
-def test_uneven_kernels_and_paddings() -> None:
+def test_unequal_kernels_and_paddings() -> None:
     for options in ({"kernel_size": (1, 5), "padding": (0, 2)}, {"kernel_size": (3, 1), "stride": (1, 2)}):
         layer = GroupConv2d(2, 3, **options, group="pm", kind="gc", dtype=torch.float64)
         assert_exports(layer, torch.randn(2, 2, 2, 9, 8).double())
@@ -603,7 +603,7 @@ def test_a_file_is_never_replaced_nor_left_in_pieces(file_format: str, suffix: s
     assert path.read_text() == "mine"
 
 
-def test_nor_a_file_that_came_up_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_created_during_the_export_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "net.safetensors"
 
     def write(model: nn.Module, temporary: str, metadata: Any) -> None:

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import oracle
-from sepgroupy.backends import ConvSpec, expand_filter, full_filter, group_index, planar_index
+from sepgroupy.backends import ConvSpec, expand_filter, full_filter, group_index, spatial_index
 from sepgroupy.groups import D2, D4, PointGroup
 
 
 def index_table(group: PointGroup, kernel: tuple[int, int], group_axis: bool) -> torch.Tensor:
-    (table,) = (group_index if group_axis else planar_index)(ConvSpec(group, "dense", kernel), torch.device("cpu"))
+    (table,) = (group_index if group_axis else spatial_index)(ConvSpec(group, "dense", kernel), torch.device("cpu"))
     return table
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import COUNTERPARTS, KINDS, OTHER_DIMENSIONS, Way, build_layer, random_input, ways_of
+from conftest import COUNTERPARTS, KINDS, OTHER_DIMENSIONS, LayerVariant, build_layer, random_input, variants_of
 from sepgroupy.backends import constants
 from sepgroupy.functional import (
     group_conv,
@@ -22,13 +22,15 @@ from sepgroupy.functional import (
 from sepgroupy.groups import C4
 
 pytestmark = pytest.mark.usefixtures("as_if_large")
-WAYS = [way for way in ways_of(kernel_size=3) if way[0] != "lifting"] + [Way("lifting", "auto")]
-LESS = [way for way in OTHER_DIMENSIONS if way.kind in ("lifting", "gc")]
+VARIANTS = [variant for variant in variants_of(kernel_size=3) if variant[0] != "lifting"] + [
+    LayerVariant("lifting", "auto")
+]
+LESS = [variant for variant in OTHER_DIMENSIONS if variant.kind in ("lifting", "gc")]
 
 
-def subject(way: Way) -> tuple[Callable[..., Tensor], Any, Tensor]:
+def subject(variant: LayerVariant) -> tuple[Callable[..., Tensor], Any, Tensor]:
     """Make a function of x and parameters, a layer that computes the same, and an input."""
-    kind, backend, dimension = way
+    kind, backend, dimension = variant
     calls: dict[str, Any] = {"lifting": lifting_conv2d, "dense": group_conv2d}
     function = calls.get(kind, separable_group_conv2d)
     if dimension != 2:
@@ -40,7 +42,7 @@ def subject(way: Way) -> tuple[Callable[..., Tensor], Any, Tensor]:
     def call(x: Tensor, **parameters: Tensor) -> Tensor:
         return function(x, **parameters, padding=1, group=group, **options)
 
-    layer = build_layer(way, 2, 3, 3, padding=1, group=group)
+    layer = build_layer(variant, 2, 3, 3, padding=1, group=group)
     return call, layer, random_input(layer, 5, 6, dtype=torch.float32)
 
 
@@ -50,16 +52,16 @@ def _constants_as_in_a_new_process() -> None:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("way", [*WAYS, *OTHER_DIMENSIONS], ids=str)
-def test_compiled_whole(way: Way) -> None:
-    call, layer, x = subject(way)
+@pytest.mark.parametrize("variant", [*VARIANTS, *OTHER_DIMENSIONS], ids=str)
+def test_torch_compile_without_graph_breaks(variant: LayerVariant) -> None:
+    call, layer, x = subject(variant)
     compiled = torch.compile(call, fullgraph=True, backend="eager")
     parameters = dict(layer.named_parameters())
     torch.testing.assert_close(compiled(x, **parameters), layer(x), atol=1e-5, rtol=1e-5)
 
 
 def test_a_name_of_a_group_is_read_while_compiling() -> None:
-    _, layer, x = subject(Way("gc", "auto"))
+    _, layer, x = subject(LayerVariant("gc", "auto"))
     parameters = dict(layer.named_parameters())
     compiled = torch.compile(
         lambda x, **p: separable_group_conv2d(x, **p, padding=1, group="p4"), fullgraph=True, backend="eager"
@@ -67,9 +69,9 @@ def test_a_name_of_a_group_is_read_while_compiling() -> None:
     torch.testing.assert_close(compiled(x, **parameters), layer(x), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("way", [*(Way(kind, "auto") for kind in KINDS), *LESS], ids=str)
-def test_one_program_for_all_sizes(way: Way) -> None:
-    call, layer, _ = subject(way)
+@pytest.mark.parametrize("variant", [*(LayerVariant(kind, "auto") for kind in KINDS), *LESS], ids=str)
+def test_one_program_for_all_sizes(variant: LayerVariant) -> None:
+    call, layer, _ = subject(variant)
     programs: list[Any] = []
 
     def count(program: torch.fx.GraphModule, _inputs: Any) -> Any:
@@ -84,9 +86,9 @@ def test_one_program_for_all_sizes(way: Way) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
-@pytest.mark.parametrize("way", [*WAYS, *LESS], ids=str)
-def test_mapped_over_inputs_and_parameters(way: Way) -> None:
-    call, layer, x = subject(way)
+@pytest.mark.parametrize("variant", [*VARIANTS, *LESS], ids=str)
+def test_mapped_over_inputs_and_parameters(variant: LayerVariant) -> None:
+    call, layer, x = subject(variant)
     parameters = {name: torch.stack([p.detach(), p.detach() * 2]) for name, p in layer.named_parameters()}
     inputs = torch.stack([x, x + 1])
     together = torch.func.vmap(lambda x, p: call(x, **p))(inputs, parameters)

@@ -104,6 +104,22 @@ class PostActivation(nn.Module):
         return self.head(torch.flatten(x.mean((-2, -1)).amax(2), 1))
 
 
+class InvertedResidual(nn.Module):
+    """The block of MobileNetV2: pointwise, depthwise, pointwise, each with a norm, and ReLU6 after the first two."""
+
+    def __init__(self, channels: int = 4, hidden: int = 8) -> None:
+        super().__init__()
+        self.stem = LiftingConv2d(3, channels, 3, stride=2, padding=1, group="p4")
+        self.expand = nn.Sequential(GroupConv2d(channels, hidden, 1, group="p4"), GroupBatchNorm2d(hidden), nn.ReLU6())
+        depthwise = GroupConv2d(hidden, hidden, 3, padding=1, groups=hidden, bias=False, group="p4", kind="gc")
+        self.depthwise = nn.Sequential(depthwise, GroupBatchNorm2d(hidden), nn.ReLU6(inplace=True))
+        self.project = nn.Sequential(GroupConv2d(hidden, channels, 1, group="p4"), GroupBatchNorm2d(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return x + self.project(self.depthwise(self.expand(x)))
+
+
 def converted(kind: str) -> nn.Module:
     """Convert a plain network; its feature maps have the group axis merged into the batch."""
     conv = nn.Conv2d(4, 4, 3, padding=1, bias=False)
@@ -134,6 +150,7 @@ NETWORKS: dict[str, tuple[Make, tuple[int, ...]]] = {
     "post-dense": (lambda: PostActivation("dense"), (3, 16, 16)),
     "post-g": (lambda: PostActivation("g"), (3, 16, 16)),
     "post-gc": (PostActivation, (3, 16, 16)),
+    "mobile": (InvertedResidual, (3, 17, 17)),
     "converted-dense": (lambda: converted("dense"), (3, 9, 9)),
     "converted-gc": (lambda: converted("gc"), (3, 9, 9)),
     "chain-dense": (lambda: chain("dense"), (3, 7, 6)),
@@ -203,13 +220,14 @@ def test_outputs_gradients_and_statistics_are_those_of_the_modules(name: str) ->
 
 @needs_kernels
 @pytest.mark.parametrize("name", FUSED)
-def test_something_is_fused(name: str) -> None:
+def test_fusion_report_names_the_fused_modules(name: str) -> None:
     net, _ = make(name)
     assert not fusion_report(net).fused
     report = fusion_report(fuse(net))
     assert report.fused
     names = [name for step in report.fused for name in step]
-    assert len(names) == len(set(names)) or name.startswith(("resnet", "rotmnist", "unet"))  # which share a ReLU
+    share_relu = name.startswith(("resnet", "rotmnist", "unet", "post"))
+    assert share_relu or len(names) == len(set(names))
     assert set(names) <= {name for name, _ in net.named_modules()}
 
 
@@ -243,7 +261,7 @@ def test_first_and_second_derivatives(kind: str, options: dict[str, Any], traini
     assert gradgradcheck(call, inputs, fast_mode=True)
 
 
-@pytest.mark.parametrize("name", ["resnet-gc", "chain-dense", "unet-gc"])
+@pytest.mark.parametrize("name", ["resnet-gc", "chain-dense", "unet-gc", "post-gc", "mobile"])
 def test_second_derivatives_of_whole_networks(name: str) -> None:
     plain, x = make(name)
 
@@ -257,6 +275,28 @@ def test_second_derivatives_of_whole_networks(name: str) -> None:
         found, wanted = (penalty(net.train(training)) for net in (fused_copy(plain), copy.deepcopy(plain)))
         scale = max(float(g.abs().max()) for g in wanted)
         torch.testing.assert_close(found, wanted, atol=1e-9 * scale, rtol=0)
+
+
+@needs_kernels
+def test_norm_sum_and_relu_after_a_convolution_are_one_kernel() -> None:
+    steps = fusion_report(fuse(InvertedResidual())).fused
+    assert ("depthwise.0", "depthwise.1", "depthwise.2") in steps
+    assert ("project.0", "project.1") in steps
+    assert ("blocks.0.bn1", "blocks.0.relu", "blocks.0.conv2", "blocks.0.bn2", "blocks.0.relu") in (
+        fusion_report(fuse(PostActivation())).fused
+    )
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_nan_and_infinity_pass_relu6_as_in_torch(value: float, training: bool) -> None:
+    plain, x = make("mobile")
+    x[0, 0, 0, 0] = value
+    fused = fused_copy(plain)
+    for context in (torch.enable_grad, torch.no_grad):
+        with context():
+            wanted, found = (net.train(training)(x) for net in (plain, fused))
+        torch.testing.assert_close(found, wanted, equal_nan=True)
 
 
 @pytest.mark.parametrize("size", [(6, 8), (7, 5), (2, 2), (30, 141)])  # 141: more windows than are pooled at a time
@@ -686,21 +726,21 @@ def test_the_report_says_what_is_fused_and_why_not() -> None:
     assert report.fused[1:] == (("1", "2", "3"), ("4", "5", "6"), ("7", "8", "9", "9.module"))
     handle = net[2].register_forward_hook(lambda m, args, y: None)
     report = fusion_report(net)
-    assert report.left["2"] == "hooks"
+    assert report.not_fused["2"] == "hooks"
     assert ("3",) in report.fused
     assert "2: hooks" in str(report)
     handle.remove()
-    assert fusion_report(net).left.keys() <= {"", "10"}
+    assert fusion_report(net).not_fused.keys() <= {"", "10"}
 
 
 @needs_kernels
 def test_norms_after_convolutions_are_folded_into_their_filters() -> None:
     report = fusion_report(fuse(make("post-gc")[0]))
     assert ("stem", "norm") in report.fused
-    assert ("blocks.0.bn1", "blocks.0.relu", "blocks.0.conv2", "blocks.0.bn2") in report.fused
+    assert ("blocks.0.bn1", "blocks.0.relu", "blocks.0.conv2", "blocks.0.bn2", "blocks.0.relu") in report.fused
     assert ("blocks.1.downsample.0", "blocks.1.downsample.1") in report.fused
     merged = fusion_report(fuse(make("converted-gc")[0])).fused
-    assert any(len(names) == 4 for names in merged)
+    assert any(len(names) == 5 for names in merged)
 
 
 @pytest.mark.parametrize("name", ["post-gc", "converted-dense"])

@@ -12,7 +12,7 @@ import torch
 from benchmarks.kernels import program
 from torch import Tensor, nn
 
-from conftest import DIAGONAL, WAYS, build_layer
+from conftest import DIAGONAL, VARIANTS, build_layer
 from host_reads import fake_cuda, without_reads, without_reads_on_cuda
 from sepgroupy import build_model, cached_filters, convert, fuse
 from sepgroupy.backends import ConvSpec, constants, dispatch, select_backend
@@ -50,12 +50,12 @@ def images_for(name: str, batch: int = 2) -> Tensor:
 # ---- forward passes: every layer, kind, backend and network ----------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", [way for way in WAYS if way[1] != "native"], ids=str)
+@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant[1] != "native"], ids=str)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
-def test_every_layer_stays_on_its_device_and_reads_nothing(way: tuple[str, str], memory_format: Any) -> None:
-    kernel = 1 if way[:2] == ("dense", "fourier") else 3
+def test_every_layer_stays_on_its_device_and_reads_nothing(variant: tuple[str, str], memory_format: Any) -> None:
+    kernel = 1 if variant[:2] == ("dense", "fourier") else 3
     with fake_cuda():
-        layer = build_layer(way, 2, 4, kernel, padding=kernel // 2, group="p4m")
+        layer = build_layer(variant, 2, 4, kernel, padding=kernel // 2, group="p4m")
         x = torch.randn(2, 2, 7, 7) if layer.kind == "lifting" else torch.randn(2, 8, 2, 7, 7).transpose(1, 2)
         if layer.kind == "lifting":
             x = x.contiguous(memory_format=memory_format)

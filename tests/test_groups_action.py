@@ -12,7 +12,7 @@ import torch
 
 import oracle
 from sepgroupy.errors import ArgumentError
-from sepgroupy.groups import C2, C4, D4, PointGroup, action_table, moved_size, steps_of
+from sepgroupy.groups import C2, C4, D4, PointGroup, action_table, steps_of, transformed_size
 
 SIZES: dict[int, list[tuple[int, ...]]] = {
     1: [(1,), (4,), (5,)],
@@ -31,7 +31,7 @@ def test_table_moves_arrays_as_the_definition_does(group: PointGroup, group_axis
         for g, matrix in enumerate(group.arrays):
             expected = oracle.move_feature_map(a, group, g) if group_axis else oracle.move(a, matrix)
             np.testing.assert_array_equal(a.ravel()[table[g]], expected.ravel())
-            assert moved_size(matrix, size) == expected.shape[group_axis:]
+            assert transformed_size(matrix, size) == expected.shape[group_axis:]
 
 
 @pytest.mark.parametrize("group_axis", [False, True])
@@ -39,7 +39,7 @@ def test_the_action_is_a_homomorphism(group: PointGroup, group_axis: bool) -> No
     for size in SIZES[group.dimension]:
         first = action_table(group, size, group_axis)
         for g, h in itertools.product(range(group.order), repeat=2):
-            then = action_table(group, moved_size(group.arrays[h], size), group_axis)[g]
+            then = action_table(group, transformed_size(group.arrays[h], size), group_axis)[g]
             np.testing.assert_array_equal(first[group.cayley_table[g, h]], first[h][then])  # (g·h)·a = g·(h·a)
 
 

@@ -268,15 +268,15 @@ def test_the_best_epoch_on_the_validation_images_is_tested_and_patience_ends_the
 ) -> None:
     config = config_on(shapes, tmp_path, epochs=9, patience=2)
     streamed = type(config.load_data(0))
-    errors, states, tally = iter([5.0, 3.0, 4.0, 3.0, 1.0]), [], streamed.tally
+    errors, states, accumulate = iter([5.0, 3.0, 4.0, 3.0, 1.0]), [], streamed.accumulate_metrics
 
     def scripted(self: Any, model: nn.Module, split: str, *rest: Any) -> Tensor:
         if split == "test":
-            return tally(self, model, split, *rest)
+            return accumulate(self, model, split, *rest)
         states.append({name: value.clone() for name, value in model.state_dict().items()})
         return torch.tensor([1.0 + len(states), next(errors), 10.0], dtype=torch.float64)
 
-    monkeypatch.setattr(streamed, "tally", scripted)
+    monkeypatch.setattr(streamed, "accumulate_metrics", scripted)
     result = train(config, workers=0)
     rows = history(tmp_path)
     assert [row["validation_error"] for row in rows] == ["50.0", "30.0", "40.0", "30.0"]
@@ -470,8 +470,8 @@ def test_a_volume_is_augmented_by_rotations_about_any_axis_and_filled_with_the_m
         torch.testing.assert_close(moved[0], ball, atol=0.03, rtol=0)  # trilinear
         rotated = augment(rod[None], 3, seed)[0][0] - 0.25
         assert float(rotated.sum()) == pytest.approx(float((rod - 0.25).sum()), rel=0.02)  # no volume is lost
-        moments = torch.stack([(rotated * a * b).sum() for a in (z, y, x) for b in (z, y, x)]).view(3, 3)
-        angles.append(torch.linalg.eigh(moments)[1][:, -1].abs())  # the direction of the rod
+        covariance = torch.stack([(rotated * a * b).sum() for a in (z, y, x) for b in (z, y, x)]).view(3, 3)
+        angles.append(torch.linalg.eigh(covariance)[1][:, -1].abs())  # the direction of the rod
     directions = torch.stack(angles)
     assert (directions.amax(0) - directions.amin(0) > 0.3).all()
     assert torch.equal(augment(rod[None], 3, 1)[0], augment(rod[None], 3, 1)[0])

@@ -80,7 +80,7 @@ def test_checkpoints_have_the_published_names(name):
     assert build_model(name).state_dict().keys() == wanted
 
 
-def test_the_shortcut_is_dense_and_the_head_reads_channels_times_group():
+def test_the_residual_projection_is_dense_and_the_head_reads_channels_times_group():
     state = build_model("gc-p4m-resnet44").state_dict()
     assert state["conv1.weight"].shape == (28, 3, 1, 3, 3)
     assert state["layer1.0.conv1.depthwise_weight"].shape == (28, 1, 1, 3, 3)

@@ -212,6 +212,6 @@ def test_what_no_network_has_is_refused(message: str, name: Any, options: dict[s
 
 @pytest.mark.parametrize("name", ["z2cnn", "c-z2cnn", "gc-p4cnn"])
 @pytest.mark.parametrize("shape", [(2, 1, 32, 32), (2, 1, 20, 20), (2, 3, 28, 28), (1, 28, 28), (2, 1, 4, 28, 28)])
-def test_a_picture_of_another_shape_is_refused(name: str, shape: tuple[int, ...]) -> None:
+def test_an_image_of_another_shape_is_refused(name: str, shape: tuple[int, ...]) -> None:
     with pytest.raises(ArgumentError, match=r"x has shape \(.*28"):
         build_model(name)(torch.zeros(shape))

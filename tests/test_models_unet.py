@@ -31,7 +31,7 @@ def narrow(kind: str = "gc", group: str = "p4m", **options: Any) -> UNet:
 @pytest.mark.parametrize("group", ["p4", "p4m", "pm", "p2mm"])
 @pytest.mark.parametrize("kind", ["dense", "g", "gc"])
 @pytest.mark.parametrize("size", [4, 20])
-def test_masks_move_with_the_picture(kind: str, group: str, size: int) -> None:
+def test_masks_are_equivariant_in_training_and_inference(kind: str, group: str, size: int) -> None:
     net, x = narrow(kind, group), torch.randn(2, 1, size, size, dtype=torch.float64)
     assert net(x).shape == (2, 3, size, size)
     assert_equivariant(net, group, x)

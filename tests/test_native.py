@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 import torch._dynamo.testing
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
@@ -34,6 +35,7 @@ from sepgroupy.backends.native import (
     launch,
     library,
     limits,
+    norm_clamp,
     norm_relu_max_pool,
     operator,
     transform,
@@ -329,10 +331,10 @@ def declared(struct: str) -> list[tuple[str, Any]]:
     return fields
 
 
-@pytest.mark.parametrize("struct", [library.Problem, library.Tensors])
-def test_python_and_the_kernels_declare_the_same_structures(struct: type[ctypes.Structure]) -> None:
-    assert declared(struct.__name__) == struct._fields_
-    size = getattr(kernels().library, f"{struct.__name__.lower()}_bytes")()
+@pytest.mark.parametrize(("name", "struct"), [("Problem", library.Problem), ("Tensors", library.TensorAddresses)])
+def test_python_and_the_kernels_declare_the_same_structures(name: str, struct: type[ctypes.Structure]) -> None:
+    assert declared(name) == struct._fields_
+    size = getattr(kernels().library, f"{name.lower()}_bytes")()
     assert size == ctypes.sizeof(struct)
 
 
@@ -401,7 +403,7 @@ def test_random_problems() -> None:
 )
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("stride", [1, 2])
-def test_small_maps_of_many_channels(group: PointGroup, kind: str, stride: int) -> None:
+def test_small_feature_maps_with_packed_columns_are_as_defined(group: PointGroup, kind: str, stride: int) -> None:
     for width, dtype, tolerance in ((2, torch.float64, 1e-11), (3, torch.float32, 1e-4), (5, torch.float32, 1e-4)):
         spec = ConvSpec.parse(group, "dense", 3, stride, 1)
         problem = stress.Problem(spec, 3, 96, 4, (width,) * group.dimension, dtype, kind, True, True, 2)
@@ -904,6 +906,49 @@ def test_derivatives_of_lifting_and_of_pooling() -> None:
     leaves = [torch.randn(shape).double().requires_grad_() for shape in ((2, 3, 5, 6), (3,), (3,))]
     assert torch.autograd.gradcheck(pool, leaves, fast_mode=True)
     assert torch.autograd.gradgradcheck(pool, leaves, fast_mode=True)
+
+
+@pytest.mark.parametrize("batch_stats", [False, True])
+@pytest.mark.parametrize("bounds", [(-math.inf, math.inf), (0.0, math.inf), (0.0, 6.0)], ids=str)
+@pytest.mark.parametrize("with_residual", [False, True])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (3, 2, 1, 1), (1, 4, 8, 8)], ids=str)
+def test_norm_sum_and_clamping_are_those_of_torch(
+    shape: tuple[int, ...], with_residual: bool, bounds: tuple[float, float], batch_stats: bool
+) -> None:
+    channels = shape[1]
+    leaves = [3 * torch.randn(size).double() for size in (shape, (channels,), (channels,), shape)]
+    leaves = [leaf.requires_grad_() for leaf in leaves[: 4 if with_residual else 3]]
+    var, mean = torch.var_mean(leaves[0].detach(), (0, 2, 3), unbiased=False)
+
+    def by_kernel(x: Tensor, gamma: Tensor, beta: Tensor, residual: Tensor | None = None) -> Tensor:
+        return norm_clamp(x, BatchNormReLU(mean, var, gamma, beta, 1e-5, batch_stats), residual, *bounds)
+
+    def by_torch(x: Tensor, gamma: Tensor, beta: Tensor, residual: Tensor | None = None) -> Tensor:
+        stats = (None, None) if batch_stats else (mean, var)
+        y = F.batch_norm(x, *stats, gamma, beta, batch_stats, 0.0, 1e-5)
+        return F.hardtanh(y if residual is None else y + residual, *bounds)
+
+    grad = torch.randn(shape).double()
+    found, wanted = (f(*leaves) for f in (by_kernel, by_torch))
+    torch.testing.assert_close(found, wanted, atol=1e-12, rtol=1e-10)
+    expected = torch.autograd.grad(wanted, leaves, grad)
+    torch.testing.assert_close(torch.autograd.grad(found, leaves, grad), expected, atol=1e-10, rtol=1e-10)
+    for leaf, gradient in zip(leaves, expected, strict=True):  # each of them alone
+        (alone,) = torch.autograd.grad(by_kernel(*leaves), leaf, grad)
+        torch.testing.assert_close(alone, gradient, atol=1e-10, rtol=1e-10)
+    if math.prod(shape) > channels:  # else the variance is 0
+        assert torch.autograd.gradgradcheck(by_kernel, leaves, grad, fast_mode=True, atol=1e-4)
+    plain = [leaf.detach().float() for leaf in leaves]
+    mean, var = mean.float(), var.float()
+    torch.testing.assert_close(by_kernel(*plain), by_torch(*plain), atol=1e-4, rtol=1e-4)
+
+
+def test_norm_and_clamping_refuse_tensors_of_other_shapes() -> None:
+    x, ones = torch.randn(2, 3, 4, 4), torch.ones(3)
+    with pytest.raises(ArgumentError, match=r"residual has shape \(2, 3, 4, 5\), not \(2, 3, 4, 4\)"):
+        norm_clamp(x, BatchNormReLU(ones, ones, None, None, 1e-5, False), torch.randn(2, 3, 4, 5))
+    with pytest.raises(ArgumentError, match="gamma has shape"):
+        norm_clamp(x, BatchNormReLU(ones, ones, torch.ones(4), ones, 1e-5, False))
 
 
 # ---- gradients that nobody needs ---------------------------------------------------------------------------------

@@ -120,7 +120,7 @@ class Convolution:
             library.DTYPES[self.dtype], KINDS[self.kind], transform.GENERAL, self.threads,
             self.batch, self.order, self.inputs, self.outputs, self.tensors["x"].shape[1], 1,
             self.size, self.out_size, self.stride, self.padding,
-            self.elements, len(self.blocks), False, 0.0, *(a.ctypes.data for a in arrays),
+            self.elements, len(self.blocks), False, 0.0, 0.0, 0.0, *(a.ctypes.data for a in arrays),
         )  # fmt: skip
         size = kernels().library.workspace_bytes(ctypes.byref(problem), native_problem.PASSES[name])
         space = torch.full((size // 4 + 4096,), float("nan"))
@@ -159,7 +159,7 @@ class Convolution:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("order", IRREPS)
-def test_any_order(order: int, kind: str) -> None:
+def test_any_basis_of_order_5_24_or_48_is_as_defined_on_images(order: int, kind: str) -> None:
     """Of images: one slice."""
     dtype = torch.float32 if order == 24 else torch.float64
     plane: dict[str, Any] = {"size": (1, 4, 9), "kernel": (1, 3, 3), "padding": (0, 1, 1), "channels": (2, 3)}
@@ -215,7 +215,7 @@ def test_a_group_in_another_order_has_the_general_transform() -> None:
     assert transform.kernel_transform(REVERSED)[0] == transform.GENERAL
 
 
-def test_bands_of_a_volume() -> None:
+def test_volumes_cut_into_bands_are_as_defined() -> None:
     """Tall volumes are cut into bands of slices; the 3×3×3 kernel of a gc layer reads beyond its band."""
     spec = ConvSpec.parse(as_group("Cs", 3), "dense", 3, 1, 1)
     for kind in ("dense", "gc"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import oracle
-from conftest import GROUPS, WAYS, Way, as_defined, build_layer
+from conftest import GROUPS, VARIANTS, LayerVariant, as_defined, build_layer
 from sepgroupy.errors import ArgumentError
 from sepgroupy.groups import C4
 from sepgroupy.nn import GROUP_CONV_TRANSPOSES, GroupConvTranspose2d, GroupPool, PerElement
@@ -113,13 +114,15 @@ def attempt(call: Callable[[], Any], names: set[str]) -> Any:
 
 
 @quickly
-@given(st.data(), st.sampled_from(WAYS), st.sampled_from(DIMENSIONS))
-def test_any_layer_answers_as_defined_or_says_what_is_wrong(data: st.DataObject, way: Way, dimension: int) -> None:
-    case, way = data.draw(arguments(dimension)), way._replace(dimension=dimension)
-    layer = attempt(lambda: build_layer(way, **case, dtype=torch.float64), NAMED | {"backend"})
+@given(st.data(), st.sampled_from(VARIANTS), st.sampled_from(DIMENSIONS))
+def test_any_layer_answers_as_defined_or_says_what_is_wrong(
+    data: st.DataObject, variant: LayerVariant, dimension: int
+) -> None:
+    case, variant = data.draw(arguments(dimension)), variant._replace(dimension=dimension)
+    layer = attempt(lambda: build_layer(variant, **case, dtype=torch.float64), NAMED | {"backend"})
     if layer is None:
         return
-    x = data.draw(inputs(layer.in_channels, None if way.kind == "lifting" else layer.group.order, dimension))
+    x = data.draw(inputs(layer.in_channels, None if variant.kind == "lifting" else layer.group.order, dimension))
     y = attempt(lambda: layer(x), {"x ", "x, "})
     if y is None:
         return
@@ -163,12 +166,14 @@ def as_defined_without_bias(layer: Any, x: torch.Tensor, case: dict[str, Any]) -
 
 @pytest.mark.parametrize("build", [lambda: GroupPool("max"), lambda: PerElement(torch.nn.Identity())])
 @pytest.mark.parametrize("shape", [(), (3,), (1, 2, 5, 5), (1, 2, 4, 5, 5, 1)])
-def test_pools_and_folds_name_what_they_cannot_read(build: Callable[[], Any], shape: tuple[int, ...]) -> None:
-    with pytest.raises(ArgumentError, match="x has shape"):
+def test_pooling_and_merging_name_the_shape_that_they_refuse(build: Callable[[], Any], shape: tuple[int, ...]) -> None:
+    with pytest.raises(ArgumentError, match=re.escape(f"x has shape {shape}")):
         build()(torch.zeros(shape))
 
 
-@pytest.mark.parametrize("build", [build_layer, lambda way, *args, **options: GroupConvTranspose2d(*args, **options)])
+@pytest.mark.parametrize(
+    "build", [build_layer, lambda variant, *args, **options: GroupConvTranspose2d(*args, **options)]
+)
 @pytest.mark.parametrize(
     ("message", "options"),
     [

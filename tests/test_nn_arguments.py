@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import DIAGONAL, GROUPS, OTHER_DIMENSIONS, Build, Way, build_layer, ways_of
+from conftest import DIAGONAL, GROUPS, OTHER_DIMENSIONS, Build, LayerVariant, build_layer, variants_of
 from sepgroupy.errors import ArgumentError, SepgroupyError
 from sepgroupy.functional import group_conv2d, lifting_conv2d, separable_group_conv2d
 from sepgroupy.groups import C4, D1, D2, PointGroup
 from sepgroupy.nn import GROUP_CONV_TRANSPOSES, GroupConv2d, GroupPool, PerElement
 
-one_way_each = pytest.mark.parametrize(
-    "way", [("lifting", "expanded"), ("dense", "auto"), ("g", "auto"), ("gc", "auto")], ids="-".join
+one_variant_each = pytest.mark.parametrize(
+    "variant", [("lifting", "expanded"), ("dense", "auto"), ("g", "auto"), ("gc", "auto")], ids="-".join
 )
 
 GOOD: dict[str, Any] = {"in_channels": 4, "out_channels": 6, "kernel_size": 3, "group": "p4m"}
@@ -69,7 +69,7 @@ BAD: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-@one_way_each
+@one_variant_each
 @pytest.mark.parametrize(("message", "bad"), BAD, ids=str)
 def test_a_bad_argument_is_refused(build: Build, message: str, bad: dict[str, Any]) -> None:
     with pytest.raises(ArgumentError, match=re.escape(message)):
@@ -105,22 +105,22 @@ OF_ANY_DIMENSION = [
 
 
 @pytest.mark.parametrize(
-    ("way", "message", "bad"),
+    ("variant", "message", "bad"),
     [
-        pytest.param(way, *case, id=f"{way}-{case[0]}-{case[1]}")
-        for way in OTHER_DIMENSIONS
-        for case in OF_ANY_DIMENSION + OTHER_BAD[way.dimension]
+        pytest.param(variant, *case, id=f"{variant}-{case[0]}-{case[1]}")
+        for variant in OTHER_DIMENSIONS
+        for case in OF_ANY_DIMENSION + OTHER_BAD[variant.dimension]
     ],
 )
 def test_a_bad_argument_of_a_layer_of_signals_or_volumes_is_refused(
-    way: Way, message: str, bad: dict[str, Any]
+    variant: LayerVariant, message: str, bad: dict[str, Any]
 ) -> None:
-    good = GOOD | {"group": GROUPS[way.dimension][0]}
+    good = GOOD | {"group": GROUPS[variant.dimension][0]}
     with pytest.raises(ArgumentError, match=re.escape(message)):
-        build_layer(way, **(good | bad))
-    if way.kind != "lifting" and bad.get("padding") != "same" and "padding_mode" not in bad:
+        build_layer(variant, **(good | bad))
+    if variant.kind != "lifting" and bad.get("padding") != "same" and "padding_mode" not in bad:
         with pytest.raises(ArgumentError, match=re.escape(message)):
-            GROUP_CONV_TRANSPOSES[way.dimension](**(good | bad), kind=way.kind)
+            GROUP_CONV_TRANSPOSES[variant.dimension](**(good | bad), kind=variant.kind)
 
 
 @pytest.mark.parametrize(
@@ -148,22 +148,22 @@ def test_the_errors_can_be_caught_as_ours_or_as_value_errors() -> None:
             GroupConv2d(0, 1, 3, group="p4")
 
 
-@one_way_each
+@one_variant_each
 @pytest.mark.parametrize("pair", [(2, 3), [2, 3], torch.Size([2, 3])], ids=["tuple", "list", "size"])
 def test_pairs_may_be_any_sequence(build: Build, pair: Any) -> None:
     layer = build(1, 1, pair, group=D2)
     assert next(p for p in layer.parameters() if p.shape[-1] == 3).shape[-2:] == (2, 3)
 
 
-UNEVEN: dict[str, Any] = {"kernel_size": (1, 2), "stride": (1, 2), "padding": (0, 1), "dilation": (1, 2)}
+UNEQUAL: dict[str, Any] = {"kernel_size": (1, 2), "stride": (1, 2), "padding": (0, 1), "dilation": (1, 2)}
 
 
-@pytest.mark.parametrize("way", ways_of(**UNEVEN), ids=str)
-def test_a_group_without_rotations_takes_uneven_pairs(build: Build) -> None:
-    assert build(1, 1, group=D1, **UNEVEN).stride == (1, 2)
+@pytest.mark.parametrize("variant", variants_of(**UNEQUAL), ids=str)
+def test_a_group_without_rotations_takes_unequal_pairs(build: Build) -> None:
+    assert build(1, 1, group=D1, **UNEQUAL).stride == (1, 2)
 
 
-@one_way_each
+@one_variant_each
 @pytest.mark.parametrize(
     "shape", [(), (4,), (4, 8, 5, 5), (2, 4, 5, 5), (2, 4, 4, 5, 5), (2, 3, 8, 5, 5), (2, 8, 4, 5, 5)]
 )
@@ -176,7 +176,7 @@ def test_an_input_of_another_shape_is_refused_by_a_group_layer(build: Build, sha
         layer(torch.zeros(shape))
 
 
-@one_way_each
+@one_variant_each
 @pytest.mark.parametrize("size", [(2, 5), (5, 2), (1, 1), (0, 5), (0, 0)])
 def test_an_image_smaller_than_the_kernel_is_refused(build: Build, size: tuple[int, int]) -> None:
     layer = build(1, 1, 2, dilation=2, group=C4)
@@ -185,7 +185,7 @@ def test_an_image_smaller_than_the_kernel_is_refused(build: Build, size: tuple[i
         layer(torch.zeros(1, 1, *group_axis, *size))
 
 
-@one_way_each
+@one_variant_each
 @pytest.mark.parametrize(
     ("padding_mode", "padding", "size"), [("reflect", 3, 3), ("reflect", 1, 1), ("circular", 4, 3)], ids=str
 )
@@ -198,20 +198,20 @@ def test_padding_that_the_image_is_too_small_to_fill_is_refused(
         layer(torch.zeros(1, 1, *group_axis, size, size))
 
 
-@pytest.mark.parametrize("way", OTHER_DIMENSIONS, ids=str)
-def test_signals_and_volumes_of_another_shape_or_too_small_are_refused(way: Way) -> None:
-    layer = build_layer(way, 4, 6, 3, dilation=2, group=GROUPS[way.dimension][0])
-    channels = [4] if way.kind == "lifting" else [4, layer.group.order]
-    axes = ", ".join(["B", *map(str, channels), *"ZYX"[3 - way.dimension :]])
+@pytest.mark.parametrize("variant", OTHER_DIMENSIONS, ids=str)
+def test_signals_and_volumes_of_another_shape_or_too_small_are_refused(variant: LayerVariant) -> None:
+    layer = build_layer(variant, 4, 6, 3, dilation=2, group=GROUPS[variant.dimension][0])
+    channels = [4] if variant.kind == "lifting" else [4, layer.group.order]
+    axes = ", ".join(["B", *map(str, channels), *"ZYX"[3 - variant.dimension :]])
     for shape in (
         [],
         [2, *channels],
-        [2, *channels, *[5] * (way.dimension + 1)],
-        [2, 3, *channels[1:], *[5] * way.dimension],
+        [2, *channels, *[5] * (variant.dimension + 1)],
+        [2, 3, *channels[1:], *[5] * variant.dimension],
     ):
         with pytest.raises(ArgumentError, match=re.escape(f"x has shape {tuple(shape)}; this layer reads ({axes})")):
             layer(torch.zeros(shape))
-    size = [5] * (way.dimension - 1) + [4]
+    size = [5] * (variant.dimension - 1) + [4]
     with pytest.raises(ArgumentError, match=f"x is {'×'.join(map(str, size))} "):
         layer(torch.zeros(2, *channels, *size))
 

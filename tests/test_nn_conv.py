@@ -16,14 +16,14 @@ from conftest import (
     GROUPS,
     KINDS,
     Build,
-    Way,
+    LayerVariant,
     as_defined,
     assert_as_defined,
     build_layer,
     pairs,
     random_input,
     refuses,
-    ways_of,
+    variants_of,
 )
 from sepgroupy import functional
 from sepgroupy.errors import ArgumentError
@@ -88,16 +88,18 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_backend_computes_the_definition(kind: str, case: dict[str, Any]) -> None:
-    ways = [way for way in ways_of(**case) if way.kind == kind]
+    variants = [variant for variant in variants_of(**case) if variant.kind == kind]
     dimension, options = case.get("dimension", 2), {name: case[name] for name in case if name != "dimension"}
     channels, size = (4, (9, 8)) if dimension < 3 else (2, (5, 7))
     for group in GROUPS[dimension]:
         if not keeps_symmetry(group, case):
             reason = f"must be the same on axes . and X: {re.escape(repr(group))}|padding='same'"
             with pytest.raises(ArgumentError, match=reason):
-                build_layer(ways[0], channels, 2, group=group, **options)
+                build_layer(variants[0], channels, 2, group=group, **options)
             continue
-        layers = [build_layer(way, channels, 2, group=group, dtype=torch.float64, **options) for way in ways]
+        layers = [
+            build_layer(variant, channels, 2, group=group, dtype=torch.float64, **options) for variant in variants
+        ]
         x = random_input(layers[0], *size)
         expected = as_defined(layers[0], x, **geometry_of(case))
         for layer in layers:
@@ -111,8 +113,8 @@ def test_every_backend_computes_the_definition(kind: str, case: dict[str, Any]) 
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> tuple[Way, PointGroup, dict[str, Any], tuple[int, ...]]:
-    """Draw a way, a group, arguments that keep its symmetry, and a size that they fit."""
+def cases(draw: st.DrawFn) -> tuple[LayerVariant, PointGroup, dict[str, Any], tuple[int, ...]]:
+    """Draw a variant, a group, arguments that keep its symmetry, and a size that they fit."""
     dimension = draw(st.sampled_from([2, 2, 1, 3]))
     group = draw(st.sampled_from(GROUPS[dimension]))
     groups = draw(st.integers(1, 2))
@@ -142,26 +144,26 @@ def cases(draw: st.DrawFn) -> tuple[Way, PointGroup, dict[str, Any], tuple[int, 
         fits = gap * (k - 1) + 1 - before - after  # the kernel into the padded image
         wraps = max(before, after) + 1  # reflection and wrapping see each pixel once at most
         size.append(draw(st.integers(max(fits, wraps, 1), max(fits, wraps, 1) + 4)))
-    return draw(st.sampled_from(ways_of(dimension, **supported))), group, case, tuple(size)
+    return draw(st.sampled_from(variants_of(dimension, **supported))), group, case, tuple(size)
 
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.function_scoped_fixture])
 @given(cases(), st.integers(0, 3))
-def test_any_arguments(arguments: tuple[Way, PointGroup, dict[str, Any], tuple[int, ...]], batch: int) -> None:
-    way, group, case, size = arguments
-    layer = build_layer(way, group=group, dtype=torch.float64, **case)
+def test_any_arguments(arguments: tuple[LayerVariant, PointGroup, dict[str, Any], tuple[int, ...]], batch: int) -> None:
+    variant, group, case, size = arguments
+    layer = build_layer(variant, group=group, dtype=torch.float64, **case)
     assert_as_defined(layer, random_input(layer, *size, batch=batch), **geometry_of(case))
 
 
 SEPARABLE = {"one-block": {"kernel_size": 4}, "blocks": {"kernel_size": 4, "groups": 2}}
 
 
-@pytest.mark.parametrize(("way", "case"), [pair for pair in pairs(SEPARABLE) if pair.values[0][0] in ("g", "gc")])
+@pytest.mark.parametrize(("variant", "case"), [pair for pair in pairs(SEPARABLE) if pair.values[0][0] in ("g", "gc")])
 def test_a_separable_layer_equals_the_dense_one_with_its_full_filter(
-    way: tuple[str, str], case: dict[str, Any]
+    variant: tuple[str, str], case: dict[str, Any]
 ) -> None:
     options: dict[str, Any] = {"padding": 1, "group": D4, "dtype": torch.float64, **case}
-    layer, dense = build_layer(way, 4, 6, **options), build_layer(("dense", "reference"), 4, 6, **options)
+    layer, dense = build_layer(variant, 4, 6, **options), build_layer(("dense", "reference"), 4, 6, **options)
     with torch.no_grad():
         dense.weight.copy_(functional.full_filter(layer.depthwise_weight, layer.pointwise_weight))
         dense.bias.copy_(layer.bias)
@@ -177,9 +179,9 @@ FUNCTIONAL: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(("way", "case"), pairs(FUNCTIONAL))
-def test_functional_calls_compute_the_same(way: tuple[str, str], case: dict[str, Any]) -> None:
-    layer = build_layer(way, 4, 2, padding=1, group=D4, dtype=torch.float64, **case)
+@pytest.mark.parametrize(("variant", "case"), pairs(FUNCTIONAL))
+def test_functional_calls_compute_the_same(variant: tuple[str, str], case: dict[str, Any]) -> None:
+    layer = build_layer(variant, 4, 2, padding=1, group=D4, dtype=torch.float64, **case)
     geometry = geometry_of(case) | {"padding": 1}
     x = random_input(layer, 7, 7)
     calls: dict[str, Any] = {
@@ -188,7 +190,7 @@ def test_functional_calls_compute_the_same(way: tuple[str, str], case: dict[str,
         "g": functional.separable_group_conv2d,
         "gc": functional.separable_group_conv2d,
     }
-    y = calls[way[0]](x, **dict(layer.named_parameters()), **geometry, group=D4, backend=way[1])
+    y = calls[variant[0]](x, **dict(layer.named_parameters()), **geometry, group=D4, backend=variant[1])
     np.testing.assert_allclose(y.detach().numpy(), as_defined(layer, x, **geometry), atol=1e-10, rtol=0)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import oracle
-from conftest import GROUPS, Build, Way, build_layer, pairs, random_input, refuses, ways_of
+from conftest import GROUPS, Build, LayerVariant, build_layer, pairs, random_input, refuses, variants_of
 from sepgroupy.groups import D1, D2, D4, PointGroup
 from sepgroupy.nn import GroupConv2d, GroupConvolution, GroupPool, LiftingConv2d, PerElement
 
@@ -41,12 +41,12 @@ def exact_size(kernel_size: int, stride: int = 1, padding: Any = 0, dilation: in
     return next(n for n in range(5, 5 + stride) if (n + 2 * padding - dilation * (kernel_size - 1) - 1) % stride == 0)
 
 
-@pytest.mark.parametrize(("way", "case"), pairs(CASES, rules=False))
-def test_exact_in_float64(way: Way, case: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("variant", "case"), pairs(CASES, rules=False))
+def test_exact_in_float64(variant: LayerVariant, case: dict[str, Any]) -> None:
     size = exact_size(**case)
-    for group in GROUPS[way.dimension]:
-        layer = build_layer(way, 4 if way.dimension < 3 else 1, 2, group=group, dtype=torch.float64, **case)
-        x = random_input(layer, *(size,) * way.dimension)
+    for group in GROUPS[variant.dimension]:
+        layer = build_layer(variant, 4 if variant.dimension < 3 else 1, 2, group=group, dtype=torch.float64, **case)
+        x = random_input(layer, *(size,) * variant.dimension)
         assert refuses(layer, x) or error(layer, x) < 1e-10, layer
 
 
@@ -57,19 +57,19 @@ def test_to_rounding_in_float32(build: Build, kernel: int) -> None:
     assert refuses(layer, x) or error(layer, x) < 1e-5
 
 
-@pytest.mark.parametrize("way", ways_of(kernel_size=3, stride=2), ids=str)
+@pytest.mark.parametrize("variant", variants_of(kernel_size=3, stride=2), ids=str)
 def test_rectangular_images(build: Build) -> None:
     layer = build(2, 2, 3, stride=2, padding=1, group=D4, dtype=torch.float64)
     assert error(layer, random_input(layer, 5, 9)) < 1e-10
 
 
-UNEVEN: dict[str, Any] = {"kernel_size": (3, 2), "stride": (2, 1), "padding": (0, 2), "dilation": (1, 2)}
+UNEQUAL: dict[str, Any] = {"kernel_size": (3, 2), "stride": (2, 1), "padding": (0, 2), "dilation": (1, 2)}
 
 
 @pytest.mark.parametrize("group", [D1, D2], ids=["pm", "p2mm"])
-@pytest.mark.parametrize("way", ways_of(**UNEVEN), ids=str)
+@pytest.mark.parametrize("variant", variants_of(**UNEQUAL), ids=str)
 def test_rectangular_kernels(group: PointGroup, build: Build) -> None:
-    layer = build(2, 2, group=group, dtype=torch.float64, **UNEVEN)
+    layer = build(2, 2, group=group, dtype=torch.float64, **UNEQUAL)
     assert error(layer, random_input(layer, 7, 6)) < 1e-10
 
 
@@ -83,14 +83,14 @@ STRIDED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize(
-    ("way", "case"),
+    ("variant", "case"),
     pairs({name: {"stride": 2, **case} for name, case in STRIDED.items()}, every_backend=False, rules=False),
 )
-def test_a_stride_that_leaves_a_remainder_is_not_equivariant(way: Way, case: dict[str, Any]) -> None:
+def test_a_stride_that_leaves_a_remainder_is_not_equivariant(variant: LayerVariant, case: dict[str, Any]) -> None:
     size = exact_size(**case) + 1
-    for group in GROUPS[way.dimension]:
-        layer = build_layer(way, 2, 2, group=group, dtype=torch.float64, **case)
-        lost = error(layer, random_input(layer, *(size,) * way.dimension))
+    for group in GROUPS[variant.dimension]:
+        layer = build_layer(variant, 2, 2, group=group, dtype=torch.float64, **case)
+        lost = error(layer, random_input(layer, *(size,) * variant.dimension))
         if (group.arrays < 0).any():  # some element reverses an axis, and with it the side where the remainder is
             assert lost > 0.2, layer
         else:
@@ -115,13 +115,13 @@ def test_a_network_of_everything(plane_group: PointGroup) -> None:
     assert error(net, torch.randn(3, 1, 8, 8, dtype=torch.float64)) < 1e-10
 
 
-def test_steerable_by_hand() -> None:
-    # A vertical edge detector and its seven copies, by numbers that a reader can check.
+def test_rotated_and_reflected_copies_of_an_edge_filter_by_hand() -> None:
+    # A vertical edge detector and three of its seven copies, by numbers that a reader can check.
     layer: Any = LiftingConv2d(1, 1, 3, group=D4, bias=False)
     kernel = torch.tensor([[1.0, 0, -1], [1, 0, -1], [2, 0, -2]])
     with torch.no_grad():
         layer.weight.copy_(kernel.reshape(layer.weight.shape))
-    y = layer(torch.eye(9).reshape(9, 1, 3, 3)).reshape(3, 3, 8).permute(2, 0, 1)  # the bank itself
+    y = layer(torch.eye(9).reshape(9, 1, 3, 3)).reshape(3, 3, 8).permute(2, 0, 1)  # the expanded filters
     assert torch.equal(y[0], kernel)
     assert torch.equal(y[1], torch.tensor([[-1.0, -1, -2], [0, 0, 0], [1, 1, 2]]))
     assert torch.equal(y[4], torch.tensor([[2.0, 0, -2], [1, 0, -1], [1, 0, -1]]))

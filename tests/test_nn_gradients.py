@@ -1,4 +1,4 @@
-"""First and second derivatives of every kind of layer, computed in every way, against finite differences."""
+"""First and second derivatives of every kind of layer, with every backend, against finite differences."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from conftest import COUNTERPARTS, GROUPS, Way, build_layer, pairs, random_input
+from conftest import COUNTERPARTS, GROUPS, LayerVariant, build_layer, pairs, random_input
 from sepgroupy.functional import transform
 from sepgroupy.groups import C4, D4
 
@@ -45,25 +45,28 @@ def as_function(layer: Any, x: Tensor) -> tuple[Callable[..., Tensor], tuple[Ten
     return call, (x.requires_grad_(), *layer.parameters())
 
 
-@pytest.mark.parametrize(("way", "case"), pairs(CASES, rules=False))
-def test_first_and_second_derivatives(way: Way, case: dict[str, Any]) -> None:
-    channels, group = case.get("groups", 1), GROUPS[way.dimension][0]
-    if way.dimension == 2:
+@pytest.mark.parametrize(("variant", "case"), pairs(CASES, rules=False))
+def test_first_and_second_derivatives(variant: LayerVariant, case: dict[str, Any]) -> None:
+    channels, group = case.get("groups", 1), GROUPS[variant.dimension][0]
+    if variant.dimension == 2:
         group = C4 if case["kernel_size"] == 2 else D4
-    layer = build_layer(way, channels, 2, group=group, dtype=torch.float64, **case)
+    layer = build_layer(variant, channels, 2, group=group, dtype=torch.float64, **case)
     call, inputs = as_function(layer, random_input(layer, 3, 3, batch=2))
     assert gradcheck(call, inputs, fast_mode=True)
     assert gradgradcheck(call, inputs, fast_mode=True)
 
 
-@pytest.mark.parametrize(("way", "case"), pairs(FEW, every_backend=False, rules=False))
-def test_gradients_of_the_parameters_do_not_depend_on_how_the_image_is_rotated(way: Way, case: dict[str, Any]) -> None:
-    group = COUNTERPARTS[way.dimension][D4]
-    layer = build_layer(way, 2, 3, group=group, dtype=torch.float64, **case)
+@pytest.mark.parametrize(("variant", "case"), pairs(FEW, every_backend=False, rules=False))
+def test_gradients_of_the_parameters_do_not_depend_on_how_the_image_is_rotated(
+    variant: LayerVariant, case: dict[str, Any]
+) -> None:
+    group = COUNTERPARTS[variant.dimension][D4]
+    layer = build_layer(variant, 2, 3, group=group, dtype=torch.float64, **case)
     x = random_input(layer, 5, 5)
     gradients = [
         torch.autograd.grad(
-            layer(transform(x, group, t, group_axis=way.kind != "lifting")).square().sum(), tuple(layer.parameters())
+            layer(transform(x, group, t, group_axis=variant.kind != "lifting")).square().sum(),
+            tuple(layer.parameters()),
         )
         for t in range(group.order)
     ]
@@ -71,9 +74,9 @@ def test_gradients_of_the_parameters_do_not_depend_on_how_the_image_is_rotated(w
         torch.testing.assert_close(rotated, gradients[0], atol=1e-10, rtol=1e-10)
 
 
-@pytest.mark.parametrize(("way", "case"), pairs(FEW, every_backend=False, rules=False))
-def test_a_frozen_tensor_gets_no_gradient_and_the_others_the_same(way: Way, case: dict[str, Any]) -> None:
-    layer = build_layer(way, 2, 2, group=COUNTERPARTS[way.dimension][C4], dtype=torch.float64, **case)
+@pytest.mark.parametrize(("variant", "case"), pairs(FEW, every_backend=False, rules=False))
+def test_a_frozen_tensor_gets_no_gradient_and_the_others_the_same(variant: LayerVariant, case: dict[str, Any]) -> None:
+    layer = build_layer(variant, 2, 2, group=COUNTERPARTS[variant.dimension][C4], dtype=torch.float64, **case)
     x = random_input(layer, 3, 3)
     leaves = {"x": x, **dict(layer.named_parameters())}
 
@@ -92,9 +95,9 @@ def test_a_frozen_tensor_gets_no_gradient_and_the_others_the_same(way: Way, case
             torch.testing.assert_close(gradient, expected[name], atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize(("way", "case"), pairs(FEW, every_backend=False, rules=False))
-def test_the_output_may_be_changed_in_place(way: Way, case: dict[str, Any]) -> None:
-    layer = build_layer(way, 2, 2, group=COUNTERPARTS[way.dimension][C4], dtype=torch.float64, **case)
+@pytest.mark.parametrize(("variant", "case"), pairs(FEW, every_backend=False, rules=False))
+def test_the_output_may_be_changed_in_place(variant: LayerVariant, case: dict[str, Any]) -> None:
+    layer = build_layer(variant, 2, 2, group=COUNTERPARTS[variant.dimension][C4], dtype=torch.float64, **case)
     x = random_input(layer, 3, 3).requires_grad_()
     (apart,) = torch.autograd.grad((layer(x) + 1).relu().square().sum(), x)
     y = layer(x)
@@ -103,10 +106,10 @@ def test_the_output_may_be_changed_in_place(way: Way, case: dict[str, Any]) -> N
     torch.testing.assert_close(in_place, apart)
 
 
-@pytest.mark.parametrize(("way", "case"), pairs(FEW, every_backend=False))
+@pytest.mark.parametrize(("variant", "case"), pairs(FEW, every_backend=False))
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
-def test_an_ensemble_by_vmap(way: Way, case: dict[str, Any]) -> None:
-    layers = [build_layer(way, 2, 2, group=COUNTERPARTS[way.dimension][C4], **case) for _ in range(3)]
+def test_an_ensemble_by_vmap(variant: LayerVariant, case: dict[str, Any]) -> None:
+    layers = [build_layer(variant, 2, 2, group=COUNTERPARTS[variant.dimension][C4], **case) for _ in range(3)]
     parameters, buffers = torch.func.stack_module_state(layers)
     x = random_input(layers[0], 4, 4, dtype=torch.float32)
 

@@ -45,7 +45,7 @@ def test_a_lifting_filter_too(kernel: int, group: PointGroup) -> None:
     assert layer.weight.var().item() == pytest.approx(wanted, rel=4 * 0.9 / np.sqrt(128 * 8 * elements))
 
 
-# The mean over all draws is kept exactly. A single draw strays from it, and its logarithm sinks, the more so the deeper
+# The mean over all draws is exact. A single draw strays from it, and its logarithm sinks, the more so the deeper
 # and narrower the stack is; a gc layer has the fewest independent factors and is given the most channels.
 @pytest.mark.parametrize(("kind", "width"), [("dense", 64), ("g", 64), ("gc", 128)])
 @pytest.mark.parametrize(("group", "kernel"), [(C4, 3), (D4, 1), (GROUPS[1][0], 3)], ids=str)

@@ -15,15 +15,15 @@ from conftest import (
     COUNTERPARTS,
     GROUPS,
     OTHER_DIMENSIONS,
-    WAYS,
+    VARIANTS,
     Build,
-    Way,
+    LayerVariant,
     assert_as_defined,
     build_layer,
     random_input,
     refuses,
     use,
-    ways_of,
+    variants_of,
 )
 from sepgroupy.groups import C4, D4
 from sepgroupy.nn import GROUP_CONVS, LIFTING_CONVS, GroupConv2d
@@ -47,12 +47,12 @@ def shapes(kind: str, order: int, kernel: tuple[int, ...], inner: int) -> dict[s
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dimension", [1, 2, 3])
 def test_the_state_is_the_published_parameters_alone(dimension: int, kernel: int, groups: int, bias: bool) -> None:
-    for group, way in product(GROUPS[dimension], ways_of(kernel_size=kernel, groups=groups)):
-        if dimension != 2 and way.backend != "auto":
+    for group, variant in product(GROUPS[dimension], variants_of(kernel_size=kernel, groups=groups)):
+        if dimension != 2 and variant.backend != "auto":
             continue
-        way = way._replace(dimension=dimension)
-        layer = build_layer(way, 4, 6, kernel, groups=groups, padding=1, bias=bias, group=group)
-        expected = shapes(way.kind, group.order, (kernel,) * dimension, 4 // groups)
+        variant = variant._replace(dimension=dimension)
+        layer = build_layer(variant, 4, 6, kernel, groups=groups, padding=1, bias=bias, group=group)
+        expected = shapes(variant.kind, group.order, (kernel,) * dimension, 4 // groups)
         expected |= {"bias": (6,)} if bias else {}
         for mode in (True, False, True):
             with torch.no_grad():
@@ -64,7 +64,9 @@ def test_the_state_is_the_published_parameters_alone(dimension: int, kernel: int
 def test_a_state_moves_between_backends() -> None:
     for kind in ("dense", "g", "gc"):
         layers = [
-            build_layer(way, 3, 2, 1, group=D4, dtype=torch.float64) for way in ways_of(kernel_size=1) if way[0] == kind
+            build_layer(variant, 3, 2, 1, group=D4, dtype=torch.float64)
+            for variant in variants_of(kernel_size=1)
+            if variant[0] == kind
         ]
         x = random_input(layers[0], 4, 4)
         for layer in layers[1:]:
@@ -135,9 +137,9 @@ def test_dtype_and_device_are_passed_down(build: Build) -> None:
     assert all(p.dtype == torch.float16 and p.is_meta for p in layer.parameters())
 
 
-@pytest.mark.parametrize("way", [*WAYS, *OTHER_DIMENSIONS], ids=str)
-def test_skip_init_leaves_the_parameters_uninitialized(way: Way) -> None:
-    kind, backend, dimension = way
+@pytest.mark.parametrize("variant", [*VARIANTS, *OTHER_DIMENSIONS], ids=str)
+def test_skip_init_leaves_the_parameters_uninitialized(variant: LayerVariant) -> None:
+    kind, backend, dimension = variant
     options = {} if kind == "lifting" else {"kind": kind, "backend": backend}
     layer: Any = torch.nn.utils.skip_init(
         (LIFTING_CONVS if kind == "lifting" else GROUP_CONVS)[dimension],

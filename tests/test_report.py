@@ -190,17 +190,17 @@ def test_a_table_of_runs_says_what_the_runs_say(runs: Path, report: Path, tmp_pa
     assert "Redundancy" not in text
     assert "against angle" not in text
 
-    kept = next(run for run in found if (run.config.model, run.config.samples) == ("p4cnn", None))
-    row = next(run for run in rows if run.identity == kept.identity)
+    trained = next(run for run in found if (run.config.model, run.config.samples) == ("p4cnn", None))
+    row = next(run for run in rows if run.identity == trained.identity)
     row.folder.mkdir()
-    save_run_weights(kept.folder, row.folder / "p4cnn.npz")
-    torch.testing.assert_close(row.load_model().state_dict(), kept.load_model().state_dict(), rtol=0, atol=0)
+    save_run_weights(trained.folder, row.folder / "p4cnn.npz")
+    torch.testing.assert_close(row.load_model().state_dict(), trained.load_model().state_dict(), rtol=0, atol=0)
     assert not row.load_model().training
     write_report([table], tmp_path / "with", rotations=2)
     text = (tmp_path / "with" / "report.md").read_text()
-    assert f" | {evaluate(kept.folder, 'cpu', rotations=2).error:.2f} (1 of 2) | " in text
+    assert f" | {evaluate(trained.folder, 'cpu', rotations=2).error:.2f} (1 of 2) | " in text
     assert "Redundancy of p4cnn" in text
-    assert f"| p4cnn | {errors_by_angle(kept)[0]:.2f} | " in text.split("against angle")[1]
+    assert f"| p4cnn | {errors_by_angle(trained)[0]:.2f} | " in text.split("against angle")[1]
 
 
 @pytest.mark.parametrize(

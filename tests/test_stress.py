@@ -52,17 +52,19 @@ def stopped(tmp_path: Path) -> Path:
 
 ALTERATIONS: dict[str, Callable[[dict[str, Any]], object]] = {
     # Found by the fuzzing: each ended the run in an exception from deep inside.
-    "a moment is missing": lambda c: c["optimizer_states"][0]["state"][0].pop("exp_avg_sq"),
+    "an optimizer tensor is missing": lambda c: c["optimizer_states"][0]["state"][0].pop("exp_avg_sq"),
     "a step is no tensor": lambda c: c["optimizer_states"][0]["state"][3].update(step=3),
-    "a total is no number": lambda c: c["run"]["totals"].__setitem__(1, {"x": {}}),
+    "a total is not a number": lambda c: c["run"]["totals"].__setitem__(1, {"x": {}}),
     "the step is a tensor": lambda c: c.update(global_step=torch.zeros(0, 5)),
     "the states are a tensor": lambda c: c.update(optimizer_states=torch.zeros(3)),
     # Of their kind.
-    "a moment has another shape": lambda c: c["optimizer_states"][0]["state"][0].update(exp_avg=torch.zeros(3)),
-    "a moment has no numbers": lambda c: c["optimizer_states"][0]["state"][0].update(
+    "an optimizer tensor has another shape": lambda c: c["optimizer_states"][0]["state"][0].update(
+        exp_avg=torch.zeros(3)
+    ),
+    "an optimizer tensor is sparse": lambda c: c["optimizer_states"][0]["state"][0].update(
         exp_avg=torch.zeros(2, 2).to_sparse()
     ),
-    "a parameter has no moments": lambda c: c["optimizer_states"][0]["state"].pop(2),
+    "a parameter has no optimizer state": lambda c: c["optimizer_states"][0]["state"].pop(2),
     "there is no state": lambda c: c.pop("optimizer_states"),
     "the step is beyond the epoch": lambda c: c.update(global_step=6),
     "the step is before the start": lambda c: c.update(global_step=-1),
@@ -130,7 +132,7 @@ def test_archives_of_tensors_do_not_grow(tmp_path: Path) -> None:
 def test_compressed_idx_files_do_not_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fuzz._make_idx(tmp_path)
     load_idx(tmp_path, 3, 3)
-    monkeypatch.setattr(_idx, "LARGEST", 10**6)
+    monkeypatch.setattr(_idx, "MAX_BYTES", 10**6)
     bomb = gzip.compress(b"\0\0\x08\x03" + struct.pack(">3i", 10**6, 28, 28) + bytes(10**8))
     (tmp_path / "t10k-images-idx3-ubyte.gz").write_bytes(bomb)
     with little_memory(), pytest.raises(DataError, match="holds more than 1000000 bytes"):
@@ -145,9 +147,9 @@ def test_rows_without_an_end_are_refused(row: str, tmp_path: Path) -> None:
         load_amat(tmp_path)
 
 
-def test_rows_without_number_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_rows_than_the_limit_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fuzz._make_amat(tmp_path)
-    monkeypatch.setattr(_amat, "LARGEST", 2)
+    monkeypatch.setattr(_amat, "MAX_ROWS", 2)
     with pytest.raises(DataError, match="has more than 2 rows"):
         load_amat(tmp_path)
 
@@ -196,7 +198,7 @@ def test_an_archive_writes_what_was_asked_for_and_nothing_else(tmp_path: Path) -
 @pytest.mark.parametrize("kind", [b"1", b"2", b"3", b"5", b"6"])
 def test_links_devices_and_folders_are_no_files(kind: bytes, tmp_path: Path) -> None:
     path = archive_of(tmp_path / "a.tar.gz", ("d/a", kind, "/etc/passwd"))
-    with pytest.raises(DataError, match=r"d/a is no ordinary file"):
+    with pytest.raises(DataError, match=r"d/a is not an ordinary file"):
         unpack(path, tmp_path / "in", ("d/a",))
     assert not (tmp_path / "in").exists()
 
@@ -204,7 +206,7 @@ def test_links_devices_and_folders_are_no_files(kind: bytes, tmp_path: Path) -> 
 @pytest.mark.parametrize("kind", [b"0", b"L", b"x", b"K"])  # files, and what tells names and links: read into memory
 def test_an_archive_may_not_grow_without_end(kind: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = archive_of(tmp_path / "a.tar.gz", ("d/a", kind, 10**8), ("d/a", b"0", 3))
-    monkeypatch.setattr(_archive, "LARGEST", 10**6)
+    monkeypatch.setattr(_archive, "MAX_UNPACKED_BYTES", 10**6)
     with little_memory(), pytest.raises(DataError, match="it is too large"):
         unpack(path, tmp_path / "in", ("d/a",))
     assert not any(file.is_file() for file in (tmp_path / "in").rglob("*"))

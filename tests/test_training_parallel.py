@@ -18,7 +18,7 @@ from torch import nn
 
 from sepgroupy.data import ImageData, Split
 from sepgroupy.errors import ArgumentError
-from sepgroupy.nn import GroupBatchNorm2d
+from sepgroupy.nn import GroupBatchNorm2d, GroupBatchNorm3d
 from sepgroupy.paper import RunConfig
 from sepgroupy.training import evaluate, train
 from sepgroupy.training._distributed import share_batch_norm
@@ -63,9 +63,17 @@ def test_two_processes_are_one_with_the_same_batches(model: str, tmp_path: Path)
     assert log.count("epoch 3 of 3") == 1
 
 
-@pytest.mark.parametrize(("norm", "shape"), [(nn.BatchNorm2d, (7, 3, 4, 4)), (GroupBatchNorm2d, (7, 3, 8, 4, 4))])
+@pytest.mark.parametrize(
+    ("norm", "shape"),
+    [
+        (nn.BatchNorm1d, (7, 3)),
+        (nn.BatchNorm2d, (7, 3, 4, 4)),
+        (GroupBatchNorm2d, (7, 3, 8, 4, 4)),
+        (GroupBatchNorm3d, (7, 3, 4, 2, 3, 3)),
+    ],
+)
 def test_shared_statistics_are_those_of_the_whole_batch(
-    norm: type[nn.BatchNorm2d], shape: tuple[int, ...], tmp_path: Path
+    norm: type[nn.modules.batchnorm._BatchNorm], shape: tuple[int, ...], tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
     x, weights = torch.randn(shape) * 5 + 100, torch.randn(shape)
@@ -104,9 +112,7 @@ def test_shared_statistics_are_those_of_the_whole_batch(
         assert torch.equal(s0[f"1.0.{name}"], s1[f"1.0.{name}"])
 
 
-def test_the_loss_of_a_process_ends_the_run_with_a_word_and_no_hang(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lost_process_ends_the_run_with_an_error_and_no_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run_two(two(tmp_path / "whole"), tmp_path / "log.txt") == [0, 0]
     for lost in (0, 1):
         folder, log = tmp_path / f"lost-{lost}", tmp_path / f"lost-{lost}.txt"
@@ -116,8 +122,8 @@ def test_the_loss_of_a_process_ends_the_run_with_a_word_and_no_hang(
             codes = run_two(two(folder), log)
         assert time.monotonic() - start < 100  # gloo itself would wait for half an hour
         assert (codes[lost], codes[1 - lost]) == (-signal.SIGKILL, 1)
-        word = f"error: process {1 - lost} of 2 ends because another one is gone; started again, the run goes on from"
-        assert log.read_text().splitlines()[-1].startswith(word)
+        error = f"error: process {1 - lost} of 2 ends because another one is gone; started again, the run goes on from"
+        assert log.read_text().splitlines()[-1].startswith(error)
         assert run_two(two(folder), log) == [0, 0]
         assert same(outcome(folder), outcome(tmp_path / "whole"))
 

@@ -91,13 +91,13 @@ def test_a_signal_stops_the_run_after_the_step_and_saves_it(
 def test_a_signal_breaks_off_an_evaluation(whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = small_run(tmp_path, test_batch_size=10)
     with monkeypatch.context() as patch:
-        tally = MemoryData.tally
+        accumulate = MemoryData.accumulate_metrics
 
         def interrupted(*arguments: Any) -> Any:
             send(signal.SIGTERM)
-            return tally(*arguments)
+            return accumulate(*arguments)
 
-        patch.setattr(MemoryData, "tally", interrupted)
+        patch.setattr(MemoryData, "accumulate_metrics", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(config)
     saved = read_checkpoint(tmp_path)
@@ -184,7 +184,7 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
     train(small_run(tmp_path, epochs=1))
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(
+def test_a_nan_loss_stops_the_run_and_names_the_step(
     digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = digits.train.images.clone()

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .errors import DataError
+from .errors import ArgumentError, DataError
 
 
 @contextmanager
@@ -39,6 +39,16 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def refuse_existing(name: str, path: Path) -> None:
+    """Refuse an argument that is the path of a file, a folder or a link that exists.
+
+    Raises:
+        ArgumentError: it exists.
+    """
+    if os.path.lexists(path):
+        raise ArgumentError(f"{name} (={str(path)!r}) exists already: delete it, or choose another")
+
+
 def remove_leftovers(path: Path) -> None:
     """Delete temporary files of killed processes that were writing ``path``. No process may be writing it."""
     for temporary in path.parent.glob(f".{path.stem}.{'[0-9a-f]' * 8}{path.suffix}"):
@@ -56,7 +66,7 @@ def load_tensors(path: Path) -> Any:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
     try:
-        require_no_more_than_it_holds(io.BytesIO(content))
+        refuse_compressed_archive(io.BytesIO(content))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice is to trust the file
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
@@ -64,7 +74,7 @@ def load_tensors(path: Path) -> Any:
         raise DataError(f"{path} is broken, or holds more than tensors and plain values") from None
 
 
-def require_no_more_than_it_holds(file: Any) -> None:
+def refuse_compressed_archive(file: Any) -> None:
     """Refuse compressed archives: torch and numpy save without compression.
 
     Raises:

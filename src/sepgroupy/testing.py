@@ -61,6 +61,10 @@ def assert_equivariant(
         tolerance: largest relative error allowed; by default that of the less precise of the dtypes of x and of the
             output in ``TOLERANCES``, and 0 if both are integers.
 
+    Raises:
+        AssertionError: an error exceeds the tolerance.
+        ArgumentError: the group is unknown, or x has another number of axes.
+
     >>> from sepgroupy.nn import LiftingConv2d
     >>> assert_equivariant(LiftingConv2d(1, 2, 3, group="p4"), "p4", torch.randn(1, 1, 7, 7))
     """

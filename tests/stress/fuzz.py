@@ -2,7 +2,7 @@
 
     python -m tests.stress.fuzz --files 20000
 
-Neither another exception, nor more than ten seconds, nor more than 1 GiB of memory is forgiven. What fails is kept in
+Neither another exception, nor more than ten seconds, nor more than 1 GiB of memory is forgiven. What fails is saved in
 the folder that ``--keep`` names.
 """
 
@@ -269,7 +269,7 @@ def _evaluate(folder: Path) -> None:
 
 
 def fuzz(files: int, folder: Path, seed: int = 0, keep: Path | None = None) -> tuple[Counter[str], list[str]]:
-    """Damage so many files, an equal share for each reader, and read them.
+    """Damage ``files`` files, an equal share for each reader, and read them.
 
     Returns:
         How many were read and how many refused, by reader; and what went wrong, a line each.

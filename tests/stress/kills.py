@@ -1,4 +1,4 @@
-"""Kill runs at random moments until they are through, and hold what comes out to a run that nobody killed.
+"""Kill runs at random times until they are complete, and compare them with a run that was never killed.
 
 python -m tests.stress.kills --kills 200
 """
@@ -26,7 +26,7 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 def survive(kills: int, folder: Path, seed: int = 0) -> Counter[str]:
-    """Kill runs so many times, and count what happened.
+    """Kill runs ``kills`` times, and count what happened.
 
     Every second kill is a SIGKILL in the moment in which a checkpoint is being written; the others are a SIGKILL or
     one of the signals that ask to stop, at any moment of a run.
@@ -78,7 +78,7 @@ def _alive(process: int) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.stress.kills", description=__doc__)
     parser.add_argument("--kills", type=int, default=200, help="how often to kill (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the random times (%(default)s)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     start = time.monotonic()

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ if __name__ == "__main__":  # run from the repository root
 import oracle
 from oracle import Array
 from sepgroupy.backends import BatchNormReLU, ConvSpec
-from sepgroupy.backends.native import batch_statistics, library, norm_relu_max_pool
+from sepgroupy.backends.native import batch_statistics, library, norm_clamp, norm_relu_max_pool
 from sepgroupy.backends.native.launch import ConvInputs, NativeConv, native_conv
 from sepgroupy.errors import ArgumentError
 from sepgroupy.groups import C1, C2, C4, D1, D2, D4, PointGroup, as_group
@@ -218,6 +218,7 @@ class Problem:
         self._check_same_bits(conv, inputs, grad, other_grad, (y, *stats), gradients)
         if x.numel() and self.spec.dimension == 2:
             errors += [self._statistics_error(x.flatten(0, 1)), self._pooling_error(x.flatten(0, 1))]
+            errors.append(self._clamping_error(x.flatten(0, 1)))
         errors += map(self._direct_error, self.direct)
         return math.nan if any(map(math.isnan, errors)) else max(errors)
 
@@ -315,6 +316,28 @@ class Problem:
         x.requires_grad_(False)
         return error
 
+    def _clamping_error(self, x: Tensor) -> float:
+        """Return the error of a norm with or without a residual and bounds."""
+        gamma, beta = (self._drawn(self.inputs, digits=True) if self.affine else None for _ in range(2))
+        mean, var = self._drawn_stats()
+        residual = self._drawn(*x.shape) if self.residual else None
+        bounds = [(-math.inf, math.inf), (0.0, math.inf), (0.0, 1.0)][self.outputs % 3]
+        leaves = [t for t in (x, gamma, beta, residual) if t is not None]
+        for leaf in leaves:
+            leaf.requires_grad_()
+        y = norm_clamp(x, BatchNormReLU(mean, var, gamma, beta, EPS, self.batch_stats), residual, *bounds)
+        given = [None if t is None else t.detach().double().numpy() for t in (x, gamma, beta, mean, var)]
+        normed, gradients = _normed(*given, batch_stats=self.batch_stats)  # type: ignore[arg-type]
+        total = normed if residual is None else normed + residual.detach().double().numpy()
+        clear = np.all([np.abs(total - bound) > 1e-4 for bound in bounds], axis=0)  # elsewhere rounding decides
+        grad = (torch.randn(y.shape) * torch.from_numpy(clear)).to(y)
+        found = torch.autograd.grad(y, leaves, grad)
+        x.requires_grad_(False)
+        of_total = grad.double().numpy() * ((total > bounds[0]) & (total < bounds[1]))
+        expected = [total.clip(*bounds), *gradients(of_total)[: 1 if gamma is None else 3]]
+        expected += [] if residual is None else [of_total]
+        return _error([y.detach(), *found], map(torch.from_numpy, expected))
+
     def _direct_error(self, spec: ConvSpec) -> float:
         """Return the error of a direct convolution of up to two channels to up to three in each block."""
         drawn, blocks, separable = self._drawn, spec.groups, spec.kind != "lifting" and self.kind == "gc"
@@ -385,11 +408,7 @@ def _pooled(
     x: Array, gamma: Array | None, beta: Array | None, mean: Array, var: Array, grad: Array, batch_stats: bool
 ) -> tuple[Array, ...]:
     """Return ``max(relu(norm(x)))`` over 2×2 pixels, and the gradients of x (N, C, Y, X), gamma and beta."""
-    by_channel = (slice(None), None, None)
-    deviation = np.sqrt(var + EPS)[by_channel]
-    normalized = (x - mean[by_channel]) / deviation
-    scale = 1 if gamma is None else gamma[by_channel]
-    values = normalized * scale + (0 if beta is None else beta[by_channel])
+    values, gradients = _normed(x, gamma, beta, mean, var, batch_stats)
     rows, columns = x.shape[2] // 2 * 2, x.shape[3] // 2 * 2
     pixels = np.stack([values[..., r:rows:2, c:columns:2] for r in range(2) for c in range(2)])
     largest = pixels.argmax(0)  # the first one, as in the kernels
@@ -397,10 +416,25 @@ def _pooled(
     dvalues = np.zeros_like(x)
     for k in range(4):
         dvalues[..., k // 2 : rows : 2, k % 2 : columns : 2] = grad * ((largest == k) & (y > 0))
-    dgamma, dbeta = (dvalues * normalized).sum((0, 2, 3)), dvalues.sum((0, 2, 3))
-    if batch_stats:  # as if mean and var were those of x
-        dvalues = dvalues - (dbeta[by_channel] + normalized * dgamma[by_channel]) / (x.size // x.shape[1])
-    return y, dvalues * scale / deviation, dgamma, dbeta
+    return y, *gradients(dvalues)
+
+
+def _normed(
+    x: Array, gamma: Array | None, beta: Array | None, mean: Array, var: Array, batch_stats: bool
+) -> tuple[Array, Callable[[Array], tuple[Array, ...]]]:
+    """Return ``norm(x)``, and the function from its gradient to those of x (N, C, Y, X), gamma and beta."""
+    by_channel = (slice(None), None, None)
+    deviation = np.sqrt(var + EPS)[by_channel]
+    normalized = (x - mean[by_channel]) / deviation
+    scale = 1 if gamma is None else gamma[by_channel]
+
+    def gradients(of_values: Array) -> tuple[Array, ...]:
+        dgamma, dbeta = (of_values * normalized).sum((0, 2, 3)), of_values.sum((0, 2, 3))
+        if batch_stats:  # as if mean and var were those of x
+            of_values = of_values - (dbeta[by_channel] + normalized * dgamma[by_channel]) / (x.size // x.shape[1])
+        return of_values * scale / deviation, dgamma, dbeta
+
+    return normalized * scale + (0 if beta is None else beta[by_channel]), gradients
 
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:

@@ -37,7 +37,7 @@ def few_digits(train: int = 48, test: int = 30, rotated: bool = True) -> ImageDa
 
 
 def small_run(folder: Path, **settings: Any) -> RunConfig:
-    """Six epochs of five steps, with all that a run has to remember: moments, rate, augmentation, average."""
+    """Six epochs of five steps, with all state that a run restores: optimizer, learning rate, augmentation, average."""
     usual: dict[str, Any] = {
         "model": "gc-p4cnn-small", "width": 3, "epochs": 6, "batch_size": 10, "milestones": (2, 4), "log_every": 2,
         "crop": 4, "hflip": True, "rotation": 180.0, "shift": 0.1, "ema": 0.9, "device": "cpu",

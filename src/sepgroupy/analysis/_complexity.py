@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import ArgumentError
-from ..nn import GroupConv2d, LiftingConv2d
+from ..nn import GroupConv, LiftingConv
 from ._memory import peak_memory
 
-_COUNTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, LiftingConv2d, GroupConv2d)
+_COUNTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, LiftingConv, GroupConv)
 _WEIGHTS = ("weight", "depthwise_weight", "pointwise_weight")
 
 
@@ -45,8 +45,9 @@ def complexity(module: nn.Module, shape: Sequence[int]) -> Complexity:
       O·I·k²·P for a plain layer, O·I·|H|·k²·P for a lifting one, and for a group convolution O·I·|H|²·k²·P if it is
       dense, O·I·|H|·(|H| + k²)·P for g (``w[o,i,h] = pw[o,i,h]·dw[o,i]``) and O·|H|·(I·|H| + k²)·P for gc
       (``w[o,i,h] = pw[o,i,h]·dw[o]``). A plain 1×1 convolution directly before a depthwise one forms one
-      separable layer with it, so both count at the output pixels of the pair. Layers are the calls of Conv1d,
-      Conv2d, Conv3d, Linear, LiftingConv2d and GroupConv2d modules; nothing else counts.
+      separable layer with it, so both count at the output pixels of the pair. Layers are the calls of plain
+      convolutions, Linear, and lifting and group convolutions of any dimension. Transposed convolutions and all other
+      modules do not count.
     * ``macs_executed``: half of what ``torch.utils.flop_counter`` counts in one forward pass in inference mode:
       all matrix products and convolutions that the selected backends execute.
     * ``memory``: peak bytes of a forward and backward pass of two images in training mode. Activations,

@@ -105,6 +105,9 @@ def draw_redundancy(trained: Sequence[LayerRedundancy], chance: Sequence[LayerRe
     Args:
         trained: of a trained network.
         chance: of the same network untrained.
+
+    Raises:
+        ArgumentError: no layer has a dense filter larger than 1×1.
     """
     questions = [kind for kind in QUESTIONS if any(getattr(row, kind) is not None for row in trained)]
     if not questions:

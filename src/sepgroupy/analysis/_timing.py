@@ -22,11 +22,11 @@ class RelativeTime:
 
     Args:
         training: a training step: forward, backward and a step of SGD.
-        evaluation: a forward pass in inference mode.
+        inference: a forward pass in inference mode.
     """
 
     training: float
-    evaluation: float
+    inference: float
 
 
 def relative_times(

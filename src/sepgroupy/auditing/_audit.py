@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..errors import ArgumentError
-from ..groups import GroupLike, PointGroup, as_group, axis_names, moved_size
+from ..groups import GroupLike, PointGroup, as_group, axis_names, transformed_size
 from ..nn import GroupConvolution
 from ._diagnosis import Diagnosis, diagnose
 from ._grid import geometry_of, has_symmetric_grid
@@ -120,7 +120,7 @@ def input_shape(model: nn.Module, size: int | Sequence[int], group: PointGroup) 
     if min(shape) < 1:
         raise ArgumentError(f"input_size (={size!r}) must be positive")
     spatial = tuple(shape[-group.dimension :])
-    if any(moved_size(matrix, spatial) != spatial for matrix in group.arrays):
+    if any(transformed_size(matrix, spatial) != spatial for matrix in group.arrays):
         raise ArgumentError(f"input_size (={size!r}) must be the same on axes that {group} exchanges ({axes})")
     return tuple(shape)
 

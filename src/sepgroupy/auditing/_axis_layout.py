@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..functional import transform
-from ..groups import PointGroup, moved_size
+from ..groups import PointGroup, transformed_size
 
 _AXES = "TBCHZYX"
 NOT_CHANNELS = frozenset("HZYX")
@@ -43,7 +43,7 @@ class Orbit:
 
     def preserves(self, size: tuple[int, ...]) -> bool:
         """Whether every element maps an array of these spatial sizes to one of the same."""
-        return all(moved_size(self.group.arrays[element], size) == size for element in self.elements)
+        return all(transformed_size(self.group.arrays[element], size) == size for element in self.elements)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Ways to compute the same convolutions, a file or folder each, and the rule that chooses between them.
+"""Algorithms for the same convolutions, a file or folder each, and the rule that chooses between them.
 
 ``conv_spec`` specifies a convolution, ``geometry`` parses its kernel sizes and paddings, ``base`` defines a backend,
 ``dispatch`` selects one and has every threshold. To add one, see docs/extend.md. Nothing here knows modules or
@@ -15,8 +15,8 @@ from .base import repeat_bias as repeat_bias
 from .batch_norm import BatchNormReLU as BatchNormReLU
 from .constants import fourier_matrices as fourier_matrices
 from .constants import group_index as group_index
-from .constants import planar_index as planar_index
 from .constants import pointwise_index as pointwise_index
+from .constants import spatial_index as spatial_index
 from .conv_spec import KINDS as KINDS
 from .conv_spec import PADDING_MODES as PADDING_MODES
 from .conv_spec import ConvSpec as ConvSpec
@@ -27,9 +27,9 @@ from .dispatch import check_backend as check_backend
 from .dispatch import native_for as native_for
 from .dispatch import register as register
 from .dispatch import registered_backends as registered_backends
-from .dispatch import reuse_pays as reuse_pays
 from .dispatch import select_backend as select_backend
 from .dispatch import unregister as unregister
+from .dispatch import worth_caching as worth_caching
 from .filter_bank import expand_filter as expand_filter
 from .filter_bank import full_filter as full_filter
 from .filter_bank import with_group_axis as with_group_axis

@@ -77,12 +77,15 @@ class Backend(ABC):
 
 
 def is_plain_eager_tensor(x: Tensor) -> bool:
-    """Whether x is a plain tensor with values, and no compiler, tracer, autocast or function transform is at work."""
+    """Whether x is a plain tensor with values, and no compiler, tracer, function transform or autocast is active.
+
+    Forward-mode differentiation counts as a function transform.
+    """
     return has_plain_values(x) and not torch.is_autocast_enabled(x.device.type)
 
 
 def has_plain_values(x: Tensor) -> bool:
-    """Whether :func:`is_plain_eager_tensor` holds but for autocast."""
+    """Whether :func:`is_plain_eager_tensor` holds, or would hold without autocast."""
     return (
         type(x) in (Tensor, torch.nn.Parameter)
         and not x.is_meta

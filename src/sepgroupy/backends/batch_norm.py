@@ -30,5 +30,9 @@ class BatchNormReLU:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply both to (N, C, Y, X) by PyTorch's operations; differentiable, also through the statistics of x."""
+        return F.relu(self.without_relu(x))
+
+    def without_relu(self, x: Tensor) -> Tensor:
+        """Apply the batch norm alone."""
         mean, var = (None, None) if self.batch_stats else (self.mean, self.var)
-        return F.relu(F.batch_norm(x, mean, var, self.gamma, self.beta, self.batch_stats, 0.0, self.eps))
+        return F.batch_norm(x, mean, var, self.gamma, self.beta, self.batch_stats, 0.0, self.eps)

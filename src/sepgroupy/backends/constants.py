@@ -28,13 +28,13 @@ MAX_ENTRIES = 1024  # of the cache; a network has few specifications, whatever i
 _cache: dict[tuple[object, ...], tuple[Tensor, ...]] = {}
 
 
-def planar_index(spec: ConvSpec, device: torch.device) -> tuple[Tensor, ...]:
-    """Return one table (|H|, k·k): the kernel elements of a 2-D filter in the order of each transformed copy."""
-    return _constants("planar_index", spec, device, torch.int64)
+def spatial_index(spec: ConvSpec, device: torch.device) -> tuple[Tensor, ...]:
+    """Return one table (|H|, k·k): the kernel elements of a spatial filter in the order of each transformed copy."""
+    return _constants("spatial_index", spec, device, torch.int64)
 
 
 def group_index(spec: ConvSpec, device: torch.device) -> tuple[Tensor, ...]:
-    """Return one table (|H|, |H|·k·k), as :func:`planar_index` for a filter on the group."""
+    """Return one table (|H|, |H|·k·k), as :func:`spatial_index` for a filter on the group."""
     return _constants("group_index", spec, device, torch.int64)
 
 
@@ -73,7 +73,7 @@ def _arrays(name: str, spec: ConvSpec) -> Arrays:
     if name == "fourier_matrices":
         return split_basis(group)
     kernel = (1,) * group.dimension if name == "pointwise_index" else spec.kernel_size
-    return (action_table(group, kernel, name != "planar_index"),)
+    return (action_table(group, kernel, name != "spatial_index"),)
 
 
 def split_basis(group: PointGroup) -> tuple[NDArray[np.float64], ...]:

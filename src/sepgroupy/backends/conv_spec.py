@@ -144,9 +144,9 @@ class ConvSpec(Constant):
             axes = ", ".join(map(str, (*expected, *axis_names(dimension))))
             text = f"x has shape {tuple(x.shape)}; this layer reads (B, {axes})"
             if not lifting:
-                text += f", a feature map on {self.group.name} with in_channels (={in_channels})"
+                text += f", a feature map on {self.group.name or self.group} with in_channels (={in_channels})"
                 if x.ndim == 2 + dimension:
-                    text += f". LiftingConv{dimension}d makes one of x"
+                    text += f". Apply a LiftingConv{dimension}d to x first"
             raise ArgumentError(text)
         if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):  # there sizes may be symbols
             try:

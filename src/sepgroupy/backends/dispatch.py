@@ -17,6 +17,7 @@ from .expanded import Expanded
 from .fourier import Fourier
 from .geometry import MAX_SIZE
 from .native import Native
+from .native.library import DTYPES
 from .reference import Reference
 from .tracing import constant_to_dynamo, is_exporting
 from .two_step import TwoStep
@@ -33,7 +34,10 @@ FOURIER_MIN_WORK = 1.5e10
 Fourier domain are faster than a plain convolution (benchmarks/layers.py)."""
 FOURIER_MIN_SAVING = 2.0
 """Smallest quotient, multiplications along the group axis by those in the Fourier domain, at which the transform is
-faster. A gc layer needs more than 1, because of its depthwise step (benchmarks/layers.py)."""
+faster (benchmarks/layers.py)."""
+NATIVE_MIN_SAVING = {"gc": 1.0, "g": 2.0, "dense": 2.0}
+"""As FOURIER_MIN_SAVING for the compiled kernels, by kind. A gc layer gains from any saving, because its depthwise step
+costs the same in the Fourier domain (benchmarks/layers.py)."""
 FOURIER_MIN_SAVED_ON_GPU = 800
 """As FOURIER_MIN_WORK on a GPU: smallest number of multiplications saved for each value of a feature map. An estimate
 from data sheets, measured on no GPU: the transforms read and write two feature maps more, 8 bytes for each value in
@@ -52,7 +56,7 @@ with those of the cache takes a small layer longer than to expand them (python -
 TRACED_SIZE = (64, 2**18)
 """Channels and values of a feature map that are assumed during tracing, when sizes may be symbols."""
 
-NATIVE_DTYPES = (torch.float32, torch.float64)
+NATIVE_DTYPES = tuple(DTYPES)
 """Dtypes that the kernels compute in; shorter ones are converted."""
 
 _registry: dict[str, Backend] = {b.name: b for b in (Native(), Fourier(), TwoStep(), Expanded(), Reference())}
@@ -137,12 +141,13 @@ def select_backend(spec: ConvSpec, x: Tensor, requested: str = "auto") -> Backen
             raise ArgumentError(f"backend (={requested!r}) needs {reason}")
         return backend
     for backend in candidates[:-1]:
-        if _serves_transforms(backend) and _pays(backend, spec, x) and backend.unsupported_reason(spec, x) is None:
+        suitable = _supports_active_transforms(backend) and _is_fastest(backend, spec, x)
+        if suitable and backend.unsupported_reason(spec, x) is None:
             return backend
     return candidates[-1]
 
 
-def _serves_transforms(backend: Backend) -> bool:
+def _supports_active_transforms(backend: Backend) -> bool:
     """Whether the backend supports the active function transforms and the active tracer, outside of a compiler."""
     if not backend.exports and torch.jit.is_tracing():
         return False
@@ -164,7 +169,7 @@ def _select_while_tracing(
         if isinstance(backend, Native):
             if native:
                 return backend.name
-        elif not isinstance(backend, Fourier) or _fourier_pays(spec, *TRACED_SIZE, on_cpu, not exporting):
+        elif not isinstance(backend, Fourier) or _fourier_is_fastest(spec, *TRACED_SIZE, on_cpu, not exporting):
             return backend.name
     return candidates[-1].name
 
@@ -180,21 +185,17 @@ def _candidates(spec: ConvSpec, requested: str) -> tuple[Backend, ...]:
         if requested == "torch" and not isinstance(backend, _PYTORCH):
             continue
         usable = backend.unsupported_reason(spec) is None and backend.unavailable_reason() is None
-        if usable and _may_pay(backend, spec):
+        if usable and _may_be_fastest(backend, spec):
             found.append(backend)
             if isinstance(backend, (TwoStep, Expanded)):
                 break
     return tuple(found)
 
 
-def _may_pay(backend: Backend, spec: ConvSpec) -> bool:
+def _may_be_fastest(backend: Backend, spec: ConvSpec) -> bool:
     """Whether the backend is the fastest for some input."""
     if isinstance(backend, Native):
-        return (
-            spec.kind == "lifting"
-            or spec.groups > 1
-            or fourier_saving(spec) > (1.0 if spec.kind == "gc" else FOURIER_MIN_SAVING)
-        )
+        return spec.kind == "lifting" or spec.groups > 1 or fourier_saving(spec) > NATIVE_MIN_SAVING[spec.kind]
     if isinstance(backend, Fourier):
         return fourier_saving(spec) > FOURIER_MIN_SAVING
     if isinstance(backend, TwoStep):
@@ -204,13 +205,13 @@ def _may_pay(backend: Backend, spec: ConvSpec) -> bool:
     return True
 
 
-def _pays(backend: Backend, spec: ConvSpec, x: Tensor) -> bool:
+def _is_fastest(backend: Backend, spec: ConvSpec, x: Tensor) -> bool:
     """Whether a backend that can be the fastest is so for this input."""
     if isinstance(backend, Native):
-        return has_plain_values(x) and _native_pays(backend, x) and x.shape[1] <= _max_direct_channels(spec)
+        return has_plain_values(x) and _native_is_fastest(backend, x) and x.shape[1] <= _max_direct_channels(spec)
     if isinstance(backend, Fourier):
         size = (x.shape[1], x.numel()) if is_plain_eager_tensor(x) else TRACED_SIZE
-        return _fourier_pays(spec, *size, on_cpu=x.device.type == "cpu", compiled=False)
+        return _fourier_is_fastest(spec, *size, on_cpu=x.device.type == "cpu", compiled=False)
     return True
 
 
@@ -227,7 +228,7 @@ def _max_direct_channels(spec: ConvSpec) -> int:
     return spec.groups * most
 
 
-def _fourier_pays(spec: ConvSpec, channels: int, numel: int, on_cpu: bool, compiled: bool) -> bool:
+def _fourier_is_fastest(spec: ConvSpec, channels: int, numel: int, on_cpu: bool, compiled: bool) -> bool:
     saved = channels * spec.group.order * (1 - 1 / fourier_saving(spec))
     if on_cpu:
         return numel * saved**2 >= FOURIER_MIN_WORK
@@ -238,17 +239,17 @@ def native_for(x: Tensor) -> Native | None:
     """Return the kernels if they are the fastest for operations on x other than convolutions, such as pooling."""
     for backend in _registry.values():
         if isinstance(backend, Native) and backend.unavailable_reason() is None:
-            pays = can_bypass_dispatcher(x) and x.dtype in NATIVE_DTYPES and _native_pays(backend, x)
-            return backend if pays else None
+            fastest = can_bypass_dispatcher(x) and x.dtype in NATIVE_DTYPES and _native_is_fastest(backend, x)
+            return backend if fastest else None
     return None
 
 
-def reuse_pays(backend: Backend, parameters: Mapping[str, Tensor]) -> bool:
+def worth_caching(backend: Backend, parameters: Mapping[str, Tensor]) -> bool:
     """Whether filters expanded from these parameters are worth a cache."""
     return not isinstance(backend, Native) or sum(p.numel() for p in parameters.values()) >= NATIVE_MIN_REUSED
 
 
-def _native_pays(native: Native, x: Tensor) -> bool:
+def _native_is_fastest(native: Native, x: Tensor) -> bool:
     """Whether the kernels are the fastest for an eager tensor.
 
     They are at every size, in training and inference (benchmarks/layers.py, volumes.py). Groups of volumes without a

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from .base import Backend, Filters, convolve, repeat_bias
-from .constants import group_index, planar_index
+from .constants import group_index, spatial_index
 from .conv_spec import ConvSpec
 from .filter_bank import expand_filter, full_filter
 from .group_axis import merge_group_into_channels, split_group_from_channels
@@ -19,7 +19,7 @@ class Expanded(Backend):
     name = "expanded"
 
     def unsupported_reason(self, spec: ConvSpec, x: Tensor | None = None) -> str | None:
-        """Compute everything."""
+        """Return None: every convolution is supported."""
         return None
 
     def expand_filters(self, spec: ConvSpec, parameters: Mapping[str, Tensor]) -> Filters:
@@ -27,7 +27,7 @@ class Expanded(Backend):
         weight = parameters.get("weight")
         if weight is None:
             weight = full_filter(parameters["depthwise_weight"], parameters["pointwise_weight"])
-        (table,) = (planar_index if spec.kind == "lifting" else group_index)(spec, weight.device)
+        (table,) = (spatial_index if spec.kind == "lifting" else group_index)(spec, weight.device)
         return (expand_filter(weight, table, spec.groups),)
 
     def run(self, spec: ConvSpec, x: Tensor, filters: Filters, bias: Tensor | None) -> Tensor:

@@ -100,6 +100,12 @@ def feature_page() -> str:
     lines += ["", "| | " + " | ".join(b.name for b in backends) + " |", "| :-- |" + " :-: |" * len(backends)]
     for feature, row in table.items():
         lines.append(f"| {feature} | " + " | ".join("yes" if row[b.name] else "" for b in backends) + " |")
+    lines += [
+        "",
+        "The rows are about layers that use a backend. For second derivatives, forward-mode derivatives and",
+        "`torch.vmap`, `native` calls PyTorch's operations. It computes float16 and bfloat16 in float32, and rounds",
+        "the result.",
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -13,8 +13,11 @@ def full_filter(
 ) -> Tensor:
     """Multiply the factors of a separable filter: ``w[o,i,h] = pw[o,i,h]·dw[o,i]`` (g) or ``·dw[o]`` (gc).
 
-    Returns:
-        The dense filter, (O, I, |H|, k, …). Source: Lengyel & van Gemert (2021), section 3.2.
+    Shape:
+        depthwise_weight (O, I, k, …) (g) or (O, 1, 1, k, …) (gc) and pointwise_weight (O, I, |H|, 1, …) to the dense
+        filter (O, I, |H|, k, …).
+
+    Source: Lengyel & van Gemert (2021), section 3.2.
     """
     return pointwise_weight * with_group_axis(depthwise_weight, pointwise_weight.ndim - 3)
 
@@ -31,12 +34,12 @@ def expand_filter(
 ) -> Tensor:
     """Return every transformed copy of a filter, ready for ``torch.nn.functional.conv2d`` or 1d or 3d.
 
-    ``bank[g, o, h, i] = (g·w[o,i])[h]`` with ``(g·w)[h] = g·(w[g⁻¹h])``; for a 2-D filter
+    ``bank[g, o, h, i] = (g·w[o,i])[h]`` with ``(g·w)[h] = g·(w[g⁻¹h])``; for a spatial filter
     ``bank[g, o, i] = g·w[o,i]``. Source: Cohen & Welling (2016), section 7.
 
     Args:
-        weight: filter on the group, or 2-D filter with a third axis of length 1.
-        table: ``group_index`` or ``planar_index`` of :mod:`sepgroupy.backends.constants`.
+        weight: filter on the group, or spatial filter with a third axis of length 1.
+        table: ``group_index`` or ``spatial_index`` of :mod:`sepgroupy.backends.constants`.
         groups: blocks of channels that are convolved separately, as in ``torch.nn.Conv2d``.
 
     Returns:

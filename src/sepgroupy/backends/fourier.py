@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from .base import Backend, Filters, convolve, pad_all, repeat_bias
-from .constants import band_sizes, fourier_matrices, fourier_rows, planar_index
+from .constants import band_sizes, fourier_matrices, fourier_rows, spatial_index
 from .conv_spec import ConvSpec
 from .filter_bank import expand_filter, with_group_axis
 from .group_axis import split_group_from_channels
@@ -39,7 +39,7 @@ class Fourier(Backend):
     name = "fourier"
 
     def unsupported_reason(self, spec: ConvSpec, x: Tensor | None = None) -> str | None:
-        """Compute gc layers and 1×1 dense ones without blocks of channels."""
+        """Return None for gc layers and 1×1 dense layers with groups=1, not transposed."""
         if spec.groups != 1 or spec.transposed:
             return "groups=1, and no transposed convolution"
         if spec.kind == "gc" or (spec.kind == "dense" and spec.pointwise):
@@ -56,7 +56,7 @@ class Fourier(Backend):
         if spec.kind == "dense":
             return (None, *bands)
         depthwise = with_group_axis(parameters["depthwise_weight"], spec.dimension)
-        (table,) = planar_index(spec, depthwise.device)
+        (table,) = spatial_index(spec, depthwise.device)
         return (expand_filter(depthwise, table), *bands)
 
     def run(self, spec: ConvSpec, x: Tensor, filters: Filters, bias: Tensor | None) -> Tensor:

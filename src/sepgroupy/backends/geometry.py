@@ -45,7 +45,8 @@ def by_axis(name: str, value: Sizes, least: int, group: PointGroup) -> tuple[int
 
 def one_per_axis(group: PointGroup) -> str:
     """Describe the values of one argument, in a message."""
-    return "a pair of integers" if group.dimension == 2 else f"{group.dimension} of them"
+    names = {1: "a sequence of one integer", 2: "a pair of integers", 3: "a sequence of three integers"}
+    return names.get(group.dimension, f"a sequence of {group.dimension} integers")
 
 
 def _groups_that_preserve(values: tuple[int, ...]) -> list[str]:

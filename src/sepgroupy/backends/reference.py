@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .base import Backend, Filters, convolve
-from .constants import group_index, planar_index
+from .constants import group_index, spatial_index
 from .conv_spec import ConvSpec
 from .filter_bank import full_filter
 
@@ -19,7 +19,7 @@ class Reference(Backend):
     name = "reference"
 
     def unsupported_reason(self, spec: ConvSpec, x: Tensor | None = None) -> str | None:
-        """Compute everything."""
+        """Return None: every convolution is supported."""
         return None
 
     def expand_filters(self, spec: ConvSpec, parameters: Mapping[str, Tensor]) -> Filters:
@@ -33,7 +33,7 @@ class Reference(Backend):
         (weight,) = filters
         assert weight is not None
         lifting, order = spec.kind == "lifting", spec.group.order
-        (table,) = planar_index(spec, weight.device) if lifting else group_index(spec, weight.device)
+        (table,) = spatial_index(spec, weight.device) if lifting else group_index(spec, weight.device)
         copies = [weight.flatten(2)[..., sources].view_as(weight) for sources in table]  # g·w for each g
         maps = [x] if lifting else list(x.unbind(2))
         if spec.transposed:  # y[o, h] = Σ_g Σ_i (g·w[i,o])[h] ⋆ᵀ x[i, g] + b[o]

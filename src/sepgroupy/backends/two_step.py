@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .base import CONV, CONV_TRANSPOSE, Backend, Filters, convolve, repeat_bias
-from .constants import planar_index, pointwise_index
+from .constants import pointwise_index, spatial_index
 from .conv_spec import ConvSpec
 from .filter_bank import expand_filter, with_group_axis
 from .group_axis import merge_group_into_channels, split_group_from_channels
@@ -25,7 +25,7 @@ class TwoStep(Backend):
     name = "two_step"
 
     def unsupported_reason(self, spec: ConvSpec, x: Tensor | None = None) -> str | None:
-        """Compute layers of kind g and gc; transposed ones of kind gc alone."""
+        """Return None for layers of kind gc, and for layers of kind g that are not transposed."""
         if spec.kind not in ("g", "gc"):
             return "a layer of kind g or gc"
         return "a layer of kind gc where it is transposed" if spec.transposed and spec.kind == "g" else None
@@ -36,7 +36,7 @@ class TwoStep(Backend):
             parameters["pointwise_weight"],
             with_group_axis(parameters["depthwise_weight"], spec.dimension),
         )
-        (point_table,), (plane_table,) = pointwise_index(spec, pointwise.device), planar_index(spec, depthwise.device)
+        (point_table,), (plane_table,) = pointwise_index(spec, pointwise.device), spatial_index(spec, depthwise.device)
         return expand_filter(pointwise, point_table, spec.groups), expand_filter(depthwise, plane_table, spec.groups)
 
     def run(self, spec: ConvSpec, x: Tensor, filters: Filters, bias: Tensor | None) -> Tensor:

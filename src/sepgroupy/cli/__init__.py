@@ -1,7 +1,6 @@
 """The ``sepgroupy`` command.
 
-Here live arguments, options and what is printed. A command parses its arguments, calls a function of the library and
-prints the result; anything that a program would want to call may not live here.
+This package parses arguments and prints results. Functions that a program may call belong to the library.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def evaluate(
     ] = 1,
     workers: Workers = None,
 ) -> None:
-    """Test the network that a run has left."""
+    """Test the trained network of a run."""
     from ..training import ImageConfig, evaluate, read_config
     from ._images import report
 
@@ -76,14 +76,17 @@ def evaluate(
 def audit(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
     group: Annotated[
-        str | None, typer.Option(help="The group to hold it against.", show_default="the network's own, else p4")
+        str | None, typer.Option(help="The group to test.", show_default="the network's own, else p4")
     ] = None,
     size: Annotated[
         int | None, typer.Option(help="Rows and columns of an image.", show_default="those of the run")
     ] = None,
     figure: Annotated[Path | None, typer.Option(help="Where to save a plot of the errors.")] = None,
 ) -> None:
-    """Say where a run's network loses its equivariance, why, and what would repair it; exits 0 whether exact or not."""
+    """Find the layers at which a run's network loses its equivariance, the cause and a fix.
+
+    The exit code is 0 whether or not the network is equivariant.
+    """
     from ..analysis import plot_audit
     from ..auditing import audit
     from ..groups import GroupLike
@@ -132,12 +135,12 @@ def table(
     shape: Annotated[str, typer.Option(help="Channels, rows and columns that --module reads.")] = "3,32,32",
     measure: Annotated[
         bool,
-        typer.Option("--measure", help="Also time training and evaluation, against the first of each shape."),
+        typer.Option("--measure", help="Also time training and inference, against the first of each shape."),
     ] = False,
     batch_size: Annotated[int, typer.Option(help="Images in a step that --measure times.")] = 8,
     csv: Annotated[bool, typer.Option("--csv", help="CSV instead of Markdown.")] = False,
 ) -> None:
-    """Print what models cost, with the paper's figures beside; measured on the GPU if there is one."""
+    """Print the cost of models beside the paper's numbers; measured on a GPU if there is one."""
     import torch
 
     from ..analysis import import_network
@@ -157,10 +160,10 @@ def export(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
     file_format: Annotated[str, typer.Option("--format", help="onnx, torch or safetensors.")] = "onnx",
     output: Annotated[
-        Path | None, typer.Option(help="The file to write; none is ever replaced.", show_default="RUN/<model>.<suffix>")
+        Path | None, typer.Option(help="The file to write; it must not exist.", show_default="RUN/<model>.<suffix>")
     ] = None,
 ) -> None:
-    """Write the network that a run has left for other programs, which need no sepgroupy."""
+    """Export the trained network of a run to a file that needs no sepgroupy."""
     from ..training import export_run
 
     print(export_run(folder, file_format, output))
@@ -170,10 +173,10 @@ def export(
 def weights(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
     output: Annotated[
-        Path | None, typer.Option(help="The file to write; none is ever replaced.", show_default="RUN/<model>.npz")
+        Path | None, typer.Option(help="The file to write; it must not exist.", show_default="RUN/<model>.npz")
     ] = None,
 ) -> None:
-    """Write the parameters that a run has left, with a card of the training, for build_model(MODEL, weights=FILE)."""
+    """Write the trained parameters of a run, with a card of the training, for build_model(MODEL, weights=FILE)."""
     from ..paper import save_run_weights
     from ..training import read_config
 
@@ -202,7 +205,7 @@ def exit_code(action: Callable[[], object], debug: bool = False) -> int:
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and stop.code != 130:  # which is what Typer makes of a KeyboardInterrupt
             raise
-        print("interrupted: give the same command again to go on", file=sys.stderr)
+        print("interrupted: run the same command again to resume", file=sys.stderr)
         return 130
     except Exception as error:
         if debug:

@@ -53,7 +53,7 @@ def compress(
     folder: Folder,
     kind: Annotated[str, typer.Option(help="g or gc.")] = "gc",
     output: Annotated[
-        Path | None, typer.Option(help="The file to write; none is ever replaced.", show_default="RUN/<kind>.pt")
+        Path | None, typer.Option(help="The file to write; it must not exist.", show_default="RUN/<kind>.pt")
     ] = None,
 ) -> None:
     """Replace the dense filters of a run by the nearest separable ones; print the loss and how to continue training."""

@@ -1,4 +1,4 @@
-"""What the command prints of runs on anyone's images."""
+"""What the command prints of runs on user images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from ..errors import ArgumentError
+from .._files import refuse_existing
 from ._options import Workers
 
 __all__ = ["predict", "report"]
@@ -39,10 +39,10 @@ def predict(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run on images.")],
     images: Annotated[list[str], typer.Argument(metavar="IMAGES...", help="Files, folders, patterns such as '*.png'.")],
     csv: Annotated[
-        Path | None, typer.Option("--csv", help="The CSV file to write; none is ever replaced.", show_default="stdout")
+        Path | None, typer.Option("--csv", help="The CSV file to write; it must not exist.", show_default="stdout")
     ] = None,
     jsonl: Annotated[
-        Path | None, typer.Option("--jsonl", help="The file of JSON lines to write; none is ever replaced.")
+        Path | None, typer.Option("--jsonl", help="The file of JSON lines to write; it must not exist.")
     ] = None,
     masks: Annotated[
         Path | None, typer.Option(help="The folder for predicted masks, of a segmentation; new or empty.")
@@ -55,8 +55,8 @@ def predict(
     from ..training import ImagePredictor, PredictionWriter, require_readable
 
     for name, path in (("csv", csv), ("jsonl", jsonl)):
-        if path is not None and path.exists():
-            raise ArgumentError(f"{name} (={str(path)!r}) exists already: delete it, or choose another")
+        if path is not None:
+            refuse_existing(name, path)
     predictor = ImagePredictor(folder, device)
     files = predictor.open(images)
     writer = PredictionWriter(predictor, files, masks)

@@ -16,7 +16,7 @@ def play(
         list[Path] | None, typer.Argument(metavar="[RUN]...", help="Folders of runs on 28×28 images, up to four.")
     ] = None,
     save: Annotated[
-        Path | None, typer.Option(help="Write the page to this .html file instead; none is ever replaced.")
+        Path | None, typer.Option(help="Write the page to this .html file instead; it must not exist.")
     ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 for a free one.")] = 0,
     browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,

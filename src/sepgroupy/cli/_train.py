@@ -16,14 +16,16 @@ from ._options import Workers, takes_run_options
 __all__ = ["run", "score_text", "train"]
 
 train = typer.Typer(
-    help="Train a network; given again, the command goes on with a run that was interrupted.\n\n"
+    help="Train a network. Run the command again to resume an interrupted run.\n\n"
     "With --devices or --nodes it starts its processes itself, or is started by torchrun or Slurm's srun.",
     no_args_is_help=True,
 )
 
 TimeLimit = Annotated[
     str | None,
-    typer.Option(metavar="TIME", help="Stop and save after this time, such as 90s, 30m or 2h, to go on another time."),
+    typer.Option(
+        metavar="TIME", help="Stop and save after this time, such as 90s, 30m or 2h; the same command continues."
+    ),
 ]
 
 
@@ -101,7 +103,7 @@ def seconds_of(text: str) -> float:
     """Read a time such as 90s, 30m, 2h or 1.5h; a number alone is in seconds.
 
     Raises:
-        ArgumentError: it is none.
+        ArgumentError: the text is not a time.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())
     if match is None or not float(match[1]):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .._plain_weights import agree, call_on_probe, copy_with_plain_weights
+from .._plain_weights import call_on_probe, copy_with_plain_weights, nearly_equal
 from ..errors import ArgumentError
 from ..nn import GROUP_CONV_TRANSPOSES, GROUP_CONVS, GroupConv, GroupConvTranspose
 
@@ -104,7 +104,7 @@ def _read_filters(name: str, layer: Any) -> Tensor:
         raise ArgumentError(f"model has filters in {name} that are not finite")
     dense = _with_kind(layer, "dense")
     dense.weight.copy_(layer.weight)
-    if not agree(expected, dense.eval()(x)):
+    if not nearly_equal(expected, dense.eval()(x)):
         raise ArgumentError(
             f"{name or 'model'} ({type(layer).__name__}) computes something else than its weights say, by a hook or "
             "its own forward, which the separable layer would not run: remove it before compression"

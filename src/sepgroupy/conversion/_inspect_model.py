@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from .._nested import map_leaves
-from .._plain_weights import agree
+from .._plain_weights import nearly_equal
 from ..errors import ArgumentError
 from ..groups import axis_names
 
@@ -188,7 +188,7 @@ def _computes_as(base: Any, layer: Any, shape: tuple[int, ...]) -> bool:
         expected = F.linear(x, layer.weight, layer.bias)
     else:
         expected = base._conv_forward(layer, x, layer.weight, layer.bias)
-    return agree(found, expected)
+    return nearly_equal(found, expected)
 
 
 def _find_use(

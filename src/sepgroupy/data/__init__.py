@@ -1,4 +1,4 @@
-"""Data sets: research data in memory as :class:`ImageData`, anyone's images streamed as :class:`ImageSplits`."""
+"""Data sets: research data in memory as :class:`ImageData`, user images streamed as :class:`ImageSplits`."""
 
 from __future__ import annotations
 

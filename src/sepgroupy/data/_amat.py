@@ -29,7 +29,7 @@ _VALUES = _SIDE**2 + 1  # the pixels of a row, then its label
 _LONGEST = 2**16  # characters of a row; those of the official files have 25 a value at most
 _SAMPLE = 2**16  # bytes at either end of a file that the key of its cache looks at
 
-LARGEST = 100_000
+MAX_ROWS = 100_000
 """Rows that a file may have."""
 
 
@@ -94,7 +94,7 @@ def _parse(file: Path) -> Arrays:
             warnings.simplefilter("ignore")  # numpy warns of an empty file: an error below
             with file.open(encoding="latin-1") as opened:
                 lines = _bounded(opened)
-                rows = np.loadtxt(lines, np.float32, comments=None, ndmin=2, max_rows=LARGEST + 1)
+                rows = np.loadtxt(lines, np.float32, comments=None, ndmin=2, max_rows=MAX_ROWS + 1)
         problem = _problem(rows)
     except ValueError:  # of which numpy's message counts rows from 0 or from 1
         problem = _unreadable(file)
@@ -109,7 +109,7 @@ def _bounded(opened: TextIO) -> Iterator[str]:
     first = True
     while line := opened.readline(_LONGEST):
         if len(line) == _LONGEST or (first and line.strip() and len(line.split()) != _VALUES):
-            raise ValueError("it is no row")
+            raise ValueError("it is not a row")
         first = first and not line.strip()
         yield line
 
@@ -118,8 +118,8 @@ def _problem(rows: NDArray[np.float32]) -> str:
     """Say what is wrong with a table of numbers, rows counted from 1; nothing if it is right."""
     if not rows.size:
         return "is empty"
-    if len(rows) > LARGEST:
-        return f"has more than {LARGEST} rows"
+    if len(rows) > MAX_ROWS:
+        return f"has more than {MAX_ROWS} rows"
     pixels, labels = rows[:, :-1], rows[:, -1]
     for row, column in np.argwhere(~np.isfinite(pixels))[:1]:
         return f"has the pixel value {pixels[row, column]:g} in row {row + 1}"
@@ -140,4 +140,4 @@ def _unreadable(file: Path) -> str:
                     float(value)
                 except ValueError:
                     return f"has {value[:20]!r} in row {row}"
-    return "is no table of numbers"
+    return "is not a table of numbers"

@@ -12,7 +12,7 @@ from typing import Any
 from .._files import atomic
 from ..errors import DataError
 
-LARGEST = 400 * 2**20
+MAX_UNPACKED_BYTES = 400 * 2**20
 """Bytes that an archive may grow to; that of CIFAR-10 has 186 million."""
 
 
@@ -25,20 +25,20 @@ def unpack(archive: Path, folder: Path, names: Sequence[str]) -> None:
         names: their names in the archive.
 
     Raises:
-        DataError: the archive cannot be read or is larger than :data:`LARGEST`, one of the files is not in it, or is a
-            link or anything but an ordinary file.
+        DataError: the archive cannot be read or is larger than :data:`MAX_UNPACKED_BYTES`, or one of the files is
+            missing, a link or anything but an ordinary file.
     """
     missing = list(names)
     try:
         with gzip.open(archive) as plain:
-            limited: Any = _Limited(plain, LARGEST)
+            limited: Any = _Limited(plain, MAX_UNPACKED_BYTES)
             members = tarfile.open(fileobj=limited, mode="r|")  # noqa: SIM115 - it holds nothing but the file
             for member in members:
                 if member.name not in missing:
                     continue
                 content = members.extractfile(member) if member.isreg() and not member.issparse() else None
                 if content is None:
-                    raise ValueError(f"{member.name} is no ordinary file")
+                    raise ValueError(f"{member.name} is not an ordinary file")
                 with atomic(folder / member.name) as temporary, temporary.open("wb") as file:
                     shutil.copyfileobj(content, file)
                 missing.remove(member.name)

@@ -45,7 +45,7 @@ def read_batch(file: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         return _parse(content)
     except Exception as error:  # a broken pickle can raise nearly anything
         reason = f"{type(error).__name__}: {error}"[:200]
-        raise DataError(f"{file} is no batch of CIFAR-10, or is cut off ({reason}): {_REMEDY}") from error
+        raise DataError(f"{file} is not a batch of CIFAR-10, or is cut off ({reason}): {_REMEDY}") from error
 
 
 def _parse(content: bytes) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

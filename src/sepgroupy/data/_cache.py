@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .._files import atomic, require_no_more_than_it_holds
+from .._files import atomic, refuse_compressed_archive
 
 Arrays = dict[str, NDArray]
 
@@ -50,7 +50,7 @@ def cache_folder() -> Path:
 
 def _read(place: Path, key: str, types: Mapping[str, str]) -> Arrays:
     with place.open("rb") as file:
-        require_no_more_than_it_holds(file)
+        refuse_compressed_archive(file)
         with np.load(file, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
     if arrays.pop("key").item() != key or {name: str(array.dtype) for name, array in arrays.items()} != dict(types):

@@ -31,8 +31,8 @@ def load_cifar10(path: str | os.PathLike[str], *, download: bool = False, whiten
     """Read CIFAR-10: 50,000 training and 10,000 test images of shape (3, 32, 32), in the order of the files.
 
     Each image is contrast-normalised (:func:`contrast_normalize`), then all are ZCA-whitened with the statistics
-    of all training images (:class:`ZCA`). Those of the full set take about 20 seconds on two cores and are then cached
-    in a cache of 38 MB: ``zca-….npz`` in the folder of the data set or, where that cannot be written to, in
+    of all training images (:class:`ZCA`). Those of the full set take about 20 seconds on two cores and are then stored
+    in a cache file of 38 MB: ``zca-….npz`` in the folder of the data set or, where that cannot be written to, in
     ``$XDG_CACHE_HOME/sepgroupy`` or ``~/.cache/sepgroupy``.
 
     The files are pickles, but nothing that they name is imported or called. They may hold any number of images.

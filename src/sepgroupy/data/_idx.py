@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import ArgumentError, DataError
 
-LARGEST = 250 * 2**20
+MAX_BYTES = 250 * 2**20
 """Bytes that a file may hold or grow to: those of 330,000 images."""
 
 DOWNLOADS = ("MNIST", "FashionMNIST", "KMNIST")  # torchvision's names
@@ -104,11 +104,11 @@ def _read(file: Path, axes: int) -> NDArray[np.uint8]:
     """Read one idx file: 0, 0, 8 (for bytes), number of axes; their sizes as big-endian integers; values."""
     try:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as opened:
-            content = opened.read(LARGEST + 1)
+            content = opened.read(MAX_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{file} cannot be read ({error}): fetch the file again") from error
-    if len(content) > LARGEST:
-        raise DataError(f"{file} holds more than {LARGEST} bytes, as no data set of this form does")
+    if len(content) > MAX_BYTES:
+        raise DataError(f"{file} holds more than {MAX_BYTES} bytes, as no data set of this form does")
     magic, found = bytes([0, 0, 8, axes]), content[:4]
     if found != magic:
         raise DataError(f"{file} begins with '{found.hex(' ')}', not '{magic.hex(' ')}': fetch the file again")

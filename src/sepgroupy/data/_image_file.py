@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-MOST_VALUES = 2**27
+MAX_VALUES = 2**27
 """Values that one image may have; a whole slide has to be cut into tiles first."""
 
-LONGEST = 8
-"""Largest ratio of an image's sides; what is longer is odd-sized."""
+MAX_ASPECT_RATIO = 8
+"""Largest ratio of an image's sides."""
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _OBJECT = re.compile(r" ?<[\w.]+ object at 0x[0-9a-f]+>")  # which Pillow writes where the name of a file would be
@@ -40,15 +40,18 @@ def read_image(content: bytes) -> Tensor:
         float32, shape (C, Y, X).
 
     Raises:
-        UnusableError: the file is broken, truncated, no image, a stack of images, too large, too small, odd-sized, or
-            holds NaN or infinite values.
+        UnusableError: the file is broken, truncated, not an image, a stack of images, too large, too small or too
+            elongated, or holds NaN or infinite values.
     """
     image = _scale(_decode(content, _read_tiff, _read_other))
     if not image.isfinite().all():
         raise UnusableError("it holds NaN or infinite values")
     rows, columns = image.shape[1:]
-    if min(rows, columns) < 2 or max(rows, columns) > LONGEST * min(rows, columns):
-        raise UnusableError(f"odd size of {rows}×{columns} pixels: sides must be at least 2, and at most {LONGEST}:1")
+    if min(rows, columns) < 2 or max(rows, columns) > MAX_ASPECT_RATIO * min(rows, columns):
+        raise UnusableError(
+            f"unsupported size of {rows}×{columns} pixels: each side must be at least 2 pixels, "
+            f"the aspect ratio at most {MAX_ASPECT_RATIO}:1"
+        )
     return image
 
 
@@ -147,7 +150,7 @@ def _read_tiff(content: bytes, read_other: Any) -> NDArray[Any]:
         photometric, bits = int(page.photometric), int(page.bitspersample)  # type: ignore[union-attr]
         if photometric == 3:  # a palette
             return read_other(content)  # type: ignore[no-any-return]
-        if int(np.prod(series.shape)) > MOST_VALUES:
+        if int(np.prod(series.shape)) > MAX_VALUES:
             raise UnusableError(f"it has {'×'.join(map(str, series.shape))} values: cut it into tiles")
         try:
             array = series.asarray()
@@ -201,7 +204,7 @@ def _read_palette_index(content: bytes) -> NDArray[Any]:
 
 
 def _check_values(pixels: int) -> None:
-    if 3 * pixels > MOST_VALUES:
+    if 3 * pixels > MAX_VALUES:
         raise UnusableError(f"it has {pixels:,} pixels: cut it into tiles")
 
 

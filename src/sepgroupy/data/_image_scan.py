@@ -19,7 +19,7 @@ from ._image_table import Row
 
 @dataclass(frozen=True, eq=False)
 class Scanned:
-    """What is known of one image after it was decoded; ``problem`` is empty if it can be used."""
+    """Properties of one decoded image; ``problem`` is empty if it can be used."""
 
     problem: str = ""
     channels: int = 0
@@ -67,7 +67,7 @@ def _scan_one(source: Source, row: Row, size: int | None, masks: bool) -> Scanne
             assert isinstance(source, FileSource)
             mask = source.mask(row.labels[0])
             if tuple(mask.shape) != pixels:
-                sizes = f"{by(mask.shape)} pixels, its image {by(pixels)}"
+                sizes = f"{size_text(mask.shape)} pixels, its image {size_text(pixels)}"
                 raise UnusableError(f"mask {row.labels[0]} has {sizes}")
             values = frozenset(mask.unique().tolist())
     except UnusableError as error:
@@ -99,7 +99,7 @@ def common_size(rows: Sequence[Row], found: Sequence[Scanned]) -> int:
     examples = {one.pixels: row.path for row, one in zip(rows, found, strict=True)}
     least, most = min(examples), max(examples)
     if least != most or len(set(least)) > 1:
-        sizes = " to ".join(f"{by(one)} ({examples[one]})" for one in dict.fromkeys((least, most)))
+        sizes = " to ".join(f"{size_text(one)} ({examples[one]})" for one in dict.fromkeys((least, most)))
         shape = "square" if len(least) == 2 else "cube"
         raise DataError(
             f"size is missing: the images have {sizes} pixels; give size (--size), to which the {shape} in the "
@@ -108,8 +108,8 @@ def common_size(rows: Sequence[Row], found: Sequence[Scanned]) -> int:
     return least[0]
 
 
-def by(sizes: Sequence[int]) -> str:
-    """Write sizes: 28×28."""
+def size_text(sizes: Sequence[int]) -> str:
+    """Return sizes as text, such as 28×28."""
     return "×".join(map(str, sizes))
 
 

@@ -16,7 +16,7 @@ from ..errors import ArgumentError, DataError
 from ._image_file import UnusableError, read_file, read_image, read_mask
 from ._image_table import SPLITS, Row, Table, list_class_folders, list_mask_folders, read_csv
 
-LARGEST_ARCHIVE = 32 * 2**30
+MAX_ARCHIVE_BYTES = 32 * 2**30
 """Bytes that the arrays of an archive may have together, which are all in memory."""
 
 LABELS_FILE = "labels.csv"  # in a folder, is read in place of class folders
@@ -127,7 +127,7 @@ def _read_archive(file: Path) -> tuple[ArraySource, Table]:
     try:
         with zipfile.ZipFile(file) as archive:
             size = sum(part.file_size for part in archive.infolist())
-            if size > LARGEST_ARCHIVE:
+            if size > MAX_ARCHIVE_BYTES:
                 raise DataError(f"{file} holds {size:,} bytes, which must fit in memory: use a folder of image files")
         with np.load(file, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files if name.endswith(("_images", "_labels"))}

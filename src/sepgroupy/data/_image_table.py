@@ -57,7 +57,7 @@ def read_csv(file: Path, several_labels: bool) -> Table:
     except UnicodeDecodeError:
         raise DataError(f"{file} is not UTF-8: save it as CSV in UTF-8") from None
     except csv.Error as error:
-        raise DataError(f"{file} is no CSV: {error}") from None
+        raise DataError(f"{file} is not a CSV file: {error}") from None
     twice = [path for path, count in Counter(row.path for row in rows).items() if count > 1]
     if twice:
         raise DataError(f"{file} has {twice[0]!r} in several rows: an image has one")

@@ -69,9 +69,9 @@ class ImageSplits:
     val: Images
     test: Images
     classes: tuple[str, ...]
-    """Names of the classes in the order of their numbers; of masks, their values. None for regression."""
+    """Names of the classes in the order of their numbers; of masks, their values. Empty for regression."""
     target_names: tuple[str, ...]
-    """Columns of the numbers of a regression; none for other tasks."""
+    """Columns of the numbers of a regression; empty for other tasks."""
     channels: int
     size: int
     mean: tuple[float, ...]

@@ -1,4 +1,4 @@
-"""Images as a light microscope gives them, of cells at random angles, written as a folder of PNG files."""
+"""Synthetic microscopy-like images of cells at random angles, written as a folder of PNG files."""
 
 from __future__ import annotations
 

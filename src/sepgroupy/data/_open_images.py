@@ -21,7 +21,7 @@ from ._images import Images, ImageSplits, check_size
 from ._stratify import complete_splits
 
 TASKS = ("classification", "regression", "segmentation")
-MOST_CLASSES_OF_MASKS = 64
+MAX_MASK_CLASSES = 64
 _SHOWN = 5  # files that an error names
 
 _log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def open_images(
         progress: draw a progress bar.
 
     Raises:
-        ArgumentError: an argument is none of its values.
+        ArgumentError: an argument has an unsupported value.
         DataError: a file cannot be used and ``skip_broken`` is false; there is no image or one class only; a class has
             no image in one of the splits, or too few to be divided; images differ in their channels, or in their sizes
             without ``size``; or the folder, file or archive is missing, unreadable or of another form.
@@ -180,9 +180,9 @@ def _targets(
         )
     seen: set[int] = set().union(*(one.values for one in found))
     learned: set[int] = set().union(*(one.values for row, one in zip(rows, found, strict=True) if row.split == "train"))
-    if not 1 < len(seen) <= MOST_CLASSES_OF_MASKS:
+    if not 1 < len(seen) <= MAX_MASK_CLASSES:
         raise DataError(
-            f"the masks of {path} have {len(seen)} different values: they must be 2 to {MOST_CLASSES_OF_MASKS} classes"
+            f"the masks of {path} have {len(seen)} different values: they must be 2 to {MAX_MASK_CLASSES} classes"
         )
     if unknown := sorted(seen - learned):
         raise DataError(f"the value {unknown[0]} of masks of {path} is in no training mask")

@@ -82,7 +82,7 @@ def load_solids(
         Volumes (count, 1, size, size, size) in float32, and their classes, the indices in ``SOLIDS``.
 
     Raises:
-        ArgumentError: an argument is none of its values.
+        ArgumentError: an argument has an unsupported value.
 
     >>> volumes, labels = load_solids(20, size=8)
     >>> volumes.shape, labels[:11].tolist()

@@ -1,4 +1,4 @@
-"""The value that every data set is read into: two splits of images with their labels."""
+"""In-memory data sets of the paper's tasks: labelled images for training, testing and, optionally, validation."""
 
 from __future__ import annotations
 

@@ -25,8 +25,8 @@ def write_synthetic_cifar10(folder: str | os.PathLike[str], train: int = 2000, t
     """Write a synthetic data set of ten classes in the files of CIFAR-10.
 
     A class is one of five patterns in one of two pairs of colours. Each image has an angle, a position, a phase,
-    a brightness and noise of its own, so that neither a pixel nor the mean colour tells the class, and a 90° rotation
-    or a mirror image leaves it what it was.
+    a brightness and noise of its own, so that neither a pixel nor the mean colour tells the class. A 90° rotation or a
+    reflection does not change the class.
 
     Args:
         folder: where to make the folder ``cifar-10-batches-py``.

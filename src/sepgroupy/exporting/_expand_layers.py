@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .._plain_weights import agree, call_on_probe
+from .._plain_weights import call_on_probe, nearly_equal
 from ..backends import ConvSpec, registered_backends, repeat_bias
 from ..errors import ArgumentError
 from ..nn import GroupConvolution, GroupPool
@@ -37,7 +37,7 @@ def expand_convolution(name: str, layer: GroupConvolution) -> dict[str, nn.Modul
     """
     x, expected = call_on_probe(name, layer)
     modules = _expand(layer)
-    if not agree(expected, _apply(layer, modules, x)):
+    if not nearly_equal(expected, _apply(layer, modules, x)):
         raise ArgumentError(
             f"{name} ({type(layer).__name__}) computes something else than its weights say, by a hook or its own "
             "forward, which an exported network would not run: remove it before the export"
@@ -49,7 +49,7 @@ def check_pool(name: str, pool: GroupPool) -> None:
     """Refuse a pool with a hook or a patched forward that changes the result."""
     x = torch.randn(2, 3, 4, *(2,) * pool.dimension, generator=torch.Generator().manual_seed(0))
     expected = x.amax(2) if pool.mode == "max" else x.mean(2)
-    if not agree(pool(x), expected):
+    if not nearly_equal(pool(x), expected):
         raise ArgumentError(
             f"{name} ({type(pool).__name__}) computes something else than its mode says, by a hook or its own forward, "
             "which an exported network would not run: remove it before the export"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._files import atomic
+from .._files import atomic, refuse_existing
 from ..errors import ArgumentError
 from ._export import export
 
@@ -56,18 +56,13 @@ def save(
         raise ArgumentError(
             f"path (={str(file)!r}) must end in {FORMATS[file_format]} for file_format (={file_format!r})"
         )
-    _refuse_present(file)
+    refuse_existing("path", file)
     try:
         with atomic(file) as temporary:
             _WRITERS[file_format](model, temporary, shape, metadata or {})
-            _refuse_present(file)  # again: writing takes time
+            refuse_existing("path", file)  # again: writing takes time
     except ImportError as error:
         raise ArgumentError(f"file_format (={file_format!r}) needs sepgroupy[export]: {error}") from error
-
-
-def _refuse_present(file: Path) -> None:
-    if os.path.lexists(file):
-        raise ArgumentError(f"path (={str(file)!r}) exists already: delete it, or choose another path")
 
 
 def _write_safetensors(model: nn.Module, path: Path, shape: Sequence[int], metadata: Mapping[str, str]) -> None:

@@ -29,6 +29,9 @@ def lifting_conv(
     Source: Cohen & Welling (2016), section 6.1. The arguments are those of ``torch.nn.functional.conv2d``,
     or of conv1d or conv3d; the weight determines the number of spatial axes.
 
+    Shape:
+        x (B, I, *spatial), weight (O, I/groups, 1, k, …) and bias (O,) to (B, O, |H|, *spatial').
+
     Raises:
         ArgumentError: shapes do not fit, or the geometry breaks the group's symmetry.
     """
@@ -54,6 +57,9 @@ def group_conv(
     Source: Cohen & Welling (2016), section 6.1. The arguments are those of
     ``torch.nn.functional.conv2d``, or of conv1d or conv3d; the weight determines the number of spatial axes.
     ``backend`` is that of :class:`sepgroupy.nn.GroupConv2d`.
+
+    Shape:
+        x (B, I, |H|, *spatial), weight (O, I/groups, |H|, k, …) and bias (O,) to (B, O, |H|, *spatial').
 
     Raises:
         ArgumentError: shapes do not fit, or the geometry breaks the group's symmetry.
@@ -82,6 +88,10 @@ def separable_group_conv(
     for gc the sum over i is part of the first step. Source: Lengyel & van Gemert (2021), section 3.2.
     The arguments are those of ``torch.nn.functional.conv2d``, or of conv1d or conv3d; the weight determines the number
     of spatial axes. ``backend`` is that of :class:`sepgroupy.nn.GroupConv2d`.
+
+    Shape:
+        x (B, I, |H|, *spatial), depthwise_weight (O, I/groups, k, …) (g) or (O, 1, 1, k, …) (gc), pointwise_weight
+        (O, I/groups, |H|, 1, …) and bias (O,) to (B, O, |H|, *spatial').
 
     Raises:
         ArgumentError: shapes do not fit, or the geometry breaks the group's symmetry.
@@ -147,4 +157,4 @@ def _check_shapes(weight: Tensor, depthwise: Tensor, bias: Tensor | None, spec: 
 
 
 lifting_conv2d, group_conv2d, separable_group_conv2d = lifting_conv, group_conv, separable_group_conv
-"""Older names of the same functions."""
+"""The same functions under their names for images."""

@@ -26,6 +26,9 @@ def transform(x: Tensor, group: GroupLike, element: int, group_axis: bool) -> Te
         element: index of the element t.
         group_axis: whether the axis before the spatial ones is the group axis.
 
+    Returns:
+        A new tensor with the dtype of x. Its spatial sizes are exchanged if t exchanges axes.
+
     Raises:
         ArgumentError: the element or the group axis does not fit the group.
 

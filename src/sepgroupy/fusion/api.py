@@ -24,27 +24,28 @@ class FusionReport:
 
     Args:
         fused: names of modules; each tuple is computed by one kernel.
-        left: names of modules that are called without fusion, each with the reason.
+        not_fused: names of modules that are called without fusion, each with the reason.
     """
 
     fused: tuple[tuple[str, ...], ...]
-    left: dict[str, str]
+    not_fused: dict[str, str]
 
     def __str__(self) -> str:
         title = f"{len(self.fused)} fused kernel{'s' if len(self.fused) != 1 else ''}"
         lines = [title, *("  " + " + ".join(names) for names in self.fused)]
-        if self.left:
-            lines += ["called as they are", *(f"  {name}: {reason}" for name, reason in self.left.items())]
+        if self.not_fused:
+            lines += ["called as they are", *(f"  {name}: {reason}" for name, reason in self.not_fused.items())]
         return "\n".join(lines)
 
 
 def fuse(model: Model) -> Model:
     """Let one kernel compute several consecutive modules of a model, in training and inference.
 
-    On a CPU, batch norm -> ReLU -> group convolution -> + residual, and batch norm -> ReLU -> 2×2 max-pooling, then
-    take one pass over memory. Batch statistics are computed while a convolution writes its result. The model itself is
-    returned: parameters, submodules and state dict are the same objects, and results are equal to rounding.
-    In inference, batch norm after a group convolution is folded into its filters. This holds for the networks of
+    On a CPU, each of these then takes one pass over memory: batch norm -> ReLU -> group convolution -> + residual;
+    batch norm -> + residual -> ReLU or ReLU6 after a group convolution; batch norm -> ReLU -> 2×2 max-pooling. Batch
+    statistics are computed while a convolution writes its result. The model itself is returned: parameters, submodules
+    and state dict are the same objects, and results are equal to rounding. In inference, batch norm after a group
+    convolution is folded into its filters. This holds for the networks of
     :mod:`sepgroupy.models`, for every ``nn.Sequential``, and for any other network, or part of one, whose forward only
     calls submodules, functions of torch and methods of tensors, without side effects and without branches on tensors.
 
@@ -83,7 +84,7 @@ def restore(model: Model) -> Model:
 def fusion_report(model: nn.Module) -> FusionReport:
     """Return the modules of a model that are fused, and those that are not, in its present state."""
     fused: list[tuple[str, ...]] = []
-    left: dict[str, str] = {}
+    not_fused: dict[str, str] = {}
     for prefix, module in model.named_modules():
         if not isinstance(module, _Fused):
             continue
@@ -98,14 +99,14 @@ def fusion_report(model: nn.Module) -> FusionReport:
                 continue
             reason = reason_to_call(part)
             if reason is not None or is_bypassable(part):
-                left[dot + name] = reason or "no kernel for it together with its neighbours"
+                not_fused[dot + name] = reason or "no kernel for it together with its neighbours"
     fusible = {part for outermost in _outermost(model) for part in outermost.modules()}
-    covered = {name for group in fused for name in group} | left.keys()
+    covered = {name for group in fused for name in group} | not_fused.keys()
     for name, part in model.named_modules():
         if name not in covered and is_bypassable(part):
             elsewhere = "called by a forward that cannot be recorded"
-            left[name] = "sepgroupy.fuse was not called" if part in fusible else elsewhere
-    return FusionReport(tuple(fused), left)
+            not_fused[name] = "sepgroupy.fuse was not called" if part in fusible else elsewhere
+    return FusionReport(tuple(fused), not_fused)
 
 
 def _outermost(model: nn.Module) -> list[nn.Module]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any, TypeGuard
 
@@ -40,24 +41,30 @@ class Patterns:
 
     def fused_conv(self, node: Node) -> tuple[FusedConv, set[Node]] | None:
         """Return the fused convolution that computes a node, and the nodes that it replaces."""
-        for summand, residual in ((node, None), *_summands(node)):
+        clamped = self._clamped(node)
+        total, bounds = (node, None) if clamped is None else clamped
+        for summand, residual in ((total, None), *_summands(total)):
             after = self._module(summand, nn.BatchNorm2d)
             result = summand if after is None else _only_argument(summand)
             if result is None or (after is not None and not _is_read_once(result)):
+                continue
+            if bounds is not None and after is None:
                 continue
             found_conv = self._conv(result)
             if found_conv is None or (residual is not None and not _takes_more(found_conv[0])):
                 continue
             conv, x, conv_nodes, merged = found_conv
-            nodes, before, names = {node, summand, *conv_nodes}, None, [str(conv_nodes[0].target)]
+            nodes, before, names = {node, total, summand, *conv_nodes}, None, [str(conv_nodes[0].target)]
             if _takes_more(conv) and (found := self._norm_before_relu(x)) is not None:
                 before, x, earlier_nodes, earlier_names = found
                 nodes, names = nodes | earlier_nodes, [*earlier_names, *names]
             if after is not None:
                 names.append(str(summand.target))
+            if bounds is not None and node.op == "call_module":
+                names.append(str(node.target))
             if (residual is x and before is None) or self._is_written_among(nodes):
                 return None
-            return FusedConv(node, x, conv, before, after, residual, merged, False, False, tuple(names)), nodes
+            return FusedConv(node, x, conv, before, after, residual, bounds, merged, False, False, tuple(names)), nodes
         return None
 
     def _conv(self, node: Node) -> tuple[GroupConvolution, Node, list[Node], bool] | None:
@@ -130,6 +137,18 @@ class Patterns:
             return None
         names = (str(norm_node.target), *((str(node.target),) if node.op == "call_module" else ()))
         return norm, x, {node, norm_node}, names
+
+    def _clamped(self, node: Node) -> tuple[Node, tuple[float, float]] | None:
+        """Return the input of a ReLU or ReLU6 that alone reads it, and the bounds of the output."""
+        module = self._module(node, nn.ReLU, nn.ReLU6)
+        x = _only_argument(node)
+        if not _is_read_once(x):
+            return None
+        if isinstance(module, nn.ReLU6):
+            return x, (0.0, 6.0)
+        if module is not None or (node.op == "call_function" and node.target in (F.relu, torch.relu)):
+            return x, (0.0, math.inf)
+        return None
 
     def _before_relu(self, node: Any) -> Node | None:
         """Return the input of a ReLU, if input and output of the ReLU have no other reader."""

@@ -6,6 +6,7 @@ modules and its input, and calls the modules one by one if no kernel supports th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -27,7 +28,7 @@ from ..backends import (
     select_backend,
     split_group,
 )
-from ..backends.native import Native, batch_statistics, norm_relu_max_pool
+from ..backends.native import Native, batch_statistics, norm_clamp, norm_relu_max_pool
 from ..nn import GroupConvolution
 from .folding import can_fold, fold
 
@@ -71,10 +72,11 @@ class Call:
 
 @dataclass(frozen=True)
 class FusedConv:
-    """``after(conv(relu(before(x)))) + residual``, where each norm, the ReLU and the residual are optional.
+    """``clamp(after(conv(relu(before(x)))) + residual)``, where all but the convolution is optional.
 
     One kernel computes ``conv(relu(before(x))) + residual``. In inference ``after`` is folded into the filters, see
-    :func:`fold`. All values but the convolution's may have the group axis merged into the batch.
+    :func:`fold`. Otherwise a second kernel computes ``after``, the sum and the clamping, with the statistics that the
+    first one returns. All values but the convolution's may have the group axis merged into the batch.
     """
 
     node: Node  # the node whose value the step computes
@@ -83,6 +85,7 @@ class FusedConv:
     before: nn.BatchNorm2d | None
     after: nn.BatchNorm2d | None
     residual: Node | None
+    bounds: tuple[float, float] | None  # those of ReLU or ReLU6
     merged: bool
     feeds_norm: bool  # whether a fused step reads the statistics of the result
     shares_x: bool  # whether later steps read x
@@ -97,11 +100,12 @@ class FusedConv:
         folded = after if after is not None and can_fold(conv, after, x) else None
         called = after if folded is None else None
         backend = select_backend(conv.spec, x, conv.backend)
+        added, stats = residual if called is None else None, None
         if isinstance(backend, Native) and self._fits(x, residual):
             filters, bias = fold(conv, folded, backend, x)
             affine = None if before is None else batch_norm_parameters(before, x, values.stats.get(self.x))
             training = torch.is_grad_enabled() and conv.training
-            added = residual if called is None else None
+            of_batch = self.feeds_norm if called is None else called.training
             y, x, stats = backend.run_fused(
                 conv.spec,
                 x,
@@ -109,24 +113,25 @@ class FusedConv:
                 bias,
                 affine,
                 added,
-                return_stats=self.feeds_norm and called is None and training,
+                return_stats=of_batch and training,
                 share_x=self.shares_x and training,
             )
             if self.shares_x:
                 values.of[self.x] = self._merge(x) if x.ndim == 5 else x
-            if stats is not None:
+            if stats is not None and called is None:
                 values.stats[self.node] = stats
         else:
             added = None
             if before is not None:
                 x = self._split(F.relu(before(values.of[self.x])))
             y = conv(x) if folded is None else backend.run(conv.spec, x, *fold(conv, folded, backend, x))
+        remaining = None if residual is None or added is not None else self._merge(residual)
         y = self._merge(y)
-        if called is not None:
-            y = called(y)
-        if residual is not None and added is None:
-            y = y + self._merge(residual)
-        values.of[self.node] = y
+        values.of[self.node] = (
+            _add_and_clamp(y, remaining, self.bounds)
+            if called is None
+            else (_norm_add_clamp(called, y, remaining, self.bounds, stats))
+        )
 
     def _split(self, x: Tensor, lifting: bool = False) -> Tensor:
         return split_group(x, self.conv.spec.group.order) if self.merged and not lifting else x
@@ -135,7 +140,7 @@ class FusedConv:
         return merge_group(x) if self.merged else x
 
     def _fits(self, x: Tensor, residual: Tensor | None) -> bool:
-        """Whether the kernel can read these tensors without a copy."""
+        """Whether the kernels support this input, batch norm and residual."""
         spec, norm = self.conv.spec, self.before
         if not can_bypass_dispatcher(x) or (norm is not None and not _has_kernel(norm, x)):
             return False
@@ -191,6 +196,38 @@ class FusedPool:
 
 
 Step: TypeAlias = Call | FusedConv | FusedPool
+
+
+def _norm_add_clamp(
+    norm: nn.BatchNorm2d,
+    x: Tensor,
+    residual: Tensor | None,
+    bounds: tuple[float, float] | None,
+    stats: Stats | None,
+) -> Tensor:
+    """Return ``clamp(norm(x) + residual)``, by one kernel where there is one."""
+    merged = merge_group(x) if x.ndim == 5 else x
+    fits = residual is None or (
+        residual.shape == x.shape and residual.dtype == x.dtype and can_bypass_dispatcher(residual)
+    )
+    if not (fits and native_for(x) and _has_kernel(norm, x) and merged.is_contiguous()):
+        return _add_and_clamp(norm(x), residual, bounds)
+    affine = batch_norm_parameters(norm, x, stats)
+    if residual is not None and residual.ndim == 5:
+        residual = merge_group(residual)
+    y = norm_clamp(merged, affine, residual, *(bounds or ()))
+    return split_group(y, x.shape[2]) if x.ndim == 5 else y
+
+
+def _add_and_clamp(x: Tensor, residual: Tensor | None, bounds: tuple[float, float] | None) -> Tensor:
+    """Return ``clamp(x + residual)``; x, which nobody else reads, may be written to."""
+    if residual is not None:
+        x = x + residual
+    if bounds is None:
+        return x
+    if torch.is_grad_enabled():
+        return F.relu(x) if bounds[1] == math.inf else F.hardtanh(x, *bounds)
+    return x.clamp_(*bounds)
 
 
 def _has_kernel(norm: nn.BatchNorm2d, x: Tensor) -> bool:

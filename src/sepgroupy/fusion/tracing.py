@@ -12,7 +12,7 @@ from torch.nn.modules import module as torch_module
 from ..nn import GroupBatchNorm2d, GroupConv2d, LiftingConv2d, PerElement
 from .traceable import is_traceable, is_trusted, original_class
 
-BYPASSED = (GroupConv2d, LiftingConv2d, nn.BatchNorm2d, GroupBatchNorm2d, nn.ReLU, nn.MaxPool2d, PerElement)
+BYPASSED = (GroupConv2d, LiftingConv2d, nn.BatchNorm2d, GroupBatchNorm2d, nn.ReLU, nn.ReLU6, nn.MaxPool2d, PerElement)
 """Modules that a fused kernel may replace: these classes, or subclasses with the same ``forward``."""
 
 _GLOBAL_HOOKS = tuple(f"_global_{name}_hooks" for name in ("forward_pre", "forward", "backward_pre", "backward"))
@@ -32,7 +32,7 @@ def reason_to_call(module: nn.Module) -> str | None:
 
 
 def is_bypassable(module: nn.Module) -> bool:
-    """Whether the module computes the same as its library class."""
+    """Whether a fused kernel may replace the module: its class is in `BYPASSED`, or inherits that forward."""
     return any(isinstance(module, known) and type(module).forward is known.forward for known in BYPASSED)
 
 

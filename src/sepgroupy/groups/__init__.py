@@ -2,8 +2,8 @@
 
 from ._action import ElementSteps as ElementSteps
 from ._action import action_table as action_table
-from ._action import moved_size as moved_size
 from ._action import steps_of as steps_of
+from ._action import transformed_size as transformed_size
 from ._finite import PointGroup as PointGroup
 from ._finite import axis_names as axis_names
 from ._fourier import Block as Block
@@ -36,6 +36,6 @@ __all__ = [
     "axis_names",
     "fourier_basis",
     "group_names",
-    "moved_size",
     "steps_of",
+    "transformed_size",
 ]

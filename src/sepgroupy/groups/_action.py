@@ -44,7 +44,7 @@ def action_table(group: PointGroup, size: tuple[int, ...], group_axis: bool = Fa
 
     For an array without group axis ``(g·a).ravel() == a.ravel()[table[g]]``, with ``(g·a)[q] = a[g⁻¹q]`` and
     positions measured from the centre of the array. With ``group_axis=True`` the array has a leading group axis and
-    ``(g·f)[h] = g·(f[g⁻¹h])``. An element that exchanges axes gives an array of :func:`moved_size`.
+    ``(g·f)[h] = g·(f[g⁻¹h])``. An element that exchanges axes gives an array of :func:`transformed_size`.
 
     Tables of kernels are cached, tables of images are not. To transform images use
     :func:`sepgroupy.functional.transform`, which needs no table.
@@ -79,7 +79,7 @@ def _build_table(group: PointGroup, size: tuple[int, ...], group_axis: bool) -> 
 _cached_table = lru_cache(maxsize=64)(_build_table)
 
 
-def moved_size(matrix: NDArray[np.int64], size: tuple[int, ...]) -> tuple[int, ...]:
+def transformed_size(matrix: NDArray[np.int64], size: tuple[int, ...]) -> tuple[int, ...]:
     """Return the spatial sizes of an array after the element has acted on it."""
     return tuple(size[int(np.argmax(np.abs(row)))] for row in matrix)
 

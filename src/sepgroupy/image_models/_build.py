@@ -49,7 +49,8 @@ def build_image_model(
     stage of 16 channels), ``p4m-resnet44-w32`` with another number of layers (6n + 2) and of channels; and for masks
     ``p4m-unet``, ``p4m-unet4-w8`` with another depth (3) and width (16). The numbers are those of the plain network of
     the same architecture. ``o-resnet`` (``o-resnet8-w8``) is the ResNet for volumes. ``timm/NAME`` and
-    ``torchvision/NAME`` are converted (:func:`sepgroupy.convert`).
+    ``torchvision/NAME`` are converted (:func:`sepgroupy.convert`). The names are not those of
+    :func:`sepgroupy.models.build_model`: there ``p4m-resnet44`` is the published dense network.
 
     A classification or regression is invariant, a mask is transformed like its image, exactly at ``input_size``.
 
@@ -69,7 +70,7 @@ def build_image_model(
             another number of outputs is drawn; the first is adapted to the number of channels.
 
     Raises:
-        ArgumentError: an argument is none of its values, the network cannot be converted or has no exact size near
+        ArgumentError: an argument has an unsupported value, the network cannot be converted or has no exact size near
             ``size``, or weights cannot be lifted: the message says why.
         DataError: weights cannot be fetched or read, or do not fit.
 

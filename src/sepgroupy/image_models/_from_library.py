@@ -14,7 +14,7 @@ from ..auditing import exact_sizes
 from ..conversion import convert
 from ..errors import ArgumentError, DataError
 from ..groups import PointGroup
-from ..models import find_state, misfit
+from ..models import find_state, state_dict_differences
 
 LIBRARIES = ("timm", "torchvision")
 _PERIOD = 32  # total stride of the networks: sizes that differ by a multiple of it are exact together
@@ -173,7 +173,7 @@ def _load(name: str, plain: nn.Module, channels: int, outputs: int, task: str, w
         elif found.shape[1:] == value.shape[1:] and len(value) == outputs:
             state[key] = value  # as it was drawn
     state = {key: value for key, value in state.items() if not (task == "segmentation" and key.startswith("aux_"))}
-    if text := misfit(state, own):
+    if text := state_dict_differences(state, own):
         raise DataError(f"weights (={weights!r}) do not fit {name}: {text}")
     plain.load_state_dict(state)
 

@@ -5,7 +5,7 @@ from ._build import model_names as model_names
 from ._build import published_model_names as published_model_names
 from ._checkpoint import find_state as find_state
 from ._checkpoint import load_published as load_published
-from ._checkpoint import misfit as misfit
+from ._checkpoint import state_dict_differences as state_dict_differences
 from ._layers import DEFAULT_GROUPS as DEFAULT_GROUPS
 from ._layers import check_choice as check_choice
 from ._layers import check_counts as check_counts

@@ -44,7 +44,7 @@ def load_published(path: str | PathLike[str]) -> nn.Module:
             model = network(**options)
     except SepgroupyError as error:
         raise DataError(f"{name} is not a checkpoint of a published network: {error}") from None
-    if differences := misfit(state, model.state_dict()):
+    if differences := state_dict_differences(state, model.state_dict()):
         call = f"{network.__name__}({', '.join(f'{key}={value!r}' for key, value in options.items())})"
         raise DataError(f"{name} looks like {call}, but {differences}")
     model = model.to_empty(device="cpu")
@@ -116,7 +116,7 @@ def _shape(state: Mapping[str, Tensor], key: str, *axes: int) -> tuple[int, ...]
     return shape
 
 
-def misfit(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+def state_dict_differences(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
     """Describe the first differences of a state dict from that of the network; empty if it fits."""
     missing = [f"{key} is missing" for key in wanted if key not in found]
     unknown = [f"{key} is unknown" for key in found if key not in wanted]

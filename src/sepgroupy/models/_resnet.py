@@ -36,7 +36,6 @@ class ResNet(nn.Module):
             equal, at equal seed, those of the published networks bitwise: the convolutions of a plain network are drawn
             twice, the second time from a normal distribution with variance ``2/(out_channels·k²)``. With "variance"
             they have PyTorch's initialization.
-
         dimension: 3 for volumes: kernels 3×3×3, or 4×4×4 in equivariant downsampling.
 
     Shape:

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .._files import atomic, require_no_more_than_it_holds
+from .._files import atomic, refuse_compressed_archive, refuse_existing
 from ..errors import ArgumentError, DataError
-from ._checkpoint import misfit
+from ._checkpoint import state_dict_differences
 
 FOLDER = Path(__file__).parent.parent / "weights"  # <name of the set>/<model>.npz
 SUFFIX = ".npz"
@@ -98,8 +98,7 @@ def save_weights(path: str | PathLike[str], model: nn.Module, card: WeightsCard)
     path = Path(path)
     if path.suffix != SUFFIX:
         raise ArgumentError(f"path (={str(path)!r}) must end in {SUFFIX}")
-    if path.exists():
-        raise ArgumentError(f"path (={str(path)!r}) exists already: delete it, or choose another")
+    refuse_existing("path", path)
     arrays = {name: value.detach().cpu().numpy() for name, value in model.state_dict().items()}
     arrays[_CARD] = np.array(json.dumps(asdict(card)))
     with atomic(path) as temporary, temporary.open("wb") as file:
@@ -144,7 +143,7 @@ def _read(path: Path, wanted: Mapping[str, Tensor] | None = None) -> tuple[Weigh
     """Return the card of a file and, if requested, its tensors. No code from the file is executed."""
     try:
         with path.open("rb") as file:
-            require_no_more_than_it_holds(file)
+            refuse_compressed_archive(file)
             with np.load(file, allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in (stored.files if wanted is not None else [_CARD])}
         card = _parse(arrays.pop(_CARD))
@@ -154,7 +153,7 @@ def _read(path: Path, wanted: Mapping[str, Tensor] | None = None) -> tuple[Weigh
     except Exception:  # which one depends on where the file is broken
         raise DataError(f"{path} is broken, or was not written by sepgroupy.models.save_weights") from None
     if wanted is not None:
-        if text := misfit(state, wanted):
+        if text := state_dict_differences(state, wanted):
             raise DataError(f"{path} does not fit the network: {text}")
         for name, value in wanted.items():
             if state[name].dtype != value.dtype:

@@ -9,7 +9,7 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from ..backends import Backend, ConvSpec, Filters, check_backend, has_plain_values, reuse_pays, select_backend
+from ..backends import Backend, ConvSpec, Filters, check_backend, has_plain_values, select_backend, worth_caching
 from ..groups import PointGroup
 from .filter_cache import FilterCache
 from .parameters import check_factory, check_init, check_shapes, initial_bounds
@@ -128,7 +128,7 @@ class GroupConvolution(nn.Module):
     def expanded_filters(self, backend: Backend, x: Tensor) -> Filters:
         """Return the backend's filters for x, from the cache if there is one (:func:`cached_filters`)."""
         parameters = {name: getattr(self, name) for name in self.filter_names}
-        if self.filter_cache is None or not reuse_pays(backend, parameters):
+        if self.filter_cache is None or not worth_caching(backend, parameters):
             return backend.expand_filters(self.spec, parameters)
         return self.reused_filters(backend, x, parameters, lambda: parameters)
 
@@ -139,7 +139,7 @@ class GroupConvolution(nn.Module):
         depends: Mapping[str, Tensor],
         parameters: Callable[[], Mapping[str, Tensor]],
     ) -> Filters:
-        """Return filters of other parameters than the layer's, from the cache if there is one.
+        """Return the filters of ``parameters()``, from the cache if it is active.
 
         Args:
             backend: the backend that reads the filters.

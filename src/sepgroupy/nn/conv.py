@@ -137,8 +137,8 @@ class GroupConv2d(GroupConv):
         backend: "auto" is the fastest, "torch" the fastest that uses PyTorch's operations only. By name: "expanded"
             multiplies the factors and convolves once with all transformed filters; "two_step" (kinds g and gc)
             convolves pointwise, then depthwise; "fourier" computes the pointwise step of a gc layer, or a 1×1 dense
-            layer, in the group's Fourier domain; "native" computes the whole convolution there, by compiled kernels on
-            a CPU; "reference" is the definition. Results are equal to rounding.
+            layer, in the group's Fourier domain; "native" uses compiled kernels on a CPU, in the Fourier domain or,
+            with groups > 1, directly; "reference" is the definition. Results are equal to rounding.
         init: the initialization, "published" or "variance", see :meth:`reset_parameters`.
         device: of the parameters.
         dtype: of the parameters.
@@ -163,6 +163,9 @@ class LiftingConv1d(LiftingConv):
     Shape:
         (B, C, X) to (B, C', |H|, X'); ``weight`` (out_channels, in_channels/groups, 1, k).
 
+    Raises:
+        ArgumentError: as :class:`LiftingConv2d`.
+
     >>> import torch
     >>> layer = LiftingConv1d(3, 16, 5, padding=2, group="reflection")
     >>> layer(torch.zeros(2, 3, 9)).shape
@@ -177,6 +180,9 @@ class GroupConv1d(GroupConv):
 
     Shape:
         (B, C, |H|, X) to (B, C', |H|, X').
+
+    Raises:
+        ArgumentError: as :class:`GroupConv2d`.
 
     >>> import torch
     >>> layer = GroupConv1d(16, 32, 5, padding=2, group="reflection", kind="gc")

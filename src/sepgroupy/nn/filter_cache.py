@@ -22,7 +22,7 @@ except (AttributeError, OSError, TypeError):  # Windows has no library without a
     _memcmp = None  # type: ignore[assignment]
 
 
-class _Seen:
+class _Snapshot:
     """A parameter as it was when its filters were expanded."""
 
     def __init__(self, parameter: Tensor) -> None:
@@ -31,11 +31,13 @@ class _Seen:
         self.copy = parameter.detach().clone(memory_format=torch.contiguous_format)
 
     def is_current(self, parameter: Tensor) -> bool:
-        """Whether the parameter has the values of then; on a GPU, as far as its edits leave a trace."""
-        return self.leaves_no_trace(parameter) if comparing_waits(parameter) else _same(parameter, self.copy)
+        """Whether the parameter is unchanged; on a GPU, judged by memory and version."""
+        if comparison_synchronizes(parameter):
+            return self.has_same_memory_and_version(parameter)
+        return _same(parameter, self.copy)
 
-    def leaves_no_trace(self, parameter: Tensor) -> bool:
-        """Whether the parameter has the memory and the version of then."""
+    def has_same_memory_and_version(self, parameter: Tensor) -> bool:
+        """Whether the parameter has the same memory and version as the snapshot."""
         mine, other = self.alias, parameter
         return (
             (mine.data_ptr(), self.version) == (other.data_ptr(), _version(other))
@@ -49,30 +51,34 @@ class FilterCache:
 
     On a CPU the values are compared in every call, which reads the parameters once: an edit through ``.data`` or numpy
     leaves no other trace. On a GPU the host would wait for this comparison. There each call compares memory and version
-    of the parameters, and the values are compared when the context ends: :meth:`edits_without_trace`.
+    of the parameters, and the values are compared when the context ends: :meth:`untracked_edits`.
     """
 
     def __init__(self) -> None:
-        self._entries: dict[Hashable, tuple[Filters, dict[str, _Seen]]] = {}
+        self._entries: dict[Hashable, tuple[Filters, dict[str, _Snapshot]]] = {}
 
     def get(self, key: Hashable, parameters: Mapping[str, Tensor], expand: Callable[[], Filters]) -> Filters:
         """Return the filters of this key, expanded again if a parameter has changed."""
         found = self._entries.get(key)
         if found is None or not all(found[1][name].is_current(p) for name, p in parameters.items()):
-            seen = {name: _Seen(p) for name, p in parameters.items()}
-            found = self._entries[key] = (expand(), seen)
+            snapshots = {name: _Snapshot(p) for name, p in parameters.items()}
+            found = self._entries[key] = (expand(), snapshots)
         return found[0]
 
-    def edits_without_trace(self, layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    def untracked_edits(self, layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
         """Yield, for each parameter whose values calls did not compare, its name and whether they have changed."""
-        for _, seen in self._entries.values():
-            for name, then in seen.items():
+        for _, snapshots in self._entries.values():
+            for name, snapshot in snapshots.items():
                 parameter = getattr(layer, name, None)
-                if isinstance(parameter, Tensor) and comparing_waits(parameter) and then.leaves_no_trace(parameter):
-                    yield name, (_bytes(parameter) != _bytes(then.copy)).any()
+                if (
+                    isinstance(parameter, Tensor)
+                    and comparison_synchronizes(parameter)
+                    and snapshot.has_same_memory_and_version(parameter)
+                ):
+                    yield name, (_bytes(parameter) != _bytes(snapshot.copy)).any()
 
 
-def comparing_waits(parameter: Tensor) -> bool:
+def comparison_synchronizes(parameter: Tensor) -> bool:
     """Whether the host would wait for the comparison of values, while addresses tell one memory from another."""
     return parameter.is_cuda
 
@@ -124,18 +130,18 @@ def cached_filters(model: Model) -> Iterator[Model]:
         layer.filter_cache = FilterCache()  # type: ignore[assignment]
     try:
         yield model
-        _refuse_edits_without_trace(layers)
+        _refuse_untracked_edits(layers)
     finally:
         for layer in layers.values():
             layer.filter_cache = None  # type: ignore[assignment]
 
 
 @torch.no_grad()
-def _refuse_edits_without_trace(layers: Mapping[str, nn.Module]) -> None:
+def _refuse_untracked_edits(layers: Mapping[str, nn.Module]) -> None:
     changed: dict[torch.device, dict[str, Tensor]] = {}
     for prefix, layer in layers.items():
         cache: FilterCache = layer.filter_cache  # type: ignore[assignment]
-        for name, flag in cache.edits_without_trace(layer):
+        for name, flag in cache.untracked_edits(layer):
             flags, full_name = changed.setdefault(flag.device, {}), f"{prefix}.{name}".removeprefix(".")
             flags[full_name] = flag | flags.get(full_name, flag)
     for flags in changed.values():  # one wait for each device

@@ -17,8 +17,8 @@ class PerElement(nn.Module):
     """Apply a module for images to a group feature map: ``y[·, g] = module(x[·, g])``, with parameters shared over g.
 
     The group axis is merged into the batch, so one wrapper serves spatial pooling, dropout, activations and resizing.
-    The result is equivariant if the module commutes with rotations and reflections, as these do. For batch norm use
-    :class:`GroupBatchNorm2d`.
+    The result is equivariant if the module commutes with rotations and reflections, as activations and dropout in
+    inference mode do, and pooling and resizing on symmetric grids. For batch norm use :class:`GroupBatchNorm2d`.
 
     Args:
         module: any module from (N, C, *spatial) to (N, C', *spatial'), or to a tuple of such.
@@ -26,6 +26,9 @@ class PerElement(nn.Module):
 
     Shape:
         (B, C, |H|, *spatial) to (B, C', |H|, *spatial').
+
+    Raises:
+        ArgumentError: the dimension is not 1, 2 or 3, or the input has another number of axes.
 
     >>> import torch
     >>> pool = PerElement(nn.AvgPool2d(2))
@@ -90,7 +93,7 @@ GROUP_BATCH_NORMS = {norm.dimension: norm for norm in (GroupBatchNorm1d, GroupBa
 
 
 class GroupPool(nn.Module):
-    """Pool over the group axis: ``y = max_g x[·, g]`` or its mean, from group feature maps to invariant ones.
+    """Pool over the group axis: ``y = max_g x[·, g]`` or its mean. The result has no group axis.
 
     For every t of the group ``pool(t·x) = t·pool(x)``, where t acts on the spatial axes of the result.
 

@@ -87,13 +87,26 @@ class GroupConvTranspose2d(GroupConvTranspose):
 
 
 class GroupConvTranspose1d(GroupConvTranspose):
-    """Transpose a :class:`GroupConv1d`: :class:`GroupConvTranspose2d` with one spatial axis."""
+    """Transpose a :class:`GroupConv1d`: :class:`GroupConvTranspose2d` with one spatial axis.
+
+    Shape:
+        (B, in_channels, |H|, X) to (B, out_channels, |H|, X').
+
+    Raises:
+        ArgumentError: as :class:`GroupConvTranspose2d`.
+    """
 
     dimension = 1
 
 
 class GroupConvTranspose3d(GroupConvTranspose):
     """Transpose a :class:`GroupConv3d`: :class:`GroupConvTranspose2d` with three spatial axes (Z, Y, X).
+
+    Shape:
+        (B, in_channels, |H|, Z, Y, X) to (B, out_channels, |H|, Z', Y', X').
+
+    Raises:
+        ArgumentError: as :class:`GroupConvTranspose2d`.
 
     >>> layer = GroupConvTranspose3d(4, 2, 2, stride=2, group="O", kind="gc")
     >>> layer(torch.zeros(2, 4, 24, 3, 3, 3)).shape

@@ -27,7 +27,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, and what is below it."""
+    """A heading with text, plots and tables."""
 
     title: str
     text: Sequence[str] = ()

@@ -17,8 +17,8 @@ def to_svg(figure: Figure, name: str) -> str:
     """Return a figure as an ``<svg>`` element, the same on every call, its letters as text.
 
     Args:
-        figure: what is drawn.
-        name: what its ids begin with, so that several can be on one page.
+        figure: the matplotlib figure.
+        name: prefix of its ids, so that several figures can be on one page.
     """
     buffer = io.StringIO()
     with mpl.rc_context(STYLE):

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .._files import atomic
+from .._files import atomic, refuse_existing
 from ..compression import CompressedLayer, compress
 from ..errors import ArgumentError
 from ..models import published_model_names
@@ -51,8 +51,7 @@ def compress_run(folder: Path, kind: str, path: Path | None) -> CompressedRun:
         DataError: the folder has no run, or its files or data cannot be read.
     """
     path = folder / f"{kind}.pt" if path is None else path
-    if path.exists():
-        raise ArgumentError(f"path (={str(path)!r}) exists already: delete it, or choose another")
+    refuse_existing("path", path)
     config, model = read_run_config(folder), load_model(folder)
     net, layers = compress(model, kind)
     goal = _matching(config, net)

@@ -1,4 +1,4 @@
-"""What the paper prints of its eleven models."""
+"""Results that the paper reports for its eleven models."""
 
 from __future__ import annotations
 

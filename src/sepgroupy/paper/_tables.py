@@ -1,4 +1,4 @@
-"""Tables of what models cost, with what the paper says beside each figure."""
+"""Cost tables of models, beside the paper's numbers."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def cost_table(models: Models, measure: bool = False, batch_size: int = 8, round
     Args:
         models: networks by name, each with the shape of an image, (channels, rows, columns); they are measured on
             the device of their parameters.
-        measure: also time a training step and an evaluation, against the first model of the same shape. For the
+        measure: also time a training step and inference, against the first model of the same shape. For the
             paper's eleven on two cores this takes a minute or more.
         batch_size: images in a step that is timed.
         rounds: how often each model is timed.
@@ -142,5 +142,5 @@ _COLUMNS = (
     _Column("memory", "memory", lambda row: row.cost.memory, _mebibytes),
     _Column("memory_paper", "paper", lambda row: row.paper and row.paper.memory, _mebibytes),
     _Column("training_time", "training step", lambda row: row.time and row.time.training, "{:.2f}".format),
-    _Column("evaluation_time", "evaluation", lambda row: row.time and row.time.evaluation, "{:.2f}".format),
+    _Column("inference_time", "inference", lambda row: row.time and row.time.inference, "{:.2f}".format),
 )

@@ -24,7 +24,7 @@ __all__ = ["ANGLES", "FIGURE", "DemoRow", "demo"]
 _log = logging.getLogger(__name__)
 
 NETWORKS = {"z2cnn": "Z2CNN", "gc-p4cnn": "gc-P4CNN"}
-# Much shorter than the paper's, for two minutes on two cores.
+# Much shorter than the paper's: the demo takes a minute or two on two cores.
 SCHEDULE: dict[str, Any] = {"epochs": 6, "batch_size": 128, "milestones": (4,), "log_every": 6}
 ANGLES = tuple(range(0, 361, 15))
 FIGURE = "error-against-angle.png"
@@ -61,6 +61,10 @@ def demo(
 
     Returns:
         a row for each network, and the path of the plot.
+
+    Raises:
+        DataError: the folder of a run has broken files.
+        RunError: a run cannot be trained, for example because another process trains it.
     """
     folder = Path(folder)
     rows = [_row(name, title, folder / name, progress) for name, title in NETWORKS.items()]

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from .._files import atomic
+from .._files import atomic, refuse_existing
 from ..errors import ArgumentError
 from ..models import build_model
 from ._network import describe_network
@@ -60,8 +60,7 @@ def save_page(path: str | PathLike[str], networks: Mapping[str, nn.Module] | Non
     path = Path(path)
     if path.suffix != ".html":
         raise ArgumentError(f"path (={str(path)!r}) must end in .html")
-    if path.exists():
-        raise ArgumentError(f"path (={str(path)!r}) exists already: delete it, or choose another")
+    refuse_existing("path", path)
     page = build_page(networks)
     with atomic(path) as temporary:
         temporary.write_text(page, encoding="utf-8")

@@ -57,7 +57,7 @@ class TrainingConfig:
     optimizer: Literal["adam", "sgd", "adamw"]
     """Optimizer. adamw decouples the weight decay from the gradient."""
     lr: Positive
-    """Learning rate of the first epoch."""
+    """Base learning rate, before warmup and schedule."""
     momentum: Annotated[FiniteFloat, Field(ge=0, lt=1)]
     """Momentum of SGD; Adam has none."""
     weight_decay: Annotated[FiniteFloat, Field(ge=0)]
@@ -147,7 +147,7 @@ class TrainingConfig:
         """Read what :meth:`to_json` wrote.
 
         Raises:
-            ArgumentError: the text is no JSON object of these fields, or a value is out of range. A field with a
+            ArgumentError: the text is not a JSON object of these fields, or a value is out of range. A field with a
                 default may be missing: it is younger than the file.
         """
         return cls.from_values(parse_object(text))

@@ -14,15 +14,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import ArgumentError, RunError
-from ..nn import GroupBatchNorm2d
+from ..nn import GROUP_BATCH_NORMS
 from ._config import TrainingConfig
 
 if TYPE_CHECKING:
     from ._fabric import Fabric
 
 T = TypeVar("T")
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, *GROUP_BATCH_NORMS.values())
 
 
 def launch(config: TrainingConfig) -> Fabric:
@@ -157,10 +160,11 @@ class _Sum(torch.autograd.Function):
         return _Sum.forward(ctx, gradient)
 
 
-class SharedBatchNorm2d(nn.BatchNorm2d):
+class SharedBatchNorm(_BatchNorm):
     """Batch norm with the mean and variance of the whole batch, over all ranks.
 
-    It reads (B, C, Y, X), or a group feature map (B, C, |H|, Y, X). torch's ``SyncBatchNorm`` supports GPUs only.
+    It reads feature maps (B, C, *spatial) or group feature maps (B, C, |H|, *spatial). torch's ``SyncBatchNorm``
+    supports GPUs only.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -186,10 +190,10 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
 
 
 def share_batch_norm(model: nn.Module) -> None:
-    """Replace every batch norm of a network by one with the statistics of all ranks."""
+    """Replace every batch norm of a network, of any dimension, by one with the statistics of all ranks."""
     for name, norm in list(model.named_modules()):
-        if type(norm) in (nn.BatchNorm2d, GroupBatchNorm2d):
-            shared = SharedBatchNorm2d(norm.num_features, norm.eps, norm.momentum)
+        if isinstance(norm, _BatchNorm) and type(norm) in _BATCH_NORMS:
+            shared = SharedBatchNorm(norm.num_features, norm.eps, norm.momentum)
             shared.load_state_dict(norm.state_dict())
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, shared)

@@ -91,7 +91,7 @@ def evaluate(
 
 
 def load_model(folder: str | PathLike[str]) -> nn.Module:
-    """Return the network of a run from its checkpoint, in evaluation mode on the CPU.
+    """Return the network of a run from its checkpoint, in inference mode on the CPU.
 
     Args:
         folder: the folder of the run.

@@ -69,12 +69,12 @@ def parse_object(text: str) -> dict[str, Any]:
     """Return the JSON object that a text is.
 
     Raises:
-        ArgumentError: it is no JSON object.
+        ArgumentError: it is not a JSON object.
     """
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ArgumentError(f"the configuration is no JSON: {error}") from None
+        raise ArgumentError(f"the configuration is not JSON: {error}") from None
     if not isinstance(values, dict):
         raise ArgumentError(f"the configuration must be a JSON object, not {type(values).__name__}")
     return values

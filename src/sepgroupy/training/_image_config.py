@@ -1,4 +1,4 @@
-"""The settings of a run on anyone's images, and the recipes."""
+"""The settings of a run on user images, and the recipes."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ for _values in IMAGE_RECIPES.values():
 @raises_argument_error
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ImageConfig(TrainingConfig):
-    """Everything that decides the outcome of a training on anyone's images; :meth:`for_task` fills in a recipe.
+    """Everything that decides the outcome of a training on user images; :meth:`for_task` fills in a recipe.
 
     Raises:
         ArgumentError: a value cannot be right.

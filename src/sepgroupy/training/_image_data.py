@@ -21,7 +21,7 @@ from ..errors import ArgumentError
 from ..nn import cached_filters
 from ._augmentation import Augmentation
 from ._image_facts import SPLIT, ImageFacts
-from ._metrics import Score, mean, predict
+from ._metrics import Score, predict, score_from_sums
 from ._objective import Classification, Objective, Regression, Segmentation, balanced_weights
 from ._random import AUGMENTATION, ORDER, epoch_order, generator, seed_of
 from ._run_data import Batch, RunData
@@ -151,21 +151,21 @@ class StreamedData(RunData):
         loader = self._load(Subset(images, chosen), False, batch_size=self.config.test_batch_size)
         yield from loader
 
-    def tally(self, model: nn.Module, split: str, fabric: Fabric, between: Callable[[], object]) -> Tensor:
+    def accumulate_metrics(self, model: nn.Module, split: str, fabric: Fabric, between: Callable[[], object]) -> Tensor:
         """Add up every image of this process's part."""
         images = self.splits.val if split == "validation" else self.splits.test
-        return self._tally(model, images, slice(fabric.global_rank, None, fabric.world_size), between)
+        return self._accumulate(model, images, slice(fabric.global_rank, None, fabric.world_size), between)
 
     def score(self, model: nn.Module, batch_size: int, rotations: int) -> Score:
         """Score the network on the test images."""
         if rotations != 1 and not isinstance(self.objective, Classification):
             raise ArgumentError(f"rotations (={rotations!r}) needs a classification")
-        loss, errors, count = self._tally(model, self.splits.test, slice(None), lambda: None, rotations).tolist()
+        loss, errors, count = self._accumulate(model, self.splits.test, slice(None), lambda: None, rotations).tolist()
         if isinstance(self.objective, Classification):
-            return mean(torch.tensor([loss, errors, count], dtype=torch.float64))
+            return score_from_sums(torch.tensor([loss, errors, count], dtype=torch.float64))
         return Score(loss / count, self.objective.scale * errors / count, 0, int(count))
 
-    def _tally(
+    def _accumulate(
         self, model: nn.Module, images: Images, mine: slice, between: Callable[[], object], rotations: int = 1
     ) -> Tensor:
         total = torch.zeros(3, dtype=torch.float64)

@@ -48,7 +48,7 @@ class WorstImage:
 
 @dataclass(frozen=True, eq=False)
 class ImageEvaluation:
-    """What a run is worth on its test images, from :func:`evaluate_images`.
+    """Evaluation of a run on its test images, from :func:`evaluate_images`.
 
     Args:
         config: of the run.
@@ -90,7 +90,7 @@ def evaluate_images(
     workers: int | None = None,
     progress: bool = False,
 ) -> ImageEvaluation:
-    """Evaluate the network that a run on images has left on its test images, and write what was found.
+    """Evaluate the trained network of a run on its test images, and write the results.
 
     The folder of the run receives ``evaluation.json``, ``test-predictions.csv`` with a row for each image, and
     ``report.html``, which holds learning curves, scores, and the images of the largest loss.
@@ -147,7 +147,7 @@ def _comparable(outputs: Tensor, facts: ImageFacts) -> Tensor:
 
 
 class _Pass:
-    """What is collected in one pass over the test images."""
+    """Accumulates outputs, losses and errors over the test images."""
 
     def __init__(self, data: StreamedData, facts: ImageFacts) -> None:
         self.data, self.facts, self.task = data, facts, data.config.task

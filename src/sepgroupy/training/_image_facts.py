@@ -1,4 +1,4 @@
-"""What a network has to know of the images: classes, channels, sizes, mean and spread. A file in the run's folder."""
+"""Properties of the images that the network depends on: classes, channels, sizes, mean and standard deviation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .._files import atomic
 from ..errors import DataError
 
 FACTS, SPLIT = "data.json", "split.csv"
-LARGEST = 2**24  # bytes of the file
+MAX_BYTES = 2**24  # bytes of the file
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class ImageFacts:
         """
         path = folder / FACTS
         try:
-            if path.stat().st_size > LARGEST:
+            if path.stat().st_size > MAX_BYTES:
                 raise DataError(f"{path} is too large for what it should hold")
             values = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(values, dict) or values.keys() != {field.name for field in fields(cls)}:

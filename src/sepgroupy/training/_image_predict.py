@@ -29,7 +29,7 @@ Paths = str | PathLike[str] | Iterable[str | PathLike[str]]
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a network says of an image file.
+    """The prediction for one image file.
 
     Args:
         path: of the file.

@@ -21,7 +21,7 @@ METRIC_NAMES = {
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What predictions are worth.
+    """Metrics of predictions.
 
     Args:
         metrics: numbers by name; shares are in 0..1, not in percent.

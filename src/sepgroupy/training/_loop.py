@@ -246,7 +246,8 @@ class Loop:
         if best is not None and best["epoch"] != len(self.history) + 1:
             model = copy.deepcopy(model)
             model.load_state_dict(best["state_dict"])
-        loss, errors, count = all_reduce_sum(self.fabric, self.data.tally(model, name, self.fabric, between)).tolist()
+        sums = self.data.accumulate_metrics(model, name, self.fabric, between)
+        loss, errors, count = all_reduce_sum(self.fabric, sums).tolist()
         return {f"{name}_loss": loss / count, f"{name}_error": self.data.objective.scale * errors / count}
 
     def _stop(self, stop: Interruption) -> NoReturn:

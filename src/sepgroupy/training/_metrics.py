@@ -1,4 +1,4 @@
-"""Loss and error of a classifier on a set of images."""
+"""Loss and error of a network on a set of images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ from ..nn import cached_filters
 
 
 class Score(NamedTuple):
-    """The mean cross-entropy in nats, the share of wrong answers in percent, and the number of right ones among all."""
+    """Loss and error of a network on a set of images.
+
+    Args:
+        loss: mean loss.
+        error: percent of wrong answers or pixels; of a regression the mean absolute error.
+        correct: number of right answers, 0 unless a classification.
+        images: number of images.
+    """
 
     loss: float
     error: float
@@ -31,7 +38,7 @@ def predict(model: nn.Module, images: Tensor, batch_size: int = 256, rotations: 
     With ``rotations`` they are those of the mean probability ``1/n · Σ_k p(R_k x)`` over rotations of the image by
     k·90°/n, k = 0..n-1. A network that is invariant under rotations by 90° then averages over 4n orientations.
 
-    The model is called in evaluation mode, on the device and in the precision of its parameters. Its mode is restored.
+    The model is called in inference mode, on the device and in the precision of its parameters. Its mode is restored.
 
     Args:
         model: from images to logits or log-probabilities (``log_softmax`` does not change these).
@@ -59,15 +66,15 @@ def predict(model: nn.Module, images: Tensor, batch_size: int = 256, rotations: 
 
 def score(model: nn.Module, split: Split, batch_size: int = 256, rotations: int = 1) -> Score:
     """Return the loss and the error of a model on labelled images; arguments as for :func:`predict`."""
-    return mean(tally(model, split, batch_size, rotations))
+    return score_from_sums(accumulate_metrics(model, split, batch_size, rotations))
 
 
-def tally(
+def accumulate_metrics(
     model: nn.Module, split: Split, batch_size: int, rotations: int = 1, between: Callable[[], object] = lambda: None
 ) -> Tensor:
     """Return the sum of the cross-entropies, the number of wrong answers and that of the images, in float64.
 
-    Tallies of parts of a data set can be added. ``between`` is called before each batch.
+    Results for parts of a data set can be added. ``between`` is called before each batch.
     """
     total = torch.zeros(3, dtype=torch.float64)
     with cached_filters(model):
@@ -79,7 +86,7 @@ def tally(
     return total
 
 
-def mean(tally: Tensor) -> Score:
-    """Return the score of a tally."""
-    loss, wrong, count = tally.tolist()
+def score_from_sums(sums: Tensor) -> Score:
+    """Return the score for sums of :func:`accumulate_metrics`."""
+    loss, wrong, count = sums.tolist()
     return Score(loss / count, 100 * wrong / count, int(count - wrong), int(count))

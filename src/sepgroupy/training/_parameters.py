@@ -13,7 +13,7 @@ from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 from .._files import load_tensors
 from ..errors import ArgumentError, DataError
 from ..fusion import fuse
-from ..models import find_state, misfit
+from ..models import find_state, state_dict_differences
 from ._config import TrainingConfig
 from ._run_directory import CHECKPOINT, read_checkpoint, read_config
 from ._validate_checkpoint import checked_average
@@ -87,6 +87,6 @@ def matching_state(found: Any, path: Path, config: TrainingConfig, facts: Any = 
         wanted = config.expected_state(facts)  # no memory is allocated
     except (ArgumentError, RuntimeError) as error:
         raise DataError(f"{path} cannot fit this run: {error!s:.200}") from None
-    if text := misfit(state, wanted):
+    if text := state_dict_differences(state, wanted):
         raise DataError(f"{path} does not fit the network of this run, {config.model}: {text}")
     return state

@@ -14,7 +14,7 @@ from .._devices import send
 from ..data import ImageData, RandomAffine, RandomCropFlip, Split
 from ._config import TrainingConfig
 from ._distributed import local_shard
-from ._metrics import Score, score, tally
+from ._metrics import Score, accumulate_metrics, score
 from ._objective import Classification, Objective
 from ._random import AFFINE, CROP_FLIP, epoch_order, generator
 
@@ -68,7 +68,7 @@ class RunData(ABC):
         """Yield the batches of an epoch, starting at a step of it. They depend on the seed and the step only."""
 
     @abstractmethod
-    def tally(self, model: nn.Module, split: str, fabric: Fabric, between: Callable[[], object]) -> Tensor:
+    def accumulate_metrics(self, model: nn.Module, split: str, fabric: Fabric, between: Callable[[], object]) -> Tensor:
         """Return the sums of losses and errors over this rank's shard of a split, and its number of images.
 
         Args:
@@ -126,13 +126,13 @@ class MemoryData(RunData):
                 images = affine(images, generator(c.seed, AFFINE, step))
             yield Batch(local_shard(fabric, images), local_shard(fabric, labels), len(indices))
 
-    def tally(self, model: nn.Module, split: str, fabric: Fabric, between: Callable[[], object]) -> Tensor:
+    def accumulate_metrics(self, model: nn.Module, split: str, fabric: Fabric, between: Callable[[], object]) -> Tensor:
         """Add up the images of this rank's shard."""
         images = self.images.validation if split == "validation" else self.images.test
         assert images is not None
         mine = slice(fabric.global_rank, None, fabric.world_size)
         shard = Split(images.images[mine], images.labels[mine])
-        return tally(model, shard, self.config.test_batch_size, between=between)
+        return accumulate_metrics(model, shard, self.config.test_batch_size, between=between)
 
     def score(self, model: nn.Module, batch_size: int, rotations: int) -> Score:
         """Score the network on the test images."""

@@ -105,7 +105,7 @@ def read_result(folder: Path) -> Result:
     try:
         values = json.loads(_read_text(folder / RESULT))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{folder / RESULT} is no JSON: {error}") from None
+        raise DataError(f"{folder / RESULT} is not JSON: {error}") from None
     due = {field.name for field in fields(Result) if field.default is MISSING}
     fits = isinstance(values, dict) and due <= values.keys() <= types.keys()
     if not fits or not all(isinstance(value, types[name]) for name, value in values.items()):
@@ -121,7 +121,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     checkpoint = load_tensors(path)
     if not isinstance(checkpoint, dict):
-        raise DataError(f"{path} is no checkpoint: it holds a {type(checkpoint).__name__}")
+        raise DataError(f"{path} is not a checkpoint: it holds a {type(checkpoint).__name__}")
     return checkpoint
 
 

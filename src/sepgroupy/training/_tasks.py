@@ -26,7 +26,7 @@ def parse_config(text: str) -> TrainingConfig:
     """Read what :meth:`TrainingConfig.to_json` wrote, as the class of its task.
 
     Raises:
-        ArgumentError: the text is no JSON object, its task is unknown, or a value is out of range.
+        ArgumentError: the text is not a JSON object, its task is unknown, or a value is out of range.
     """
     values = parse_object(text)
     task = values.get("task")

@@ -1,16 +1,17 @@
 """Compiled kernels for CPUs, where a C++ compiler was available when the package was installed.
 
-``backend`` is the door. A call passes from there to ``convolution``, which has the derivatives, and to ``launch``,
-which calls the kernels. ``problem`` states a convolution to them and checks shapes, ``library`` finds and loads them,
-``limits`` says what they can compute. ``operator`` is the same convolution for compilers and dispatch modes,
-``transform`` the Fourier transform of the group axis, ``memory`` the buffers, ``batch_norm`` the kernels around a
-batch norm.
+``backend`` is the entry point. A call passes from there to ``convolution``, which has the derivatives, and to
+``launch``, which calls the kernels. ``problem`` states a convolution to them and checks shapes, ``library`` finds and
+loads them, ``limits`` says what they can compute. ``operator`` is the same convolution for compilers and dispatch
+modes, ``transform`` the Fourier transform of the group axis, ``memory`` the buffers, ``batch_norm`` the kernels around
+a batch norm.
 """
 
 from . import flops
 from .backend import FusedOutput as FusedOutput
 from .backend import Native as Native
 from .batch_norm import batch_statistics as batch_statistics
+from .batch_norm import norm_clamp as norm_clamp
 from .batch_norm import norm_relu_max_pool as norm_relu_max_pool
 from .memory import empty_cache as empty_cache
 

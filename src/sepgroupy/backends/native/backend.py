@@ -15,7 +15,7 @@ from ..batch_norm import BatchNormReLU
 from ..conv_spec import ConvSpec
 from ..filter_bank import full_filter, with_group_axis
 from ..tracing import constant_to_dynamo
-from .convolution import GroupConv, definition, options_of
+from .convolution import GroupConvFunction, definition, options_of
 from .launch import ConvInputs, NativeConv, native_conv
 from .library import DTYPES, kernels
 from .limits import is_direct, unsupported_reason
@@ -40,11 +40,11 @@ class Native(Backend):
         return kernels().threaded
 
     def supports_device(self, device: str) -> bool:
-        """Compute on CPUs."""
+        """Whether it is a CPU."""
         return device == "cpu"
 
     def unsupported_reason(self, spec: ConvSpec, x: Tensor | None = None) -> str | None:
-        """Compute small kernels and strides, for groups of order up to 48, on a CPU."""
+        """Return None for small kernels and strides, and groups of order up to 48, on a CPU."""
         if x is not None and x.device.type not in ("cpu", "meta"):
             return f"an input on a CPU, not on {x.device}"
         return unsupported_reason(spec)
@@ -108,7 +108,8 @@ class Native(Backend):
             norm: batch norm and ReLU before the convolution.
             residual: added to the result.
             return_stats: also return mean and biased variance of each output channel, if there are values.
-            share_x: also return x, for others to read: the kernels add the gradient of what they do with it.
+            share_x: return x as an output too, for the residual branch. The backward kernel adds that branch's gradient
+                to dx.
         """
         weight, depthwise, *expanded = filters
         assert weight is not None
@@ -126,7 +127,13 @@ class Native(Backend):
 
 
 class FusedOutput(NamedTuple):
-    """What :meth:`Native.run_fused` returns."""
+    """Output of :meth:`Native.run_fused`.
+
+    Args:
+        y: the output of the convolution.
+        x: an output of the autograd function if it is shared, else the input.
+        stats: mean and biased variance of each channel of y, or None.
+    """
 
     y: Tensor
     x: Tensor
@@ -182,7 +189,7 @@ def _convolve(
     if can_bypass_dispatcher(inputs.x):
         if torch.is_grad_enabled():
             share_x = share_x and inputs.x.requires_grad  # else what others do with x would need a gradient
-            y, again, mean, var = GroupConv.apply(*inputs, eps, batch_stats, conv, return_stats, share_x)
+            y, again, mean, var = GroupConvFunction.apply(*inputs, eps, batch_stats, conv, return_stats, share_x)
             return y, again, mean, var
         y, mean, var = conv.forward(inputs.contiguous(), eps, return_stats, expanded)  # without autograd's calls
         return y, None, mean, var

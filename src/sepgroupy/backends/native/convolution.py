@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
 
 from ..base import CONV, repeat_bias
-from ..constants import group_index, planar_index
+from ..constants import group_index, spatial_index
 from ..conv_spec import ConvSpec
 from ..filter_bank import expand_filter, full_filter
 from ..group_axis import merge_group_into_channels, split_group_from_channels
@@ -19,7 +19,7 @@ from .launch import ConvInputs, NativeConv
 _INPUT_GRAD: dict[int, Any] = {1: conv1d_input, 2: conv2d_input, 3: conv3d_input}
 
 
-class GroupConv(torch.autograd.Function):
+class GroupConvFunction(torch.autograd.Function):
     """The convolution of plain eager tensors, without the calls that an operator costs. Differentiable twice."""
 
     @staticmethod
@@ -104,7 +104,7 @@ def definition(inputs: ConvInputs, eps: float, batch_stats: bool, conv: NativeCo
 
 def _filter_bank(inputs: ConvInputs, spec: ConvSpec) -> Tensor:
     weight = inputs.weight if inputs.depthwise is None else full_filter(inputs.depthwise, inputs.weight)
-    (table,) = (planar_index if spec.kind == "lifting" else group_index)(spec, weight.device)
+    (table,) = (spatial_index if spec.kind == "lifting" else group_index)(spec, weight.device)
     return expand_filter(weight, table, spec.groups)
 
 

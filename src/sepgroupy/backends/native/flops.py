@@ -1,4 +1,4 @@
-"""What the operators execute, for ``torch.utils.flop_counter``."""
+"""FLOP formulas of the kernels' operators, for ``torch.utils.flop_counter``."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class _AfterImport(MetaPathFinder):
     """Registers the formulas when ``torch.utils.flop_counter`` is imported: to import it here would import Triton."""
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
-        """Find that module as Python does; what runs it registers the formulas then."""
+        """Return the module's spec with a loader that registers the formulas after import."""
         if name != FLOP_COUNTER or (spec := PathFinder.find_spec(name, path, target)) is None:
             return None
         loader: Any = spec.loader

@@ -17,8 +17,7 @@ from torch import Tensor
 from ...errors import ArgumentError
 from ..batch_norm import BatchNormReLU
 from ..conv_spec import ConvSpec
-from .library import DTYPES, kernels
-from .library import Tensors as Addresses
+from .library import DTYPES, TensorAddresses, kernels
 from .limits import is_direct, unsupported_reason
 from .memory import empty, workspace
 from .problem import checked_output_shape, checked_problem, output_shape
@@ -44,7 +43,7 @@ class ConvInputs(NamedTuple):
         return ConvInputs(*[None if t is None else t.contiguous() for t in self])  # type: ignore[arg-type]
 
     def norm(self, eps: float, batch_stats: bool) -> BatchNormReLU | None:
-        """Return the norm."""
+        """Return the batch norm and ReLU before the convolution, or None."""
         if self.mean is None or self.var is None:
             return None
         return BatchNormReLU(self.mean, self.var, self.gamma, self.beta, eps, batch_stats)
@@ -52,7 +51,7 @@ class ConvInputs(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def native_conv(spec: ConvSpec) -> NativeConv:
-    """Return what convolves as specified."""
+    """Return the cached NativeConv of a specification."""
     return NativeConv(spec)
 
 
@@ -149,7 +148,10 @@ class NativeConv:
         return dx, dw, dd, db if computes or db is None else grad.flatten(3).sum(3).sum((0, 1))
 
     def filter_layout(self, width: int, dtype: torch.dtype) -> tuple[int, bool]:
-        """Return what the layout of :meth:`expand_filters` depends on, for rows of ``width`` pixels."""
+        """Return the vector width, and whether rows of ``width`` pixels fill vectors.
+
+        They determine the layout of :meth:`expand_filters`.
+        """
         lanes = kernels().library.vector_values(DTYPES[dtype], width // self.spec.stride[-1])
         return lanes, width % lanes == 0
 
@@ -163,7 +165,7 @@ class NativeConv:
         expanded = torch.zeros(values, dtype=weight.dtype, device="cpu")
         check_readable([expanded, weight, depthwise])
         filters = {"weight": weight, "depthwise": depthwise, "expanded": expanded}
-        launch("expand_filters", problem, {**filters, "workspace": workspace.take(size)})
+        launch("expand_filters", problem, {**filters, "workspace": workspace.acquire(size)})
         return expanded
 
     def _run(self, name: str, tensors: Tensors, computes: bool, eps: float = 0.0, batch_stats: bool = False) -> None:
@@ -174,7 +176,7 @@ class NativeConv:
         options = (torch.get_num_threads(), x.dtype, eps, batch_stats)
         problem, size = self._problem(name, tuple(tensors), shapes, *options)
         if computes:
-            launch(name, problem, {**tensors, "workspace": workspace.take(size)})
+            launch(name, problem, {**tensors, "workspace": workspace.acquire(size)})
             return
         for result in ("dx", "dweight", "ddepthwise", "dgamma", "dbeta"):
             if (gradient := tensors.get(result)) is not None:
@@ -186,8 +188,8 @@ def _two(like: Tensor, channels: int) -> tuple[Tensor, Tensor]:
 
 
 def launch(name: str, problem: Any, tensors: Mapping[str, Tensor | None]) -> None:
-    """Launch a kernel on tensors, each under the name of its field of :class:`.library.Tensors`."""
-    addresses = Addresses()
+    """Launch a kernel on tensors, each under the name of its field of :class:`.library.TensorAddresses`."""
+    addresses = TensorAddresses()
     for field, tensor in tensors.items():
         if tensor is not None:
             setattr(addresses, field, tensor.data_ptr())

@@ -1,4 +1,4 @@
-"""What the kernels can compute, and for what they would have to be other kernels."""
+"""Limits of the compiled kernels: strides, kernel sizes, extents and group orders."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_EXTENT = 64  # pixels between the first and the last kernel element: the wor
 
 @lru_cache(maxsize=1024)
 def unsupported_reason(spec: ConvSpec) -> str | None:
-    """Return what the kernels would need to compute such convolutions, or None."""
+    """Return the requirements that a convolution does not meet, or None."""
     elements, most = math.prod(spec.kernel_size), MAX_KERNEL_ELEMENTS[spec.dimension]
     extent = max(d * (k - 1) + 1 for d, k in zip(spec.dilation, spec.kernel_size, strict=True))
     needs = {

@@ -22,7 +22,7 @@ from torch import Tensor
 from ...errors import ArgumentError
 from .library import DTYPES, kernels
 
-LARGE = 2**25  # bytes from which on the C library's allocator takes new memory for every tensor
+MMAP_MIN_BYTES = 2**25  # bytes from which on the C library's allocator takes new memory for every tensor
 MIN_POOLED_BYTES = 2**20  # smaller buffers are left to PyTorch's allocator
 POOL_VARIABLE = "SEPGROUPY_BUFFER_POOL_MIB"
 
@@ -43,12 +43,12 @@ class _Workspace(threading.local):
 
     held: Tensor | None = None
 
-    def take(self, size: int) -> Tensor:
+    def acquire(self, size: int) -> Tensor:
         """Return at least ``size`` bytes with undefined contents."""
         if self.held is not None and self.held.numel() >= size and not torch.are_deterministic_algorithms_enabled():
             return self.held
         space = torch.empty(size, dtype=torch.uint8, device="cpu")  # filled, where PyTorch is to be deterministic
-        if size < LARGE:
+        if size < MMAP_MIN_BYTES:
             self.held = space
         return space
 
@@ -103,7 +103,7 @@ class BufferPool:
 def _new(size: int) -> Tensor:
     """Return memory from PyTorch; the system is asked for large pages, whose first writes are faster."""
     space = torch.empty(size, dtype=torch.uint8, device="cpu")
-    if size >= LARGE:
+    if size >= MMAP_MIN_BYTES:
         kernels().library.expect_writes(space.data_ptr(), size)
     return space
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...groups import PointGroup, action_table, fourier_basis, moved_size
+from ...groups import PointGroup, action_table, fourier_basis, transformed_size
 from . import library
 
 GENERAL, CYCLIC4, DIHEDRAL4, OCTAHEDRAL, FULL_OCTAHEDRAL = 0, 4, 8, 24, 48  # as in csrc/interface.h
@@ -96,6 +96,6 @@ def transformed_offsets(
     table = action_table(group, kernel)
     offsets = np.zeros((table.shape[1], group.order, library.AXES), dtype=np.int32)
     for g, sources in enumerate(table):
-        places = np.unravel_index(np.arange(len(sources)), moved_size(group.arrays[g], kernel))
+        places = np.unravel_index(np.arange(len(sources)), transformed_size(group.arrays[g], kernel))
         offsets[sources, g, -len(kernel) :] = np.stack(places, axis=1) * dilation
     return offsets

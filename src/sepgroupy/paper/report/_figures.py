@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator, StrMethodFormatter
 
 from ...pages import STYLE
-from ._run_groups import Group
+from ._run_groups import RunGroup
 
 # Okabe and Ito's colours, for every kind of colour vision; the markers tell the kinds apart without colour.
 _STYLES: dict[str, dict[str, Any]] = {
@@ -31,7 +31,7 @@ class Curve:
     """What one model shows, for :func:`curves`.
 
     Args:
-        name: of the model, as :attr:`Group.label`.
+        name: of the model, as :attr:`RunGroup.label`.
         xs: where.
         ys: mean and standard deviation there, percent.
     """
@@ -41,7 +41,7 @@ class Curve:
     ys: Sequence[Spread]
 
 
-def error_against(groups: Sequence[Group], xs: Sequence[float], label: str) -> Figure:
+def error_against(groups: Sequence[RunGroup], xs: Sequence[float], label: str) -> Figure:
     """Draw test error against what a network has or costs, a line for the widths of each model.
 
     Args:

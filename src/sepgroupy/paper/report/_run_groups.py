@@ -23,7 +23,7 @@ _MACHINE = ("device", "devices", "nodes", "strategy", "folder")  # where a run i
 
 
 @dataclass(frozen=True)
-class Group:
+class RunGroup:
     """Finished runs that differ in their seed only.
 
     Args:
@@ -90,10 +90,10 @@ class Protocol:
     """
 
     config: RunConfig
-    groups: tuple[Group, ...]
+    groups: tuple[RunGroup, ...]
 
     @property
-    def main(self) -> list[Group]:
+    def main(self) -> list[RunGroup]:
         """The groups with the most training images."""
         most = max(group.train_images for group in self.groups)
         return [group for group in self.groups if group.train_images == most]
@@ -118,7 +118,7 @@ def group_runs(runs: Iterable[Run]) -> list[Protocol]:
             protocol = replace(group, **{name: getattr(usual, name) for name in _AXES})
             protocols.setdefault(protocol, {}).setdefault(group, []).append(run)
     found = [
-        Protocol(config, tuple(sorted((Group(key, tuple(some)) for key, some in groups.items()), key=_order)))
+        Protocol(config, tuple(sorted((RunGroup(key, tuple(some)) for key, some in groups.items()), key=_order)))
         for config, groups in protocols.items()
     ]
     return sorted(found, key=lambda protocol: (protocol.config.task, len(protocol.changes)))
@@ -141,5 +141,5 @@ def load(task: str, data: str, data_path: str | None) -> ImageData:
     return load_data(RunConfig.for_task(task, data=data, data_path=data_path))
 
 
-def _order(group: Group) -> tuple[float, ...]:
+def _order(group: RunGroup) -> tuple[float, ...]:
     return list(PAPER_RESULTS).index(group.config.model), group.config.width or 0, group.train_images

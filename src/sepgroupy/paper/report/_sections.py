@@ -22,9 +22,9 @@ from .._published import PAPER_RESULTS
 from ._figures import Curve, Spread, curves, error_against, scaled
 from ._rotation_curve import ANGLES, errors_by_angle
 from ._rotations import error_averaged
-from ._run_groups import Group, Protocol
+from ._run_groups import Protocol, RunGroup
 
-_TURNS = (0, 22.5, 45, 67.5, 90, 180, 270)  # of ANGLES, in the table
+_TABLE_ANGLES = (0, 22.5, 45, 67.5, 90, 180, 270)  # of ANGLES
 _SETS = {
     "digits": "The bundled digits are 4,000 to train on and 1,000 to test on. The paper had 12,000 and 50,000, so that "
     "its errors are lower; what can be compared is the order."
@@ -64,7 +64,7 @@ def chapter(protocol: Protocol, stem: str, rotations: int = 1) -> Chapter:
     return Chapter(title, text, [section for section in sections if section is not None])
 
 
-def _test_error(main: Sequence[Group], rotations: int) -> Section:
+def _test_error(main: Sequence[RunGroup], rotations: int) -> Section:
     rows = [
         [
             group.label,
@@ -89,7 +89,7 @@ def _test_error(main: Sequence[Group], rotations: int) -> Section:
     return Section("Test error", text, tables=[Table(head, rows)])
 
 
-def order(main: Sequence[Group]) -> list[str]:
+def order(main: Sequence[RunGroup]) -> list[str]:
     """Compare the order of test errors with the paper's; name each pair that differs."""
     known = [group for group in main if group.paper_error]
     known.sort(key=lambda group: float((group.paper_error or "").split()[0]))
@@ -107,7 +107,7 @@ def order(main: Sequence[Group]) -> list[str]:
     return [f"{text} Here it is another: {found}."]
 
 
-def _parameters(main: Sequence[Group], stem: str) -> Section:
+def _parameters(main: Sequence[RunGroup], stem: str) -> Section:
     figure = error_against(main, [group.parameters for group in main], "parameters")
     caption = "Test error against the number of free parameters. Lower and further left is better."
     return Section("Test error against parameters", plots=[_plot(f"{stem}-parameters", caption, figure)])
@@ -140,29 +140,33 @@ def _training_images(protocol: Protocol, stem: str) -> Section | None:
     )
 
 
-def _angles(groups: Sequence[Group], stem: str) -> Section | None:
+def _angles(groups: Sequence[RunGroup], stem: str) -> Section | None:
     lines, rows = [], []
     for group in groups:
-        errors = [[*turns, turns[0]] for turns in map(errors_by_angle, group.runs) if turns is not None]
+        errors = [
+            [*errors_of_run, errors_of_run[0]]
+            for errors_of_run in map(errors_by_angle, group.runs)
+            if errors_of_run is not None
+        ]
         if not errors:
             continue
         values: list[Spread] = [
             (mean(here), stdev(here) if len(here) > 1 else None) for here in zip(*errors, strict=True)
         ]
         lines.append(Curve(group.label, [*ANGLES, 360.0], values))
-        rows.append([group.label, *(spread(*values[ANGLES.index(turn)]) for turn in _TURNS)])
+        rows.append([group.label, *(spread(*values[ANGLES.index(angle)]) for angle in _TABLE_ANGLES)])
     if not lines:
         return None
     caption = (
         "Test error against the angle by which the test digits are rotated, counter-clockwise. The error "
         "of networks that are invariant under 90° rotations repeats after 90°, exactly."
     )
-    table = Table(["test error (%) at", *(f"{turn:g}°" for turn in _TURNS)], rows)
+    table = Table(["test error (%) at", *(f"{angle:g}°" for angle in _TABLE_ANGLES)], rows)
     figure = curves(lines, "angle")
     return Section("Test error against angle", plots=[_plot(f"{stem}-angle", caption, figure)], tables=[table])
 
 
-def _redundancy(group: Group, stem: str) -> Section | None:
+def _redundancy(group: RunGroup, stem: str) -> Section | None:
     models = [run.load_model() for run in group.runs if run.has_parameters]
     if not models or all(row.g is None for row in redundancy(models[0])):
         return None  # the question is about groups
@@ -198,7 +202,7 @@ def _pool(seeds: Sequence[Sequence[LayerRedundancy]]) -> list[LayerRedundancy]:
     return pooled
 
 
-def _costs(main: Sequence[Group], stem: str) -> Section:
+def _costs(main: Sequence[RunGroup], stem: str) -> Section:
     costs = [complexity(group.config.build_model(), PAPER_RESULTS[group.config.model].shape) for group in main]
     figure = error_against(main, [cost.macs for cost in costs], "multiply-accumulates per image (formula)")
     rows = []
