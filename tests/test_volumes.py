@@ -212,7 +212,7 @@ def test_a_bad_argument_is_refused(options: dict[str, Any], message: str) -> Non
 def test_an_input_of_another_shape_is_refused() -> None:
     layer = sepgroupy.GroupConv3d(2, 2, 3, group="O", kind="gc")
     with pytest.raises(
-        ArgumentError, match=r"reads \(B, 2, 24, Z, Y, X\), a feature map on O .* LiftingConv3d makes one"
+        ArgumentError, match=r"reads \(B, 2, 24, Z, Y, X\), a feature map on O .* Apply a LiftingConv3d to x first"
     ):
         layer(torch.zeros(1, 2, 24, 5, 5))
     with pytest.raises(ArgumentError, match=r"x is 5×5×2 voxels, with padding .* smaller than the extent"):
