@@ -158,6 +158,12 @@ def _seeds() -> None:
     np.random.seed(0)  # noqa: NPY002
 
 
+@pytest.fixture(autouse=True)
+def _caches_filters_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the layers of the tests, which are small, use the cache of filters as large ones do."""
+    monkeypatch.setattr(dispatch, "NATIVE_MIN_REUSED", 0)
+
+
 @pytest.fixture
 def as_if_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let "auto" choose for small feature maps what it chooses for large ones: the kernels or the Fourier domain."""

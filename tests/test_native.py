@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import oracle
 import sepgroupy
 from sepgroupy import fusion
-from sepgroupy.backends import BatchNormReLU, ConvSpec, select_backend
+from sepgroupy.backends import BatchNormReLU, ConvSpec, dispatch, select_backend
 from sepgroupy.backends.native import (
     Native,
     backend,
@@ -601,6 +601,22 @@ def test_expanded_filters_give_the_same_bits(group: PointGroup, kind: str, dtype
                 assert torch.equal(ours, theirs)  # type: ignore[arg-type]
     wide = dtype is torch.float32 and "avx512" in kernels().summary
     assert len(lanes) == 1 + wide
+
+
+@pytest.mark.parametrize(("channels", "expansions"), [(4, 0), (64, 1)])
+def test_only_filters_of_many_values_are_cached(
+    channels: int, expansions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "NATIVE_MIN_REUSED", 2**14)
+    cached, expand = [], Native.expand_filters_for_reuse
+    monkeypatch.setattr(Native, "expand_filters_for_reuse", lambda *args: (cached.append(1), expand(*args))[1])
+    convolution, x = GroupConv2d(channels, channels, 3, group="p4m"), torch.randn(1, channels, 8, 5, 5)
+    with torch.no_grad():
+        y = convolution(x)
+        with cached_filters(convolution):
+            assert torch.equal(convolution(x), y)
+            assert torch.equal(convolution(x), y)
+    assert len(cached) == expansions
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "lifting"])
