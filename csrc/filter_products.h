@@ -10,7 +10,10 @@ struct ProductRange {
     index_t phase, elements;    /* of the filter in this phase */
     index_t blocks_start;       /* the phase's first value of the blocks */
     index_t first, outputs, column, count;
+    Channels held;              /* outputs whose filters there are */
+    bool adds;                  /* backward, to what earlier outputs left in x_fourier_grad */
     index_t rows() const { return outputs * elements; }
+    index_t place() const { return first - held.first; }
 };
 
 /* gemm_out (order, rows, columns) ← W x_fourier. */
@@ -19,16 +22,16 @@ NOINLINE void multiply_filters(const Problem &p, const Thread<S> &w, const T *bl
                                const ProductRange &range, index_t step)
 {
     const index_t I = p.in_channels, x_step = w.layout.columns, rows = range.rows(), elements = range.elements;
-    for_blocks(p, range.blocks_start, elements, [&](const FilterBlock &block) {
+    for_blocks(p, range.blocks_start, elements, range.held.count, [&](const FilterBlock &block) {
         const T *x = w.x_fourier + block.row * I * x_step + range.column;
         T *out = w.gemm_out + (block.row + block.a) * rows * step;
         if (!block.in_factors) {
-            const T *values = blocks + block.values + range.first * elements * block.step;
+            const T *values = blocks + block.values + range.place() * elements * block.step;
             multiply<S>(rows, block.depth, range.count, values, block.step, x, x_step, out, step);
         } else if (block.a == 0) {
             for (index_t j = 0; j < range.count; j += S::wide_lanes)
                 for (index_t o = 0; o < range.outputs; o++)
-                    factored_gemm<S>(I, blocks + block.values + (range.first + o) * block.step, p.out_channels * block.step,
+                    factored_gemm<S>(I, blocks + block.values + (range.place() + o) * block.step, range.held.count * block.step,
                                      depthwise + (range.first + o) * I * elements, x + j, x_step,
                                      out + o * elements * step + j, step, rows * step);
         }
@@ -40,16 +43,16 @@ template <class S, typename T = typename S::Scalar>
 NOINLINE void multiply_factors_backward(const Problem &p, const Thread<S> &w, const T *blocks, const T *depthwise,
                                         const ProductRange &range, const FilterBlock &block, index_t step)
 {
-    const index_t I = p.in_channels, x_step = w.layout.columns, rows = range.rows(), side = p.out_channels * block.step;
+    const index_t I = p.in_channels, x_step = w.layout.columns, rows = range.rows(), side = range.held.count * block.step;
     const index_t place = block.row * I * x_step + range.column;
     const T *grad = w.gemm_out + block.row * rows * step;
     for (index_t o = 0; o < range.outputs; o++)
         for (index_t i = 0; i < I; i++) {
-            const index_t at = block.values + (range.first + o) * block.step + i;
+            const index_t at = block.values + (range.place() + o) * block.step + i;
             const index_t at_depthwise = ((range.first + o) * I + i) * FACTORED_ELEMENTS;
             const T point[4] = {blocks[at], blocks[at + I], blocks[at + side], blocks[at + side + I]};
             T total[FACTORED_TOTALS] = {0};
-            factored_gemm_backward<S>(range.first + o > 0, range.count, point, depthwise + at_depthwise,
+            factored_gemm_backward<S>(range.adds || o > 0, range.count, point, depthwise + at_depthwise,
                                       w.x_fourier + place + i * x_step, w.x_fourier_grad + place + i * x_step, I * x_step,
                                       grad + o * range.elements * step, step, rows * step, total);
             for (index_t k = 0; k < FACTORED_ELEMENTS; k++) w.ddepthwise[at_depthwise + k] += total[k];
@@ -59,22 +62,22 @@ NOINLINE void multiply_factors_backward(const Problem &p, const Thread<S> &w, co
         }
 }
 
-/* x_fourier_grad = (of the first outputs) or += Wᵀ gemm_out, and the gradient of W += gemm_out x_fourierᵀ. */
+/* x_fourier_grad = or += Wᵀ gemm_out, and the gradient of W += gemm_out x_fourierᵀ. */
 template <class S, typename T = typename S::Scalar>
 NOINLINE void multiply_filters_backward(const Problem &p, const Thread<S> &w, const T *blocks, const T *depthwise,
                                         const ProductRange &range, index_t step, bool wants_x, bool wants_filters)
 {
     const index_t I = p.in_channels, x_step = w.layout.columns, rows = range.rows();
-    for_blocks(p, range.blocks_start, range.elements, [&](const FilterBlock &block) {
+    for_blocks(p, range.blocks_start, range.elements, range.held.count, [&](const FilterBlock &block) {
         if (block.in_factors) {
             if (block.a == 0) multiply_factors_backward(p, w, blocks, depthwise, range, block, step);
             return;
         }
         const index_t place = block.row * I * x_step + range.column, each = range.elements * block.step;
-        const index_t values = block.values + range.first * each, side = p.out_channels * each;
+        const index_t values = block.values + range.place() * each, side = range.held.count * each;
         const T *grad = w.gemm_out + (block.row + block.a) * rows * step;
         if (block.a == 0 && wants_x)
-            multiply_transposed<S>(range.first > 0, block.depth, block.size, rows, range.count, blocks + values, side,
+            multiply_transposed<S>(range.adds, block.depth, block.size, rows, range.count, blocks + values, side,
                                    block.step, grad, step, w.x_fourier_grad + place, x_step);
         if (wants_filters)
             inner_products<S>(rows, block.depth, range.count, grad, step, w.x_fourier + place, x_step,

@@ -17,7 +17,7 @@ template <class S> INLINE bool fuses_products(const Problem &p)
 template <typename T> void interleave_blocks(const Problem &p, index_t o, T *blocks)
 {
     const index_t I = p.in_channels, O = p.out_channels, step = filter_row_step(I), step2 = filter_row_step(2 * I);
-    T *to = blocks + blocks_size(p, 1) + o * I * 8;
+    T *to = blocks + blocks_size(p, 1, p.out_channels) + o * I * 8;
     for (index_t i = 0; i < I; i++, to += 8) {
         for (index_t b = 0; b < 4; b++) to[b] = blocks[(b * O + o) * step + i];
         for (index_t a = 0; a < 2; a++)
@@ -83,7 +83,7 @@ NOINLINE void fused_products(index_t outputs, index_t channels, const T *filter,
 template <class S, typename T = typename S::Scalar>
 INLINE void fused_mid(const Problem &p, const Thread<S> &w, const T *blocks, index_t first, index_t outputs)
 {
-    const T *filter = blocks + blocks_size(p, 1) + first * p.in_channels * 8;
+    const T *filter = blocks + blocks_size(p, 1, p.out_channels) + first * p.in_channels * 8;
     for (index_t c = 0; c < w.layout.phase[0].count; c += S::lanes)
         fused_products<S>(outputs, p.in_channels, filter, w.x_fourier + c * p.in_channels * 8,
                           w.padded_mid + w.plane_offset[c / S::lanes], w.layout.size);

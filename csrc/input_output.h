@@ -141,35 +141,37 @@ INLINE void input_grad_of_values(const T *from, index_t from_step, const T *x, c
     sums = sum;
 }
 
-/* dx ← other, or zeros, for one tile. */
-template <typename T> void copy_input_grad(const Problem &p, const Tile &t, const T *other, T *dx)
+/* dx ← other, or zeros, for some channels of one tile. */
+template <typename T>
+void copy_input_grad(const Problem &p, const Tile &t, Channels channels, const T *other, T *dx)
 {
-    const index_t plane = product(p.in_size), maps = p.order * p.in_channels;
+    const index_t plane = product(p.in_size);
     const index_t start = (t.in_start[0] * p.in_size[1] + t.in_start[1]) * p.in_size[2];
-    for (index_t map = t.first_image * maps; map < (t.first_image + t.images) * maps; map++) {
-        const index_t at = map * plane + start;
-        if (other)
-            memcpy(dx + at, other + at, product(t.in_size) * sizeof(T));
-        else
-            memset(dx + at, 0, product(t.in_size) * sizeof(T));
-    }
+    for (index_t map = t.first_image * p.order; map < (t.first_image + t.images) * p.order; map++)
+        for (index_t i = channels.first; i < channels.first + channels.count; i++) {
+            const index_t at = (map * p.in_channels + i) * plane + start;
+            if (other)
+                memcpy(dx + at, other + at, product(t.in_size) * sizeof(T));
+            else
+                memset(dx + at, 0, product(t.in_size) * sizeof(T));
+        }
 }
 
-/* dx ← other + Hᵀ x_fourier_grad for one tile, through the norm; that of its statistics is added by the caller. */
+/* dx ← other + Hᵀ x_fourier_grad for some channels of one tile, through the norm; that of its statistics is added by the caller. */
 template <class S, class Transform, typename T = typename S::Scalar>
-INLINE void input_grad_from_fourier(const Problem &p, const Tile &t, const Thread<S> &w, const T *x, const T *other, T *dx,
-                                    Affine<T> affine, Transform transform)
+INLINE void input_grad_from_fourier(const Problem &p, const Tile &t, const Thread<S> &w, Channels channels, const T *x,
+                                    const T *other, T *dx, Affine<T> affine, Transform transform)
 {
     using Vector = typename S::Vector;
     const Layout &l = w.layout;
     const index_t plane = product(p.in_size), group_step = p.in_channels * plane;
     const FourierSteps steps = fourier_steps<S>(p, l, false);
     const bool normalizes = affine.scale != nullptr;
-    if (l.has_unread_pixels()) copy_input_grad(p, t, other, dx);
+    if (l.has_unread_pixels()) copy_input_grad(p, t, channels, other, dx);
     for (index_t f = 0; f < l.phases; f++) {
         const Phase &phase = l.phase[f];
         if (!phase.count) continue;
-        for (index_t i = 0; i < p.in_channels; i++) {
+        for (index_t i = channels.first; i < channels.first + channels.count; i++) {
             const T scale = normalizes ? affine.scale[i] : 1, shift = normalizes ? affine.shift[i] : 0;
             AffineSums<Vector> sums;
             AffineSums<T> rest;

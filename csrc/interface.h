@@ -4,11 +4,12 @@
 #pragma once
 #include <stdint.h>
 
-constexpr int INTERFACE_VERSION = 10; /* changes with everything declared here */
+constexpr int INTERFACE_VERSION = 11; /* changes with everything declared here */
 constexpr int AXES = 3;              /* spatial axes; an image has one slice, and its slice axis has stride 1 */
 constexpr int MAX_ORDER = 48;        /* group elements, those of the cube with its reflections */
 constexpr int MAX_STRIDE = 3;        /* along each axis */
 constexpr int MAX_ELEMENTS = 343;    /* of a kernel: 7×7×7 */
+constexpr int MAX_POOL_WINDOW = 8;   /* along each axis */
 
 enum DataType { FLOAT32 = 0, FLOAT64 = 1 };
 /* separable: gc; factored: g; direct: lifting, and dense or g filters with blocks of channels */
@@ -27,6 +28,7 @@ struct Problem {
     int64_t batch_stats;      /* whether mean and var are those of x, so that gradients pass through them */
     double eps;               /* of the batch norm */
     double low, high;         /* bounds of norm_clamp, which may be infinite */
+    int64_t window[AXES];     /* of max_pool */
     const int32_t *block;     /* (blocks, 3): first row of the basis, size, copies */
     const int32_t *offset;    /* (elements, order, AXES): where each group element moves each kernel element, in pixels */
     const int32_t *product;   /* (order, order): the index of g·h */
@@ -54,6 +56,7 @@ struct Tensors {
     Address var;         /* (I) */
     Address residual;    /* (B, |H|, O, …), added to y */
     Address y;           /* (B, |H|, O, …) */
+    Address index;       /* int64, of y's shape: where max_pool found each value */
     Address y_mean;      /* (O), statistics of y */
     Address y_var;       /* (O), biased */
     Address grad;        /* of y */

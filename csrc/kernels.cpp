@@ -143,6 +143,12 @@ EXPORT void pool_backward(const Problem *p, const Tensors *t)
     p->dtype == FLOAT64 ? pool_backward<Double>(*p, *t) : pool_backward<Float>(*p, *t);
 }
 
+/* y and index: max-pooling of x (batch, in_channels, height, width). */
+EXPORT void max_pool(const Problem *p, const Tensors *t)
+{
+    p->dtype == FLOAT64 ? max_pool<Double>(*p, *t) : max_pool<Float>(*p, *t);
+}
+
 /* ---- memory ---- */
 
 /* Ask for large pages where so much is about to be written that the system hands out fresh memory for it. */

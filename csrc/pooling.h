@@ -1,4 +1,5 @@
-/* Batch norm, ReLU and 2×2 max-pooling of feature maps (batch, channels, height, width), in one pass each way. */
+/* Max-pooling of feature maps (batch, channels, height, width): with batch norm and ReLU of 2×2 pixels, in one pass each
+ * way; and of any window, with the place of each maximum. */
 #pragma once
 #include "batch_norm.h"
 #include "tuning.h"
@@ -163,6 +164,74 @@ template <class S> void pool_backward(const Problem &p, const Tensors &t)
         for (index_t n = i; n < p.batch * p.in_channels && dx; n += p.in_channels)
             pool_backward_plane<S>(height, width, x + n * height * width, dy + n * pooled, gradient, nullptr,
                                    dx + n * height * width);
+    }
+}
+
+/* ---- any window ---- */
+
+/* The maxima of some windows of one row of the output, and where they are: row · width + column of the window's pixel,
+ * or -1 where none is larger than -∞. */
+template <class S> struct Maxima {
+    typename S::Vector value[POOL_WINDOWS / S::lanes];
+    typename S::Mask place[POOL_WINDOWS / S::lanes];
+};
+
+/* Join one row of the windows' pixels; x is -∞ beyond the image. */
+template <class S, class Stride, typename T = typename S::Scalar>
+INLINE void join_row(const T *x, index_t count, Stride stride, int32_t window, int32_t place, Maxima<S> &most)
+{
+    using Vector = typename S::Vector;
+    using Mask = typename S::Mask;
+    for (index_t v = 0; v * S::lanes < count; v++)
+        for (int32_t k = 0; k < window; k++) {
+            const T *from = x + v * S::lanes * stride + k;
+            Vector pixel;
+            if constexpr (Stride::capacity == 2)
+                pixel = S::even_places(S::load(from), S::load(from + S::lanes));
+            else
+                S::read(pixel, from, stride);
+            const Mask larger = (pixel > most.value[v]) | (pixel != pixel), here = Mask{} + (place + k);
+            most.value[v] = S::select(larger, pixel, most.value[v]);
+            most.place[v] = (larger & here) | (~larger & most.place[v]);
+        }
+}
+
+/* y: the largest pixel of each window of x; index: where it is in its image, the first of several, the last NaN. */
+template <class S> void max_pool(const Problem &p, const Tensors &t)
+{
+    using T = typename S::Scalar;
+    const index_t height = p.in_size[1], width = p.in_size[2], rows = p.out_size[1], columns = p.out_size[2];
+    const index_t stride = p.stride[2], window = p.window[2];
+    const T *x = t.x;
+    T *y = t.y;
+    int64_t *index = t.index;
+#pragma omp parallel for num_threads((int)p.threads) if (p.threads > 1)
+    for (index_t n = 0; n < p.batch * p.in_channels * rows; n++) {
+        const T *image = x + n / rows * height * width;
+        const index_t top = n % rows * p.stride[1] - p.padding[1];
+        for (index_t first = 0; first < columns; first += POOL_WINDOWS) {
+            const index_t count = smaller(POOL_WINDOWS, columns - first), left = first * stride - p.padding[2];
+            Maxima<S> most;
+            for (index_t v = 0; v * S::lanes < count; v++)
+                most.value[v] = S::broadcast((T)-INFINITY), most.place[v] = ~typename S::Mask{};
+            for (index_t r = larger(0, -top); r < smaller(p.window[1], height - top); r++) {
+                T row[POOL_WINDOWS * MAX_STRIDE + MAX_POOL_WINDOW];
+                const index_t begin = larger(0, left), end = smaller(width, left + (count - 1) * stride + window);
+                for (index_t c = 0; c < round_up(count, S::lanes) * stride + window; c++) row[c] = (T)-INFINITY;
+                memcpy(row + begin - left, image + (top + r) * width + begin, larger(0, end - begin) * sizeof(T));
+                auto join = [&](auto known) INLINE_LAMBDA {
+                    join_row<S>(row, count, known, (int32_t)window, (int32_t)(r * width), most);
+                };
+                stride == 1 ? join(Constant<1>{}) : stride == 2 ? join(Constant<2>{}) : join(Variable<MAX_STRIDE>{(int)stride});
+            }
+            for (index_t c = 0; c < count; c++) {
+                const index_t at = n * columns + first + c, corner = top * width + left + c * stride;
+                const index_t place = most.place[c / S::lanes][c % S::lanes];
+                const index_t inside = larger(0, -top) * width + larger(0, -left - c * stride);
+                y[at] = most.value[c / S::lanes][c % S::lanes];
+                index[at] = corner + (place < 0 ? inside : place);
+            }
+        }
     }
 }
 

@@ -24,6 +24,13 @@ constexpr bool HAS_32_REGISTERS = false;
 constexpr int WIDE_BYTES = VECTOR_BYTES;
 #endif
 
+/* The numbers below Count, as arguments of a template. */
+template <int... Number> struct Numbers {};
+template <int Count, int... Number> struct NumbersBelow : NumbersBelow<Count - 1, Count - 1, Number...> {};
+template <int... Number> struct NumbersBelow<0, Number...> {
+    using type = Numbers<Number...>;
+};
+
 template <typename T, int Bytes> struct Simd {
     using Scalar = T;
     typedef T Vector __attribute__((vector_size(Bytes)));
@@ -90,6 +97,15 @@ template <typename T, int Bytes> struct Simd {
             return where(~(gate <= V{}), v);
     }
 
+    /* Transpose as many vectors as a vector has lanes: exchange squares of 1, 2, 4, … lanes. */
+    static INLINE void transpose(Vector *v) { exchange<1>(v, typename NumbersBelow<lanes>::type{}); }
+
+    /* Return the values at even places of two vectors that follow each other. */
+    static INLINE Vector even_places(Vector a, Vector b)
+    {
+        return even_places(a, b, typename NumbersBelow<lanes>::type{});
+    }
+
     static INLINE Vector broadcast(T value) { return Vector{} + value; }
     static INLINE T sum(Vector v)
     {
@@ -103,6 +119,24 @@ template <typename T, int Bytes> struct Simd {
     static INLINE Vector select(Mask mask, Vector a, Vector b) { return (Vector)((mask & (Mask)a) | (~mask & (Mask)b)); }
 
 private:
+    template <int... Lane> static INLINE Vector even_places(Vector a, Vector b, Numbers<Lane...>)
+    {
+        return Vector{(2 * Lane < lanes ? a[2 * Lane % lanes] : b[2 * Lane % lanes])...};
+    }
+    template <int Step, int... Lane> static INLINE void exchange(Vector *v, Numbers<Lane...> all)
+    {
+        if constexpr (Step < lanes) {
+#pragma GCC unroll 16
+            for (index_t i = 0; i < lanes; i++)
+                if (!(i & Step)) {
+                    Vector a = v[i], b = v[i + Step];
+                    v[i] = Vector{(Lane & Step ? b[Lane & ~Step] : a[Lane])...};
+                    v[i + Step] = Vector{(Lane & Step ? b[Lane] : a[Lane | Step])...};
+                }
+            exchange<2 * Step>(v, all);
+        }
+    }
+
     /* Copy fewer values than 2·Part. */
     template <index_t Part> static INLINE void copy_some(T *to, const T *from, index_t count)
     {

@@ -12,10 +12,11 @@ template <class S> struct Plan {
     bool packed = false; /* whether columns of some tile are */
     Division division;
     Blocking blocking;
-    index_t columns = 0, plane = 0, blocks; /* of the largest tile; of a plane; of the filter's blocks */
+    index_t columns = 0, plane = 0; /* of the largest tile; of a plane */
+    index_t blocks, held_blocks;    /* of the filter; of those outputs whose filters a thread holds, by outputs */
 
     Plan(const Problem &p, const PhaseElements &elements, Pass of_pass, bool fuses)
-        : pass(of_pass), fused(fuses && pass != BACKWARD), division(divide(p, pass))
+        : pass(of_pass), fused(fuses && pass != BACKWARD && !divide(p, pass).by_outputs), division(divide(p, pass))
     {
         Layout layout;
         for (index_t band = 0; band < division.bands; band++) { /* later tiles have as many images, or fewer */
@@ -24,8 +25,10 @@ template <class S> struct Plan {
             packed = packed || layout.packed;
             plane = larger(plane, round_up(layout.size, S::pair));
         }
-        blocking = blocking_of<S>(p, pass, fused, larger(columns, plane / 2));
-        blocks = round_up(blocks_size(p, elements) + (fused ? p.out_channels * p.in_channels * p.order : 0), S::pair);
+        blocking = blocking_of<S>(p, pass, division, fused, larger(columns, plane / 2));
+        const index_t interleaved = fuses && pass != BACKWARD ? p.out_channels * p.in_channels * p.order : 0;
+        blocks = round_up(blocks_size(p, elements, p.out_channels) + interleaved, S::pair);
+        held_blocks = division.by_outputs ? round_up(blocks_size(p, elements, blocking.outputs), S::pair) : 0;
     }
 };
 
@@ -35,13 +38,14 @@ template <class S> struct Thread {
     Array<int32_t> whole_plane;  /* the same of each vector of a plane, for packed columns moved to one */
     Array<index_t> shift;        /* (elements, order): from an output pixel to the input pixel, in a plane of its phase */
     Array<T> x_fourier;          /* H x, (order, I, columns), or as fused products read it */
-    Array<T> x_fourier_grad;
+    Array<T> x_fourier_grad;     /* by outputs, that of a part, in shared memory */
     Array<T> gemm_out;           /* products of a block of outputs, (order, outputs × elements, step) */
     Array<T> padded_out;         /* planes of y or its gradient, of a block of outputs, (outputs, order, plane) */
     Array<T> padded_mid;         /* planes of u, of a separable layer, (phases, outputs, order, plane) */
     Array<T> mid_plane;          /* a plane of u for packed columns, backward; zeros but in use */
     Array<T> other_phase;        /* one plane, for shifts that have another phase: zeros to read; writes are discarded */
     FilterChannels<S> filter_channels;
+    Array<T> held_blocks, held_dblocks; /* filters of a block of outputs, and their gradients; by outputs */
     Layout layout;
     T *dblocks, *ddepthwise, *dnorm; /* gradients of the tiles of a part: of the blocks; (O, …); (2, I) */
 
@@ -50,12 +54,14 @@ template <class S> struct Thread {
           whole_plane(arena.take<int32_t>(plan.packed ? plan.plane / S::lanes : 0)),
           shift(arena.take<index_t>(p.elements * p.order)),
           x_fourier(arena.take<T>(p.order * p.in_channels * plan.columns)),
-          x_fourier_grad(arena.take<T>(plan.pass == BACKWARD ? x_fourier.size : 0)),
+          x_fourier_grad(arena.take<T>(plan.pass == BACKWARD && !plan.division.by_outputs ? x_fourier.size : 0)),
           gemm_out(arena.take<T>(plan.fused ? 0 : p.order * rows(p, plan) * plan.blocking.step)),
           padded_out(arena.take<T>(has_mid(p, plan) ? 0 : planes(p, plan))),
           padded_mid(arena.take<T>(has_mid(p, plan) ? phase_count(p) * planes(p, plan) : 0)),
           mid_plane(arena.take<T>(plan.packed && plan.pass == BACKWARD ? plan.plane : 0)),
-          other_phase(arena.take<T>(plan.plane)), filter_channels(arena, p)
+          other_phase(arena.take<T>(plan.plane)), filter_channels(arena, p),
+          held_blocks(arena.take<T>(plan.held_blocks)),
+          held_dblocks(arena.take<T>(plan.pass == BACKWARD ? plan.held_blocks : 0))
     {
     }
 

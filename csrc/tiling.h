@@ -8,15 +8,35 @@
 
 namespace {
 
+/* Channels that follow each other. */
+struct Channels {
+    index_t first, count;
+};
+
+/* Return the n-th of equal parts. */
+INLINE Channels part_of(index_t channels, index_t n, index_t parts)
+{
+    const index_t first = channels * n / parts;
+    return {first, channels * (n + 1) / parts - first};
+}
+
 /* ---- tiles ---- */
 
 /* The axis along which images are cut into bands: the first that has more than one pixel. */
 INLINE int band_axis(const Problem &p) { return p.in_size[0] == 1 && p.out_size[0] == 1 ? 1 : 0; }
 
-/* How the work is divided: images in a tile, or bands of an image's output (forward) or input (backward). */
+/* How the work is divided: images in a tile, or bands of an image's output (forward) or input (backward); or all images
+ * in one tile, whose output channels are divided among the threads. */
 struct Division {
     index_t images, bands, tiles;
+    bool by_outputs;
 };
+
+/* Return the elements that products are computed of: those of a separable filter are one. */
+INLINE index_t product_elements(const Problem &p) { return p.kind == SEPARABLE ? 1 : p.elements; }
+
+/* Return about as many values as the expanded filter of one output has. */
+INLINE index_t filter_values(const Problem &p) { return p.in_channels * p.order * product_elements(p); }
 
 /* Return how far the kernel reaches beyond its first pixel along an axis. */
 INLINE index_t reach(const Problem &p, int axis)
@@ -48,7 +68,10 @@ Division divide(const Problem &p, Pass pass)
     const index_t most = backward ? TILE_PIXELS_BACKWARD : TILE_PIXELS_FORWARD;
     const index_t target = larger(TILE_MIN_PIXELS, smaller(most, TILE_VALUES / larger(1, p.order * p.in_channels)));
     const index_t tiles_per_thread = backward ? TILES_PER_THREAD_BACKWARD : TILES_PER_THREAD_FORWARD;
-    Division d = {1, 1, 0};
+    const index_t all = p.batch * pixels;
+    if (all > 0 && all <= BY_OUTPUTS_PIXELS && p.out_channels * filter_values(p) > HELD_FILTER_VALUES)
+        return {p.batch, 1, 1, true};
+    Division d = {1, 1, 0, false};
     if (pixels > 2 * target)
         d.bands = ceil_div(pixels, target);
     else
@@ -112,10 +135,9 @@ struct Blocking {
     index_t outputs, columns, step;
 };
 
-INLINE index_t product_elements(const Problem &p) { return p.kind == SEPARABLE ? 1 : p.elements; }
-
 /* Divide the products of a tile with that many values of a channel: more outputs at a time where there are few. */
-template <class S> Blocking blocking_of(const Problem &p, Pass pass, bool fused, index_t tile_values)
+template <class S>
+Blocking blocking_of(const Problem &p, Pass pass, const Division &division, bool fused, index_t tile_values)
 {
     const bool backward = pass == BACKWARD;
     const index_t elements = product_elements(p);
@@ -123,7 +145,12 @@ template <class S> Blocking blocking_of(const Problem &p, Pass pass, bool fused,
     if (p.kind != SEPARABLE) most = larger(1, PRODUCT_ROWS / elements);
     const index_t values = backward ? PRODUCT_VALUES_BACKWARD : PRODUCT_VALUES_FORWARD;
     if (!fused) most = larger(most, values / (elements * p.order * larger(1, tile_values)));
-    const index_t outputs = equal_part_size(p.out_channels, most, 1);
+    index_t divided = p.out_channels;
+    if (division.by_outputs) {
+        divided = ceil_div(divided, p.threads);
+        most = smaller(most, larger(1, HELD_FILTER_VALUES / filter_values(p)));
+    }
+    const index_t outputs = equal_part_size(divided, most, 1);
     const index_t pairs = values / (elements * outputs * p.order) / S::pair;
     const index_t columns = smaller(PRODUCT_MAX_PAIRS, larger(PRODUCT_MIN_PAIRS, pairs)) * S::pair;
     return {outputs, columns, odd_multiple(columns, S::pair)};

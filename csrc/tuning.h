@@ -25,6 +25,10 @@ constexpr int INNER_PRODUCT_ROWS = HAS_32_REGISTERS ? 6 : 3;
  * float32. Benchmark: converted. */
 constexpr index_t FILTER_MIN_PADDED = 96;
 
+/* Values of the weight, and of its blocks, of the input channels that are transformed at a time: both should stay in the
+ * first-level cache. Benchmark: converted, step. */
+constexpr index_t FILTER_CHANNEL_VALUES = 2048;
+
 /* ---- filters in factors (factored_gemm.h) ---- */
 
 /* Whether blocks of size two of a g layer's filter stay in factors: 18 sums and 4 values need 32 registers.
@@ -44,6 +48,10 @@ constexpr index_t PACKING_CHANNELS = 32;
  * TILE_MIN_PIXELS is the smallest number of pixels, for products of some length. Benchmark: layers, flat around these. */
 constexpr index_t TILE_PIXELS_FORWARD = 1024, TILE_PIXELS_BACKWARD = 512, TILE_MIN_PIXELS = 256;
 constexpr index_t TILE_VALUES = 196608;
+
+/* Threads divide output channels where all images have at most so many pixels and the filter more values than a thread
+ * should hold at a time. Benchmark: converted, layers of 3×3 to 9×9 pixels. */
+constexpr index_t BY_OUTPUTS_PIXELS = 256, HELD_FILTER_VALUES = 131072;
 
 /* Tiles for each thread, where there are as many images: threads that ask for tiles end at about the same time.
  * Benchmark: models, two threads. */

@@ -381,7 +381,7 @@ def test_the_definition_of_the_stress_program_is_that_of_the_oracle(kind: str, g
 
 
 def test_random_problems() -> None:
-    counts = stress.check(120, seed=7)
+    counts = stress.check(120, seed=25)
     assert counts["empty"] > 3
     what = (
         "in 1-D",
@@ -391,6 +391,7 @@ def test_random_problems() -> None:
         "in blocks",
         "gc of long rows",
         "of packed columns",
+        "divided by outputs",
         "on shuffled p4m",
         "1 threads",
         "2 threads",
@@ -408,6 +409,19 @@ def test_small_feature_maps_with_packed_columns_are_as_defined(group: PointGroup
         spec = ConvSpec.parse(group, "dense", 3, stride, 1)
         problem = stress.Problem(spec, 3, 96, 4, (width,) * group.dimension, dtype, kind, True, True, 2)
         assert problem.is_packed
+        assert problem.check() < tolerance, problem
+
+
+@pytest.mark.parametrize("group", [C4, D4, stress.SHUFFLED, as_group("C4", 3)], ids=lambda group: group.name)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_many_channels_on_few_pixels_are_as_defined(group: PointGroup, kind: str, stride: int) -> None:
+    spec = ConvSpec.parse(group, "dense", 3, stride, 1)
+    inputs, outputs = (97, 190) if group.order == 8 else (190, 191)
+    for threads, norm, dtype, tolerance in ((1, True, torch.float32, 1e-4), (3, False, torch.float64, 1e-11)):
+        size = (2, 3, 2)[: group.dimension]
+        problem = stress.Problem(spec, 2, inputs, outputs, size, dtype, kind, True, norm, threads, norm, norm)
+        assert problem.is_by_outputs
         assert problem.check() < tolerance, problem
 
 

@@ -120,7 +120,7 @@ class Convolution:
             library.DTYPES[self.dtype], KINDS[self.kind], transform.GENERAL, self.threads,
             self.batch, self.order, self.inputs, self.outputs, self.tensors["x"].shape[1], 1,
             self.size, self.out_size, self.stride, self.padding,
-            self.elements, len(self.blocks), False, 0.0, 0.0, 0.0, *(a.ctypes.data for a in arrays),
+            self.elements, len(self.blocks), False, 0.0, 0.0, 0.0, (1, 1, 1), *(a.ctypes.data for a in arrays),
         )  # fmt: skip
         size = kernels().library.workspace_bytes(ctypes.byref(problem), native_problem.PASSES[name])
         space = torch.full((size // 4 + 4096,), float("nan"))

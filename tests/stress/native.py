@@ -35,7 +35,14 @@ if __name__ == "__main__":  # run from the repository root
 import oracle
 from oracle import Array
 from sepgroupy.backends import BatchNormReLU, ConvSpec
-from sepgroupy.backends.native import batch_statistics, library, norm_clamp, norm_relu_max_pool
+from sepgroupy.backends.native import (
+    batch_statistics,
+    library,
+    max_pool,
+    norm_clamp,
+    norm_relu_max_pool,
+    supports_max_pool,
+)
 from sepgroupy.backends.native.launch import ConvInputs, NativeConv, native_conv
 from sepgroupy.errors import ArgumentError
 from sepgroupy.groups import C1, C2, C4, D1, D2, D4, PointGroup, as_group
@@ -154,6 +161,13 @@ class Problem:
         """Whether the kernels pack the columns of products, which the zeros around small maps would multiply."""
         return self.inputs >= 96 and max(self.size) <= 5 and self.spec.padding != (0,) * len(self.spec.padding)
 
+    @property
+    def is_by_outputs(self) -> bool:
+        """Whether threads divide the output channels, of whose filters each thread holds some at a time."""
+        elements = 1 if self.kind == "gc" else math.prod(self.spec.kernel_size)
+        large = self.inputs * self.outputs * self.spec.group.order * elements > 2**17
+        return large and 0 < self.batch * math.prod(self.size) <= 256 and max(self.spec.kernel_size) <= 3
+
     @classmethod
     def draw(cls, chance: random.Random) -> Problem:
         """Draw a problem that is not too long; one in ten is empty, and images are tiny, wide, tall or large.
@@ -163,7 +177,7 @@ class Problem:
         usual = chance.random() < 0.3
         groups = chance.choice(((D4,), VOLUMES) if usual else (GROUPS, GROUPS, GROUPS, VOLUMES, VOLUMES, SIGNALS))
         while True:
-            group, large, deep = chance.choice(groups), chance.random() < 0.2, chance.random() < 0.1
+            group, large, deep = chance.choice(groups), chance.random() < 0.2, chance.random() < 0.2
             volume = group.dimension == 3  # of few channels, or only the smallest volumes would not be too long
             sizes = [chance.choice((1, 2, 3, 5, 8, 9, 16, 17, 31, 32)) for _ in range(group.dimension)]
             if deep:
@@ -177,6 +191,7 @@ class Problem:
             counts = [chance.choice((1, 1, 2) if volume else (1, 1, 2, 3, 7, 40)), *channels]
             if deep:  # of more channels than pixels, as the last stages of networks
                 counts[1] = chance.choice((96, 130))
+                counts[2] = chance.choice((counts[2], 190))
             if chance.random() < 0.1:
                 counts[chance.randrange(3)] = 0
             kernel, stride, padding, dilation = (
@@ -218,7 +233,7 @@ class Problem:
         self._check_same_bits(conv, inputs, grad, other_grad, (y, *stats), gradients)
         if x.numel() and self.spec.dimension == 2:
             errors += [self._statistics_error(x.flatten(0, 1)), self._pooling_error(x.flatten(0, 1))]
-            errors.append(self._clamping_error(x.flatten(0, 1)))
+            errors += [self._clamping_error(x.flatten(0, 1)), self._maximum_error(x.flatten(0, 1))]
         errors += map(self._direct_error, self.direct)
         return math.nan if any(map(math.isnan, errors)) else max(errors)
 
@@ -315,6 +330,19 @@ class Problem:
         error = _error([y.detach(), *found], expected[: 1 + len(found)])
         x.requires_grad_(False)
         return error
+
+    def _maximum_error(self, x: Tensor) -> float:
+        """Return the error of max-pooling with its gradient, of windows that depend on the problem."""
+        kernel, stride = (1 + self.outputs % 4, 2 + self.outputs % 2), (1 + self.batch % 3, 1 + self.inputs % 3)
+        window = (kernel, stride, (kernel[0] // 2, kernel[1] // 2 * (self.batch % 2)))
+        if not supports_max_pool(x, window):  # no window
+            return 0.0
+        leaf = x.clone().requires_grad_()
+        y = max_pool(leaf, window)
+        grad = torch.randn(y.shape).to(y)
+        (found,) = torch.autograd.grad(y, leaf, grad)
+        expected = _maxima(x.double().numpy(), *window, grad.double().numpy())
+        return _error([y.detach(), found], [torch.from_numpy(a) for a in expected])
 
     def _clamping_error(self, x: Tensor) -> float:
         """Return the error of a norm with or without a residual and bounds."""
@@ -419,6 +447,20 @@ def _pooled(
     return y, *gradients(dvalues)
 
 
+def _maxima(x: Array, kernel: Any, stride: Any, padding: Any, grad: Array) -> tuple[Array, Array]:
+    """Return the maxima of windows of x (N, C, Y, X), and the gradient of x, which the first maximum takes."""
+    edges = [(0, 0), (0, 0), *((pixels, pixels) for pixels in padding)]
+    padded = np.pad(x, edges, constant_values=-np.inf)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, kernel, (2, 3))[:, :, :: stride[0], :: stride[1]]
+    first = windows.reshape(*windows.shape[:4], -1).argmax(-1)
+    dpadded = np.zeros_like(padded)
+    n, c, row, column = np.indices(first.shape)
+    place = (n, c, row * stride[0] + first // kernel[1], column * stride[1] + first % kernel[1])
+    np.add.at(dpadded, place, grad)
+    inside = [slice(pixels, pixels + n) for pixels, n in zip(padding, x.shape[2:], strict=True)]
+    return windows.max((-1, -2)), dpadded[(..., *inside)]
+
+
 def _normed(
     x: Array, gamma: Array | None, beta: Array | None, mean: Array, var: Array, batch_stats: bool
 ) -> tuple[Array, Callable[[Array], tuple[Array, ...]]]:
@@ -488,6 +530,7 @@ def check(problems: int, seed: int = 0) -> Counter[str]:
             counts[f"in {problem.spec.dimension}-D"] += 1
             counts["gc of long rows"] += problem.is_fused
             counts["of packed columns"] += problem.is_packed
+            counts["divided by outputs"] += problem.is_by_outputs
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)

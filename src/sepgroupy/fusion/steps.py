@@ -28,7 +28,8 @@ from ..backends import (
     select_backend,
     split_group,
 )
-from ..backends.native import Native, batch_statistics, norm_clamp, norm_relu_max_pool
+from ..backends.native import Native, batch_statistics, norm_clamp, norm_relu_max_pool, supports_max_pool
+from ..backends.native import max_pool as max_pool_with_places
 from ..nn import GroupConvolution
 from .folding import can_fold, fold
 
@@ -162,7 +163,7 @@ class FusedPool:
     """``max_pool(relu(norm(x)))``, where norm and ReLU are optional.
 
     One kernel computes all of it for 2×2 pixels after a norm. Otherwise pooling comes before the ReLU, which then has
-    fewer values, in inference by :func:`sepgroupy.backends.max_pool`.
+    fewer values, by :func:`sepgroupy.backends.max_pool` in inference and by a kernel of its own in training.
     """
 
     node: Node
@@ -177,10 +178,7 @@ class FusedPool:
         """Compute the node."""
         x, norm = values.of[self.x], self.norm
         if norm is None or not (native_for(x) and _has_kernel(norm, x) and min(x.shape[-2:]) > 1):
-            y = x if norm is None else norm(x)
-            by_slices = not torch.is_grad_enabled() and can_bypass_dispatcher(y) and y.is_cpu
-            by_slices = by_slices and has_windows(y, self.window)
-            y = max_pool(y, *self.window) if by_slices else self.pool(y)
+            y = self._pooled(x if norm is None else norm(x))
             values.of[self.node] = F.relu(y) if self.relu else y
             return
         affine = batch_norm_parameters(norm, x, values.stats.get(self.x))
@@ -188,6 +186,17 @@ class FusedPool:
             values.of[self.node] = norm_relu_max_pool(x, affine)
         else:
             values.of[self.node] = split_group(norm_relu_max_pool(merge_group(x), affine), x.shape[2])
+
+    def _pooled(self, x: Tensor) -> Tensor:
+        if not (can_bypass_dispatcher(x) and x.is_cpu and has_windows(x, self.window)):
+            return self.pool(x)  # type: ignore[no-any-return]
+        if not torch.is_grad_enabled():
+            return max_pool(x, *self.window)
+        maps = merge_group(x) if x.ndim == 5 else x
+        if not (native_for(x) and supports_max_pool(maps, self.window)):
+            return self.pool(x)  # type: ignore[no-any-return]
+        y = max_pool_with_places(maps, self.window)
+        return split_group(y, x.shape[2]) if x.ndim == 5 else y
 
     @property
     def reads(self) -> list[Node]:

@@ -4,7 +4,7 @@
 ``launch``, which calls the kernels. ``problem`` states a convolution to them and checks shapes, ``library`` finds and
 loads them, ``limits`` says what they can compute. ``operator`` is the same convolution for compilers and dispatch
 modes, ``transform`` the Fourier transform of the group axis, ``memory`` the buffers, ``batch_norm`` the kernels around
-a batch norm.
+a batch norm, ``max_pool`` that of pooling.
 """
 
 from . import flops
@@ -13,6 +13,8 @@ from .backend import Native as Native
 from .batch_norm import batch_statistics as batch_statistics
 from .batch_norm import norm_clamp as norm_clamp
 from .batch_norm import norm_relu_max_pool as norm_relu_max_pool
+from .max_pool import max_pool as max_pool
+from .max_pool import supports_max_pool as supports_max_pool
 from .memory import empty_cache as empty_cache
 
 flops.register()

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 FOLDER = Path(__file__).parent  # of the libraries
-VERSION = 10  # of the interface, as csrc/interface.h has it
+VERSION = 11  # of the interface, as csrc/interface.h has it
 VARIANTS = ("avx512", "avx2", "baseline")  # the widest vectors first
 AXES = 3  # spatial axes of the kernels; an image has one slice
-NORM_KERNELS = ("pool", "pool_backward", "norm_clamp", "norm_clamp_backward")
+MAP_KERNELS = ("pool", "pool_backward", "max_pool", "norm_clamp", "norm_clamp_backward")  # of feature maps alone
 DTYPES = {torch.float32: 0, torch.float64: 1}
 
 
@@ -29,6 +29,7 @@ class Problem(ctypes.Structure):
     _fields_ += [(name, ctypes.c_int64 * AXES) for name in ("in_size", "out_size", "stride", "padding")]
     _fields_ += [(name, ctypes.c_int64) for name in ("elements", "blocks", "batch_stats")]
     _fields_ += [(name, ctypes.c_double) for name in ("eps", "low", "high")]
+    _fields_ += [("window", ctypes.c_int64 * AXES)]
     _fields_ += [(name, ctypes.c_void_p) for name in ("block", "offset", "product", "basis", "irreps")]
 
 
@@ -41,7 +42,7 @@ class TensorAddresses(ctypes.Structure):
         (name, ctypes.c_void_p)
         for name in (
             *("x", "weight", "depthwise", "expanded", "bias", "gamma", "beta", "mean", "var", "residual"),
-            *("y", "y_mean", "y_var"),
+            *("y", "index", "y_mean", "y_var"),
             *("grad", "other_grad", "dx", "dweight", "ddepthwise", "dbias", "dgamma", "dbeta", "dresidual"),
             "workspace",
         )
@@ -92,7 +93,7 @@ def _load(path: Path) -> ctypes.CDLL:
     sizes = (ctypes.sizeof(Problem), ctypes.sizeof(TensorAddresses))
     if library.version() != VERSION or (library.problem_bytes(), library.tensors_bytes()) != sizes:
         raise OSError(f"{path} is of another version: install sepgroupy again")
-    for name in ("forward", "backward", "expand_filters", "batch_statistics", *NORM_KERNELS):
+    for name in ("forward", "backward", "expand_filters", "batch_statistics", *MAP_KERNELS):
         getattr(library, name).argtypes = [ctypes.c_void_p] * 2
     library.workspace_bytes.argtypes = [ctypes.c_void_p, ctypes.c_int64]
     library.filters_size.argtypes = [ctypes.c_void_p]

@@ -8,7 +8,7 @@ from functools import lru_cache
 from ..conv_spec import ConvSpec
 
 MAX_STRIDE, MAX_ORDER = 3, 48
-
+MAX_POOL_WINDOW = 8  # pixels along each axis
 MAX_KERNEL_ELEMENTS = {1: 49, 2: 49, 3: 343}  # by dimension: 7×7, 7×7×7
 MAX_EXTENT = 64  # pixels between the first and the last kernel element: the workspace grows with it
 

@@ -110,7 +110,7 @@ def _new(size: int) -> Tensor:
 
 workspace = _Workspace()
 buffers = BufferPool(_max_free_bytes())
-_DTYPES = {dtype: torch.empty(0, dtype=dtype, device="cpu").numpy().dtype for dtype in DTYPES}
+_DTYPES = {dtype: torch.empty(0, dtype=dtype, device="cpu").numpy().dtype for dtype in (*DTYPES, torch.int64)}
 
 
 def empty_cache() -> None:

@@ -96,7 +96,7 @@ def _problem(
         DTYPES[dtype], kind, transform, threads,
         batch, spec.group.order, inputs, y[2], _in_order(spec), spec.groups,
         *(_all_axes(*pair) for pair in ((size, 1), (y[3:], 1), (spec.stride, 1), (spec.padding[::2], 0))),
-        len(offsets), len(blocks), batch_stats, eps, 0.0, 0.0,
+        len(offsets), len(blocks), batch_stats, eps, 0.0, 0.0, (0,) * AXES,
         *(array.ctypes.data for array in arrays),
     )  # fmt: skip
     problem.arrays = arrays  # they live as long as it does

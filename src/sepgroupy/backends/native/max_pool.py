@@ -1,0 +1,66 @@
+"""The kernel for max-pooling that stores where the maxima are, for training; without gradients, slices are as fast."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..pooling import Window, has_windows
+from .launch import check_readable, launch
+from .library import DTYPES, Problem
+from .limits import MAX_POOL_WINDOW, MAX_STRIDE
+from .memory import empty
+
+
+def supports_max_pool(x: Tensor, window: Window) -> bool:
+    """Whether the kernel pools x (N, C, Y, X), a plain eager tensor on the CPU, with such windows."""
+    kernel, stride, _ = window
+    known = max(kernel) <= MAX_POOL_WINDOW and max(stride) <= MAX_STRIDE
+    return known and x.ndim == 4 and x.dtype in DTYPES and x.is_cpu and has_windows(x, window)
+
+
+def max_pool(x: Tensor, window: Window) -> Tensor:
+    """Return ``max_pool2d(x, *window)`` of feature maps (N, C, Y, X). Differentiable twice."""
+    y: Tensor = _MaxPool.apply(x, window)
+    return y
+
+
+class _MaxPool(torch.autograd.Function):
+    """Max-pooling; the gradient goes to the place of each maximum, by PyTorch's operation."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, window: Window) -> Tensor:
+        """Pool."""
+        x = x.contiguous()
+        check_readable([x])
+        problem, shape = _problem_of(x.dtype, tuple(x.shape), window, torch.get_num_threads())
+        y, index = empty(shape, x), empty(shape, x.new_empty(0, dtype=torch.int64))
+        launch("max_pool", problem, {"x": x, "y": y, "index": index})
+        ctx.save_for_backward(x, index)
+        ctx.window = window
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient of x."""
+        x, index = ctx.saved_tensors
+        options = (*ctx.window, (1, 1), False, index)
+        return torch.ops.aten.max_pool2d_with_indices_backward(grad.contiguous(), x, *options), None
+
+
+@lru_cache(maxsize=256)
+def _problem_of(
+    dtype: torch.dtype, shape: tuple[int, ...], window: Window, threads: int
+) -> tuple[Any, tuple[int, ...]]:
+    """Return, by reference, the problem of pooling feature maps of this shape, and the shape of the result."""
+    batch, channels, *size = shape
+    kernel, stride, padding = window
+    pooled = [(n + 2 * p - k) // s + 1 for n, k, s, p in zip(size, *window, strict=True)]
+    sizes = {"in_size": (1, *size), "out_size": (1, *pooled), "window": (1, *kernel)}
+    steps = {"stride": (1, *stride), "padding": (0, *padding)}
+    problem = Problem(dtype=DTYPES[dtype], threads=threads, batch=batch, in_channels=channels, **sizes, **steps)
+    return ctypes.byref(problem), (batch, channels, *pooled)
