@@ -45,17 +45,34 @@ INLINE void for_ranges(const Problem &p, const PhaseElements &elements, const La
     }
 }
 
-/* w.x_fourier ← H x of a tile. */
+/* w.x_fourier ← H x of some channels of a tile. */
 template <class S, typename T = typename S::Scalar>
-NOINLINE void transform_input(const Problem &p, const Tile &tile, const Workspace<S> &shared, const Thread<S> &w, const T *x,
-                              Affine<T> affine)
+NOINLINE void transform_input(const Problem &p, const Tile &tile, const Workspace<S> &shared, const Thread<S> &w,
+                              Channels channels, const T *x, Affine<T> affine)
 {
     if (shared.plan.fused)
-        fourier_of_input(p, tile, w, x, affine, true, Dihedral4{});
+        fourier_of_input(p, tile, w, channels, x, affine, true, Dihedral4{});
     else
         with_transform(p, shared.basis, [&](auto transform) INLINE_LAMBDA {
-            fourier_of_input(p, tile, w, x, affine, false, transform);
+            fourier_of_input(p, tile, w, channels, x, affine, false, transform);
         });
+}
+
+/* By outputs: shared.x_fourier ← H x of the only tile; one thread's share. */
+template <class S, typename T = typename S::Scalar>
+void transform_together(const Problem &p, const Tile &tile, const Workspace<S> &shared, Thread<S> &w, const T *x,
+                        Affine<T> affine)
+{
+    const index_t parts = smaller(p.threads, p.in_channels), columns = shared.plan.columns;
+    w.prepare(p, shared.elements, tile);
+    w.x_fourier.data = shared.x_fourier;
+#pragma omp for
+    for (index_t part = 0; part < parts; part++) {
+        const Channels channels = part_of(p.in_channels, part, parts);
+        for (index_t g = 0; g < p.order; g++)
+            memset(w.x_fourier + (g * p.in_channels + channels.first) * columns, 0, channels.count * columns * sizeof(T));
+        transform_input(p, tile, shared, w, channels, x, affine);
+    }
 }
 
 /* Some outputs of a tile, whose transform w has. */
@@ -103,7 +120,7 @@ void forward_by_tiles(const Problem &p, const Tensors &t, const Workspace<S> &sh
         const Tile tile = tile_at(p, shared.plan.division, n, FORWARD);
         if (stats) end.stats = stats + n * p.out_channels;
         w.prepare(p, shared.elements, tile);
-        transform_input(p, tile, shared, w, (const T *)t.x, affine);
+        transform_input(p, tile, shared, w, {0, p.in_channels}, (const T *)t.x, affine);
         for (index_t b = 0; b < output_blocks(p, shared.plan.blocking); b++)
             forward_outputs(p, tile, shared, w, block_of_outputs(p, shared.plan.blocking, b), filters,
                             (const T *)t.depthwise, end);
@@ -117,8 +134,7 @@ void forward_by_outputs(const Problem &p, const Tensors &t, const Workspace<S> &
 {
     const T *expanded = t.expanded;
     const Tile tile = tile_at(p, shared.plan.division, 0, FORWARD);
-    w.prepare(p, shared.elements, tile);
-    transform_input(p, tile, shared, w, (const T *)t.x, affine);
+    transform_together(p, tile, shared, w, (const T *)t.x, affine);
 #pragma omp for schedule(dynamic)
     for (index_t b = 0; b < output_blocks(p, shared.plan.blocking); b++) {
         const Channels outputs = block_of_outputs(p, shared.plan.blocking, b);
@@ -229,7 +245,7 @@ void backward_by_tiles(const Problem &p, const Tensors &t, const Workspace<S> &s
         for (index_t n = tiles * part / shared.parts; n < tiles * (part + 1) / shared.parts; n++) {
             const Tile tile = tile_at(p, shared.plan.division, n, BACKWARD);
             w.prepare(p, shared.elements, tile);
-            transform_input(p, tile, shared, w, (const T *)t.x, affine);
+            transform_input(p, tile, shared, w, {0, p.in_channels}, (const T *)t.x, affine);
             for (index_t b = 0; b < output_blocks(p, shared.plan.blocking); b++)
                 backward_outputs(p, t, tile, shared, w, block_of_outputs(p, shared.plan.blocking, b),
                                  Filters<T>{all, shared.blocks}, b > 0);
@@ -260,8 +276,7 @@ void backward_by_outputs(const Problem &p, const Tensors &t, const Workspace<S> 
 {
     const Tile tile = tile_at(p, shared.plan.division, 0, BACKWARD);
     const index_t parts = shared.output_parts, input_parts = t.dx ? smaller(p.threads, p.in_channels) : 0;
-    w.prepare(p, shared.elements, tile);
-    transform_input(p, tile, shared, w, (const T *)t.x, affine);
+    transform_together(p, tile, shared, w, (const T *)t.x, affine);
     bind_gradients(p, shared, w, 0); /* each part writes those of its channels */
 #pragma omp for
     for (index_t part = 0; part < parts; part++) {

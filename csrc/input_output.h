@@ -80,10 +80,10 @@ INLINE void fourier_of_row(const T *from, index_t group_step, Stride stride, ind
                                 transform);
 }
 
-/* x_fourier ← H x for one tile; values between the rows stay the zeros that they are. */
+/* x_fourier ← H x for some channels of one tile; values between the rows stay the zeros that they are. */
 template <class S, class Transform, typename T = typename S::Scalar>
-INLINE void fourier_of_input(const Problem &p, const Tile &t, const Thread<S> &w, const T *x, Affine<T> affine, bool fused,
-                             Transform transform)
+INLINE void fourier_of_input(const Problem &p, const Tile &t, const Thread<S> &w, Channels channels, const T *x,
+                             Affine<T> affine, bool fused, Transform transform)
 {
     const Layout &l = w.layout;
     const index_t plane = product(p.in_size), group_step = p.in_channels * plane;
@@ -91,7 +91,7 @@ INLINE void fourier_of_input(const Problem &p, const Tile &t, const Thread<S> &w
     for (index_t f = 0; f < l.phases; f++) {
         const Phase &phase = l.phase[f];
         if (!phase.count) continue;
-        for (index_t i = 0; i < p.in_channels; i++) {
+        for (index_t i = channels.first; i < channels.first + channels.count; i++) {
             const T scale = affine.scale ? affine.scale[i] : 1, shift = affine.shift ? affine.shift[i] : 0;
             for_rows(p, t, phase, [&](index_t image, index_t pixel, index_t column, index_t pixels) INLINE_LAMBDA {
                 const T *from = x + image * transform.order * group_step + i * plane + pixel;

@@ -8,15 +8,15 @@ namespace {
 /* Sizes that hold for every tile of a convolution. */
 template <class S> struct Plan {
     Pass pass;
-    bool fused; /* gc layers whose products and transform are one step (fused_gc.h) */
-    bool packed = false; /* whether columns of some tile are */
     Division division;
+    bool fused;          /* gc layers whose products and transform are one step (fused_gc.h) */
+    bool packed = false; /* whether columns of some tile are */
     Blocking blocking;
     index_t columns = 0, plane = 0; /* of the largest tile; of a plane */
     index_t blocks, held_blocks;    /* of the filter; of those outputs whose filters a thread holds, by outputs */
 
     Plan(const Problem &p, const PhaseElements &elements, Pass of_pass, bool fuses)
-        : pass(of_pass), fused(fuses && pass != BACKWARD && !divide(p, pass).by_outputs), division(divide(p, pass))
+        : pass(of_pass), division(divide(p, pass)), fused(fuses && pass != BACKWARD && !division.by_outputs)
     {
         Layout layout;
         for (index_t band = 0; band < division.bands; band++) { /* later tiles have as many images, or fewer */
@@ -37,8 +37,8 @@ template <class S> struct Thread {
     Array<int32_t> plane_offset; /* of each vector of columns, or of each column if they are packed */
     Array<int32_t> whole_plane;  /* the same of each vector of a plane, for packed columns moved to one */
     Array<index_t> shift;        /* (elements, order): from an output pixel to the input pixel, in a plane of its phase */
-    Array<T> x_fourier;          /* H x, (order, I, columns), or as fused products read it */
-    Array<T> x_fourier_grad;     /* by outputs, that of a part, in shared memory */
+    Array<T> x_fourier;          /* H x, (order, I, columns), or as fused products read it; by outputs, that of all threads */
+    Array<T> x_fourier_grad;     /* by outputs, that of a part of them, in shared memory */
     Array<T> gemm_out;           /* products of a block of outputs, (order, outputs × elements, step) */
     Array<T> padded_out;         /* planes of y or its gradient, of a block of outputs, (outputs, order, plane) */
     Array<T> padded_mid;         /* planes of u, of a separable layer, (phases, outputs, order, plane) */
@@ -53,8 +53,8 @@ template <class S> struct Thread {
         : plane_offset(arena.take<int32_t>(plan.columns / (plan.packed ? 1 : S::lanes))),
           whole_plane(arena.take<int32_t>(plan.packed ? plan.plane / S::lanes : 0)),
           shift(arena.take<index_t>(p.elements * p.order)),
-          x_fourier(arena.take<T>(p.order * p.in_channels * plan.columns)),
-          x_fourier_grad(arena.take<T>(plan.pass == BACKWARD && !plan.division.by_outputs ? x_fourier.size : 0)),
+          x_fourier(arena.take<T>(plan.division.by_outputs ? 0 : p.order * p.in_channels * plan.columns)),
+          x_fourier_grad(arena.take<T>(plan.pass == BACKWARD ? x_fourier.size : 0)),
           gemm_out(arena.take<T>(plan.fused ? 0 : p.order * rows(p, plan) * plan.blocking.step)),
           padded_out(arena.take<T>(has_mid(p, plan) ? 0 : planes(p, plan))),
           padded_mid(arena.take<T>(has_mid(p, plan) ? phase_count(p) * planes(p, plan) : 0)),

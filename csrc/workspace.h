@@ -17,6 +17,7 @@ template <class S> struct Workspace {
     index_t parts;                  /* of the tiles, backward: gradients of each follow */
     index_t output_parts;           /* of the outputs, backward and by outputs: gradients of x of each follow, too */
     Array<T> dblocks, ddepthwise, dnorm;
+    Array<T> x_fourier;             /* (order, I, columns), by outputs */
     Array<T> x_fourier_grads;       /* (output_parts, order, I, columns) */
     PerThread<Thread<S>> threads;
 
@@ -27,7 +28,8 @@ template <class S> struct Workspace {
           stats(arena.take<Stats>(pass == BACKWARD ? 0 : plan.division.tiles * p.out_channels)), parts(parts_of(p)),
           output_parts(output_parts_of(p)), dblocks(arena.take<T>(parts * shared_blocks())),
           ddepthwise(arena.take<T>(parts * depthwise_step(p))), dnorm(arena.take<T>(parts * norm_step(p))),
-          x_fourier_grads(arena.take<T>(output_parts * p.order * p.in_channels * plan.columns)),
+          x_fourier(arena.take<T>(plan.division.by_outputs ? p.order * p.in_channels * plan.columns : 0)),
+          x_fourier_grads(arena.take<T>(output_parts * x_fourier.size)),
           threads(arena, p.threads, p, plan)
     {
     }
