@@ -49,8 +49,8 @@ constexpr index_t PACKING_CHANNELS = 32;
 constexpr index_t TILE_PIXELS_FORWARD = 1024, TILE_PIXELS_BACKWARD = 512, TILE_MIN_PIXELS = 256;
 constexpr index_t TILE_VALUES = 196608;
 
-/* Threads divide output channels where all images have at most so many pixels and the filter more values than a thread
- * should hold at a time. Benchmark: converted, layers of 3×3 to 9×9 pixels. */
+/* Largest number of pixels of all images for which threads divide output channels, and values of the filters that a thread
+ * holds at a time: they should stay in the second-level cache. Benchmark: layers, 3×3 pixels. */
 constexpr index_t BY_OUTPUTS_PIXELS = 256, HELD_FILTER_VALUES = 131072;
 
 /* Tiles for each thread, where there are as many images: threads that ask for tiles end at about the same time.
