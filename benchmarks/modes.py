@@ -1,4 +1,4 @@
-"""A layer and a network called as they are, by ``torch.compile``, and under autocast to bfloat16."""
+"""A layer and a fused network, called as they are, by ``torch.compile``, and under autocast to bfloat16."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sepgroupy import fuse
 from sepgroupy.models import build_model
 
 from .cases import LayerCase, NetworkCase
@@ -46,8 +47,14 @@ def jobs(device: torch.device, rounds: int, quick: bool) -> Iterator[Job]:
         x = torch.randn(NORM, device=device, requires_grad=True)
         yield "batch norm, ReLU, modes", partial(measure, f"batch norm and ReLU {NORM}", _norm_relu, device, rounds, x)
     for network in () if quick else NETWORKS:
-        build = partial(build_model, network.model)
-        yield f"{network}, modes", partial(measure, str(network), build, device, rounds, *network.images(device))
+        yield (
+            f"{network}, modes",
+            partial(measure, str(network), partial(_fused, network), device, rounds, *network.images(device)),
+        )
+
+
+def _fused(network: NetworkCase) -> nn.Module:
+    return fuse(build_model(network.model))
 
 
 def _norm_relu() -> nn.Module:

@@ -52,12 +52,14 @@ template <typename T> struct BatchNormGradient {
 };
 
 /* out += scale[channel]·x + shift[channel], of one feature map (channels, pixels). */
-template <typename T> void add_affine(index_t channels, index_t pixels, const T *x, Affine<T> affine, T *out)
+template <class S, typename T = typename S::Scalar, typename M = typename S::Map>
+void add_affine(index_t channels, index_t pixels, const M *x, Affine<T> affine, M *out)
 {
-    for (index_t i = 0; i < channels; i++, x += pixels, out += pixels) {
-        T scale = affine.scale[i], shift = affine.shift[i];
-        for (index_t c = 0; c < pixels; c++) out[c] += scale * x[c] + shift;
-    }
+    for (index_t i = 0; i < channels; i++, x += pixels, out += pixels)
+        for (index_t c = 0; c < pixels; c += S::lanes) {
+            const typename S::Vector v = S::load(x + c, pixels - c) * affine.scale[i] + affine.shift[i];
+            S::store(out + c, S::load(out + c, pixels - c) + v, pixels - c);
+        }
 }
 
 /* ---- statistics ---- */
@@ -78,7 +80,8 @@ INLINE void join(Stats &stats, const Stats &other)
 }
 
 /* Join values that follow each other in memory, few enough to be read twice. */
-template <class S, typename T = typename S::Scalar> INLINE void join_values(Stats &stats, const T *x, index_t count)
+template <class S, typename T = typename S::Scalar, typename M = typename S::Map>
+INLINE void join_values(Stats &stats, const M *x, index_t count)
 {
     typename S::Vector sums = {}, deviations = {};
     T sum = 0, deviation = 0;
@@ -91,7 +94,10 @@ template <class S, typename T = typename S::Scalar> INLINE void join_values(Stat
         typename S::Vector d = S::load(x + c) - mean;
         deviations += d * d;
     }
-    for (; c < count; c++) deviation += (x[c] - mean) * (x[c] - mean);
+    for (; c < count; c++) {
+        const T d = x[c] - mean;
+        deviation += d * d;
+    }
     for (index_t lane = 0; lane < S::lanes; lane++) deviation += deviations[lane];
     join(stats, {(double)count, (double)mean, (double)deviation});
 }
@@ -118,7 +124,7 @@ template <class S> void batch_statistics(const Problem &p, const Tensors &t)
 {
     using T = typename S::Scalar;
     const index_t channels = p.in_channels, pixels = product(p.in_size);
-    const T *x = t.x;
+    const typename S::Map *x = t.x;
     T *mean = t.y_mean, *var = t.y_var;
 #pragma omp parallel for num_threads((int)p.threads) if (p.threads > 1)
     for (index_t i = 0; i < channels; i++) {

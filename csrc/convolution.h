@@ -48,7 +48,7 @@ INLINE void for_ranges(const Problem &p, const PhaseElements &elements, const La
 /* w.x_fourier ← H x of some channels of a tile. */
 template <class S, typename T = typename S::Scalar>
 NOINLINE void transform_input(const Problem &p, const Tile &tile, const Workspace<S> &shared, const Thread<S> &w,
-                              Channels channels, const T *x, Affine<T> affine)
+                              Channels channels, const typename S::Map *x, Affine<T> affine)
 {
     if (shared.plan.fused)
         fourier_of_input(p, tile, w, channels, x, affine, true, Dihedral4{});
@@ -60,8 +60,8 @@ NOINLINE void transform_input(const Problem &p, const Tile &tile, const Workspac
 
 /* By outputs: shared.x_fourier ← H x of the only tile; one thread's share. */
 template <class S, typename T = typename S::Scalar>
-void transform_together(const Problem &p, const Tile &tile, const Workspace<S> &shared, Thread<S> &w, const T *x,
-                        Affine<T> affine)
+void transform_together(const Problem &p, const Tile &tile, const Workspace<S> &shared, Thread<S> &w,
+                        const typename S::Map *x, Affine<T> affine)
 {
     const index_t parts = smaller(p.threads, p.in_channels), columns = shared.plan.columns;
     w.prepare(p, shared.elements, tile);
@@ -78,7 +78,7 @@ void transform_together(const Problem &p, const Tile &tile, const Workspace<S> &
 /* Some outputs of a tile, whose transform w has. */
 template <class S, typename T = typename S::Scalar>
 NOINLINE void forward_outputs(const Problem &p, const Tile &t, const Workspace<S> &shared, const Thread<S> &w,
-                              Channels outputs, Filters<T> filters, const T *depthwise, const Epilogue<T> &end)
+                              Channels outputs, Filters<T> filters, const T *depthwise, const Epilogue<S> &end)
 {
     const Blocking blocking = shared.plan.blocking;
     const int slices = slices_of_square(p);
@@ -106,7 +106,7 @@ NOINLINE void forward_outputs(const Problem &p, const Tile &t, const Workspace<S
 /* Each of several tiles, with all outputs; one thread's share. */
 template <class S, typename T = typename S::Scalar>
 void forward_by_tiles(const Problem &p, const Tensors &t, const Workspace<S> &shared, Thread<S> &w, Affine<T> affine,
-                      Epilogue<T> end)
+                      Epilogue<S> end)
 {
     const T *expanded = t.expanded;
     const Filters<T> filters = {{0, p.out_channels}, expanded ? expanded : shared.blocks.data};
@@ -120,7 +120,7 @@ void forward_by_tiles(const Problem &p, const Tensors &t, const Workspace<S> &sh
         const Tile tile = tile_at(p, shared.plan.division, n, FORWARD);
         if (stats) end.stats = stats + n * p.out_channels;
         w.prepare(p, shared.elements, tile);
-        transform_input(p, tile, shared, w, {0, p.in_channels}, (const T *)t.x, affine);
+        transform_input(p, tile, shared, w, {0, p.in_channels}, (const typename S::Map *)t.x, affine);
         for (index_t b = 0; b < output_blocks(p, shared.plan.blocking); b++)
             forward_outputs(p, tile, shared, w, block_of_outputs(p, shared.plan.blocking, b), filters,
                             (const T *)t.depthwise, end);
@@ -130,11 +130,11 @@ void forward_by_tiles(const Problem &p, const Tensors &t, const Workspace<S> &sh
 /* Each block of outputs, on the only tile; one thread's share. */
 template <class S, typename T = typename S::Scalar>
 void forward_by_outputs(const Problem &p, const Tensors &t, const Workspace<S> &shared, Thread<S> &w, Affine<T> affine,
-                        const Epilogue<T> &end)
+                        const Epilogue<S> &end)
 {
     const T *expanded = t.expanded;
     const Tile tile = tile_at(p, shared.plan.division, 0, FORWARD);
-    transform_together(p, tile, shared, w, (const T *)t.x, affine);
+    transform_together(p, tile, shared, w, (const typename S::Map *)t.x, affine);
 #pragma omp for schedule(dynamic)
     for (index_t b = 0; b < output_blocks(p, shared.plan.blocking); b++) {
         const Channels outputs = block_of_outputs(p, shared.plan.blocking, b);
@@ -151,7 +151,7 @@ template <class S> void forward(const Problem &p, const Tensors &t)
     const Workspace<S> shared(arena, p, FORWARD);
     T *y_mean = t.y_mean, *y_var = t.y_var;
     const Affine<T> affine = affine_of(BatchNorm<T>(p, t), p.in_channels, shared.affine.data);
-    const Epilogue<T> end = {t.bias, t.residual, t.y, y_mean ? shared.stats.data : nullptr};
+    const Epilogue<S> end = {t.bias, t.residual, t.y, y_mean ? shared.stats.data : nullptr};
     if (y_mean) shared.stats.clear();
 #pragma omp parallel num_threads((int)p.threads) if (p.threads > 1)
     {
@@ -173,9 +173,9 @@ NOINLINE void backward_outputs(const Problem &p, const Tensors &t, const Tile &t
                                const Thread<S> &w, Channels outputs, Filters<T> filters, bool adds)
 {
     const Blocking blocking = shared.plan.blocking;
-    const T *depthwise = t.depthwise, *grad = t.grad;
+    const T *depthwise = t.depthwise;
     const bool wants_filters = (bool)t.dweight, wants_x = (bool)t.dx;
-    copy_output_grad(p, tile, w, outputs.first, outputs.count, grad);
+    copy_output_grad(p, tile, w, outputs.first, outputs.count, (const typename S::Map *)t.grad);
     for_ranges(p, shared.elements, w.layout, blocking, outputs, filters.held, adds, S::pair, [&](const ProductRange &range) {
         if (p.kind == SEPARABLE && wants_filters) /* u is read by the gradient of the depthwise factor alone */
             multiply_filters(p, w, filters.blocks, depthwise, range, blocking.step);
@@ -196,8 +196,8 @@ template <class S, typename T = typename S::Scalar>
 NOINLINE void write_input_grad(const Problem &p, const Tensors &t, const Tile &tile, const Workspace<S> &shared,
                                const Thread<S> &w, Channels channels, Affine<T> affine)
 {
-    const T *x = t.x, *other_grad = t.other_grad;
-    T *dx = t.dx;
+    const typename S::Map *x = t.x, *other_grad = t.other_grad;
+    typename S::Map *dx = t.dx;
     with_transform(p, shared.basis, [&](auto transform) INLINE_LAMBDA {
         input_grad_from_fourier(p, tile, w, channels, x, other_grad, dx, affine, transform);
     });
@@ -245,7 +245,7 @@ void backward_by_tiles(const Problem &p, const Tensors &t, const Workspace<S> &s
         for (index_t n = tiles * part / shared.parts; n < tiles * (part + 1) / shared.parts; n++) {
             const Tile tile = tile_at(p, shared.plan.division, n, BACKWARD);
             w.prepare(p, shared.elements, tile);
-            transform_input(p, tile, shared, w, {0, p.in_channels}, (const T *)t.x, affine);
+            transform_input(p, tile, shared, w, {0, p.in_channels}, (const typename S::Map *)t.x, affine);
             for (index_t b = 0; b < output_blocks(p, shared.plan.blocking); b++)
                 backward_outputs(p, t, tile, shared, w, block_of_outputs(p, shared.plan.blocking, b),
                                  Filters<T>{all, shared.blocks}, b > 0);
@@ -276,7 +276,7 @@ void backward_by_outputs(const Problem &p, const Tensors &t, const Workspace<S> 
 {
     const Tile tile = tile_at(p, shared.plan.division, 0, BACKWARD);
     const index_t parts = shared.output_parts, input_parts = t.dx ? smaller(p.threads, p.in_channels) : 0;
-    transform_together(p, tile, shared, w, (const T *)t.x, affine);
+    transform_together(p, tile, shared, w, (const typename S::Map *)t.x, affine);
     bind_gradients(p, shared, w, 0); /* each part writes those of its channels */
 #pragma omp for
     for (index_t part = 0; part < parts; part++) {
@@ -334,8 +334,8 @@ template <class S> void backward(const Problem &p, const Tensors &t)
     const Affine<T> affine = affine_of(norm, p.in_channels, shared.affine.data);
     const Affine<T> slope = {shared.slope, shared.slope + p.in_channels};
     const index_t pixels = product(p.in_size), map = p.in_channels * pixels;
-    const T *x = t.x;
-    T *dx = t.dx;
+    const typename S::Map *x = t.x;
+    typename S::Map *dx = t.dx;
 #pragma omp parallel num_threads((int)p.threads) if (p.threads > 1)
     {
         Arena part = shared.threads.part(thread_number());
@@ -348,7 +348,7 @@ template <class S> void backward(const Problem &p, const Tensors &t)
         if (norm.mean && p.batch_stats && dx)
 #pragma omp for schedule(static)
             for (index_t n = 0; n < p.batch * p.order; n++)
-                add_affine(p.in_channels, pixels, x + n * map, slope, dx + n * map);
+                add_affine<S>(p.in_channels, pixels, x + n * map, slope, dx + n * map);
     }
 }
 

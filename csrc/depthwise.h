@@ -16,8 +16,8 @@ template <class Function> INLINE void with_elements(index_t elements, Function f
 }
 
 /* `Vectors` vectors of bias + residual + Σ_k weight[k] from[k], of which `count` values are wanted. */
-template <class S, int Vectors, class Count, typename T = typename S::Scalar>
-INLINE void weighted_sum(const T *weight, const T *const *from, index_t at, T bias, const T *residual, T *to, index_t count,
+template <class S, int Vectors, class Count, typename E, typename T = typename S::Scalar>
+INLINE void weighted_sum(const T *weight, const T *const *from, index_t at, T bias, const E *residual, E *to, index_t count,
                          Count elements)
 {
     constexpr int Parts = larger(1, WEIGHTED_SUMS / Vectors); /* sums of a vector, that none waits for the one before */
@@ -44,8 +44,9 @@ INLINE void weighted_sum(const T *weight, const T *const *from, index_t at, T bi
     }
 }
 
-template <class S, class Count, typename T = typename S::Scalar>
-INLINE void weighted_row(const T *weight, const T *const *from, index_t at, T bias, const T *residual, T *to, index_t count,
+/* A row of the same, of feature maps or of a thread's own values. */
+template <class S, class Count, typename E, typename T = typename S::Scalar>
+INLINE void weighted_row(const T *weight, const T *const *from, index_t at, T bias, const E *residual, E *to, index_t count,
                          Count elements)
 {
     for (index_t c = 0, vectors; c < count; c += vectors * S::lanes) {
@@ -58,15 +59,16 @@ INLINE void weighted_row(const T *weight, const T *const *from, index_t at, T bi
 }
 
 /* Bias, residual, output and optional statistics. */
-template <typename T> struct Epilogue {
-    const T *bias, *residual;
-    T *y;
+template <class S> struct Epilogue {
+    const typename S::Scalar *bias;
+    const typename S::Map *residual;
+    typename S::Map *y;
     Stats *stats; /* (O) */
 };
 
 template <class S, class Count, typename T = typename S::Scalar>
 INLINE void depthwise_any(const Problem &p, const PhaseElements &phases, const Tile &t, const Thread<S> &w, index_t first,
-                          index_t outputs, index_t outputs_step, const T *depthwise, const Epilogue<T> &end, Count elements)
+                          index_t outputs, index_t outputs_step, const T *depthwise, const Epilogue<S> &end, Count elements)
 {
     const Layout &l = w.layout;
     const OutputTile out(p, t);
@@ -113,8 +115,8 @@ template <class S> struct Kernel3x3 {
 };
 
 /* One vector in each of `Rows` rows of bias + residual + a correlation; `count` values of it are wanted. */
-template <class S, int Slices, int Rows, typename T = typename S::Scalar>
-INLINE void correlate(Kernel3x3<S> kernel, const T *from, T bias, const T *residual, T *to, index_t to_step, index_t count)
+template <class S, int Slices, int Rows, typename T = typename S::Scalar, typename M = typename S::Map>
+INLINE void correlate(Kernel3x3<S> kernel, const T *from, T bias, const M *residual, M *to, index_t to_step, index_t count)
 {
     using Vector = typename S::Vector;
     Vector sum[Rows];
@@ -138,8 +140,8 @@ INLINE void correlate(Kernel3x3<S> kernel, const T *from, T bias, const T *resid
     for (int r = 0; r < Rows; r++) S::store(to + r * to_step, sum[r], count);
 }
 
-template <class S, int Slices, int Rows, typename T = typename S::Scalar>
-INLINE void correlate_rows(Kernel3x3<S> kernel, const T *from, T bias, const T *residual, T *to, index_t to_step,
+template <class S, int Slices, int Rows, typename T = typename S::Scalar, typename M = typename S::Map>
+INLINE void correlate_rows(Kernel3x3<S> kernel, const T *from, T bias, const M *residual, M *to, index_t to_step,
                            index_t count)
 {
     index_t c = 0;
@@ -153,7 +155,7 @@ INLINE void correlate_rows(Kernel3x3<S> kernel, const T *from, T bias, const T *
 
 template <class S, int Slices, typename T = typename S::Scalar>
 NOINLINE void depthwise_square(const Problem &p, const Tile &t, const Thread<S> &w, index_t first, index_t outputs,
-                               const T *depthwise, const Epilogue<T> &end)
+                               const T *depthwise, const Epilogue<S> &end)
 {
     const Layout &l = w.layout;
     const OutputTile out(p, t);
@@ -171,8 +173,8 @@ NOINLINE void depthwise_square(const Problem &p, const Tile &t, const Thread<S> 
                 const T *plane = w.padded_mid + (o * p.order + g) * l.size + l.margin + image * l.image_step
                     - l.padding[0] * l.slice_step - l.padding[1] * step - l.padding[2];
                 const index_t start = out.at(image, g, first + o);
-                T *to = end.y + start;
-                const T *residual = end.residual ? end.residual + start : nullptr;
+                typename S::Map *to = end.y + start;
+                const typename S::Map *residual = end.residual ? end.residual + start : nullptr;
                 for (index_t s = 0; s < t.out_size[0]; s++) {
                     const T *from = plane + s * l.slice_step;
                     for (index_t r = 0, many; r < rows; r += many, from += many * step, to += many * width) {
@@ -192,7 +194,7 @@ NOINLINE void depthwise_square(const Problem &p, const Tile &t, const Thread<S> 
 /* y ← the depthwise step, for some outputs of a tile. */
 template <class S, typename T = typename S::Scalar>
 INLINE void depthwise_forward(const Problem &p, const PhaseElements &elements, const Tile &t, const Thread<S> &w,
-                              index_t first, index_t outputs, Blocking blocking, const T *depthwise, const Epilogue<T> &end,
+                              index_t first, index_t outputs, Blocking blocking, const T *depthwise, const Epilogue<S> &end,
                               int slices)
 {
     if (slices == 1)

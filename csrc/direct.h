@@ -15,7 +15,7 @@ template <class S> struct DirectThread {
     using T = typename S::Scalar;
     Array<T> frame, grad, sums; /* grad as a frame, zeros between rows; sums (O, terms and the bias) */
     Array<const T *> from;      /* (order, step): the terms that each group element reads */
-    Array<T> around, weights, row; /* of dx: the gradient with zeros around; the weights of one plane; a row of a phase */
+    Array<T> around, weights, row; /* of dx: the gradient with zeros around; the weights of one plane; a row of a phase, of T or of M */
     GradientTerms<T> terms;
     Pointwise<S> pointwise;
 
@@ -78,11 +78,11 @@ template <class S, typename T = typename S::Scalar>
 void convolve_frame(const Problem &p, const Tensors &t, const Frame &f, const FrameBand &band, const DirectThread<S> &w,
                     index_t o, index_t g, const T *filter, Stats *stats)
 {
-    const T *bias = t.bias, *none = nullptr;
-    T *y = t.y;
+    const T *bias = t.bias;
+    typename S::Map *y = t.y, *none = nullptr;
     const index_t channel = band.block * block_outputs(p) + o;
     const T *weight = filter + channel * f.terms, added = bias ? bias[channel] : 0;
-    T *to = y + band.at(p, g, o);
+    typename S::Map *to = y + band.at(p, g, o);
     with_elements(f.terms, [&](auto terms) INLINE_LAMBDA {
         for_band_rows(p, f, band, [&](index_t at, index_t row) INLINE_LAMBDA {
             weighted_row<S>(weight, w.from + g * f.step, at, added, none, to + row, p.out_size[2], terms);
@@ -97,7 +97,8 @@ template <class S> void direct_forward(const Problem &p, const Tensors &t)
     Arena arena(t.workspace);
     const DirectWorkspace<S> shared(arena, p, FORWARD);
     const Frame &f = shared.frame;
-    const T *x = t.x, *weight = t.weight, *depthwise = t.depthwise;
+    const typename S::Map *x = t.x;
+    const T *weight = t.weight, *depthwise = t.depthwise;
     T *mean = t.y_mean, *var = t.y_var;
     if (mean) shared.stats.clear();
 #pragma omp parallel num_threads((int)p.threads) if (p.threads > 1)
@@ -116,7 +117,7 @@ template <class S> void direct_forward(const Problem &p, const Tensors &t)
                 }
                 continue;
             }
-            fill_frame(p, f, band, x, w.frame.data);
+            fill_frame<S>(p, f, band, x, w.frame.data);
             for (index_t g = 0; g < p.order; g++) /* in the order in which y lies in memory */
                 for (index_t o = 0; o < block_outputs(p); o++) convolve_frame<S>(p, t, f, band, w, o, g, weight, stats);
         }
@@ -127,13 +128,13 @@ template <class S> void direct_forward(const Problem &p, const Tensors &t)
 /* ---- gradients of weight and bias ---- */
 
 /* Add the gradients of the filter, or of its depthwise factor, and of the bias, from y[o,g]; the terms are in the frame. */
-template <class S, typename T = typename S::Scalar>
-void add_frame_gradients(const Problem &p, const T *grad, const Frame &f, const FrameBand &band, const DirectThread<S> &w,
+template <class S, typename T = typename S::Scalar, typename M = typename S::Map>
+void add_frame_gradients(const Problem &p, const M *grad, const Frame &f, const FrameBand &band, const DirectThread<S> &w,
                          index_t o, index_t g)
 {
-    const T *read = grad + band.at(p, g, o);
+    const M *read = grad + band.at(p, g, o);
     for_band_rows(p, f, band, [&](index_t at, index_t row) INLINE_LAMBDA { /* the zeros between rows stay */
-        for (index_t c = 0; c < p.out_size[2]; c++) w.grad[at + c] = read[row + c];
+        copy_values<S>(p.out_size[2], read + row, w.grad + at);
     });
     T *sums = w.sums + (band.block * block_outputs(p) + o) * (f.terms + 1);
     sum_terms<S>(f.terms, band.rows[f.cut] * f.line, w.grad.data, w.from + g * f.step, sums);
@@ -143,11 +144,11 @@ void add_frame_gradients(const Problem &p, const T *grad, const Frame &f, const 
 template <class S, typename T = typename S::Scalar>
 void direct_filter_gradients(const Problem &p, const Tensors &t, const Frame &f, const DirectThread<S> &w)
 {
-    const T *x = t.x, *grad = t.grad;
+    const typename S::Map *x = t.x, *grad = t.grad;
 #pragma omp for schedule(static)
     for (index_t n = 0; n < f.tasks(p); n++) {
         const FrameBand band(p, f, n);
-        fill_frame(p, f, band, x, w.frame.data);
+        fill_frame<S>(p, f, band, x, w.frame.data);
         if (band.rows[f.cut] < f.rows) memset(w.grad, 0, f.rows * f.line * sizeof(T));
         for (index_t g = 0; g < p.order; g++)
             for (index_t o = 0; o < block_outputs(p); o++) add_frame_gradients<S>(p, grad, f, band, w, o, g);
@@ -157,16 +158,17 @@ void direct_filter_gradients(const Problem &p, const Tensors &t, const Frame &f,
 /* ---- gradient of the input ---- */
 
 /* Write planes, `step` values apart, from the gradient with zeros around it; the weights begin with those of the planes. */
-template <class S, typename T = typename S::Scalar>
-void write_planes_gradient(const Problem &p, const GradientFrame &f, const DirectThread<S> &w, const T *weight, T *planes,
+template <class S, typename E, typename T = typename S::Scalar>
+void write_planes_gradient(const Problem &p, const GradientFrame &f, const DirectThread<S> &w, const T *weight, E *planes,
                            index_t step)
 {
+    E *row = reinterpret_cast<E *>(w.row.data);
     index_t start = 0;
     for (index_t phase = 0; phase < phase_count(p); phase++)
         for (index_t plane = 0; plane < p.order; plane++) {
             const index_t terms = w.terms.count[phase * p.order + plane];
             for (index_t n = 0; n < terms; n++) w.weights[n] = weight[w.terms.entry[start + n]];
-            write_phase<S>(p, f, phase, w.weights.data, w.terms.from + start, terms, w.row.data, planes + plane * step);
+            write_phase<S>(p, f, phase, w.weights.data, w.terms.from + start, terms, row, planes + plane * step);
             start += terms;
         }
 }
@@ -174,12 +176,13 @@ void write_planes_gradient(const Problem &p, const GradientFrame &f, const Direc
 template <class S, typename T = typename S::Scalar>
 void direct_input_gradient(const Problem &p, const Tensors &t, const GradientFrame &f, const DirectThread<S> &w)
 {
-    const T *grad = t.grad, *weight = t.weight;
-    T *dx = t.dx;
+    const typename S::Map *grad = t.grad;
+    typename S::Map *dx = t.dx;
+    const T *weight = t.weight;
 #pragma omp for schedule(static)
     for (index_t n = 0; n < p.batch * p.groups; n++) {
         const index_t image = n / p.groups, block = n % p.groups, first = block * block_outputs(p);
-        fill_gradient(p, f, image, first, grad, w.around.data);
+        fill_gradient<S>(p, f, image, first, grad, w.around.data);
         for (index_t i = 0; i < block_inputs(p); i++)
             write_planes_gradient(p, f, w, weight + first * direct_terms(p) + i * p.order * p.elements,
                                   dx + input_map(p, image, block, i, 0), p.in_channels * product(p.in_size));
@@ -190,7 +193,8 @@ void direct_input_gradient(const Problem &p, const Tensors &t, const GradientFra
 template <class S, typename T = typename S::Scalar>
 void separable_gradients(const Problem &p, const Tensors &t, const DirectWorkspace<S> &shared, const DirectThread<S> &w)
 {
-    const T *x = t.x, *grad = t.grad, *weight = t.weight, *depthwise = t.depthwise;
+    const typename S::Map *x = t.x, *grad = t.grad;
+    const T *weight = t.weight, *depthwise = t.depthwise;
     const Frame &f = shared.frame;
 #pragma omp for schedule(static)
     for (index_t n = 0; n < f.tasks(p); n++) {
@@ -202,11 +206,11 @@ void separable_gradients(const Problem &p, const Tensors &t, const DirectWorkspa
                 w.pointwise.write_frame(p, f, band, o, weight, w.frame.data);
                 for (index_t g = 0; g < p.order; g++) add_frame_gradients<S>(p, grad, f, band, w, o, g);
             }
-            fill_gradient(p, shared.of_grad, band.image, channel, grad, w.around.data);
+            fill_gradient<S>(p, shared.of_grad, band.image, channel, grad, w.around.data);
             write_planes_gradient(p, shared.of_grad, w, depthwise + channel * p.elements, w.pointwise.du.data,
                                   w.pointwise.plane_step);
             if (t.dweight) w.pointwise.add_gradients(p, channel);
-            if (t.dx) w.pointwise.write_input_gradient(p, band, o, weight, (T *)t.dx);
+            if (t.dx) w.pointwise.write_input_gradient(p, band, o, weight, (typename S::Map *)t.dx);
         }
     }
 }

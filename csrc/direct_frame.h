@@ -85,7 +85,8 @@ struct FrameBand {
 };
 
 /* Copy what a band reads of a plane, and zeros around it. */
-template <typename T> void fill_plane(const Problem &p, const Frame &f, const FrameBand &band, const T *x, T *to)
+template <class S, typename E, typename T>
+void fill_plane(const Problem &p, const Frame &f, const FrameBand &band, const E *x, T *to)
 {
     memset(to, 0, f.plane * sizeof(T));
     for (index_t phase = 0; phase < phase_count(p); phase++, to += f.size) {
@@ -98,10 +99,10 @@ template <typename T> void fill_plane(const Problem &p, const Frame &f, const Fr
         for (index_t s = slices.low; s < slices.high; s++)
             for (index_t r = rows.low; r < rows.high; r++) {
                 const index_t slice = p.stride[0] * s + first[0], row = p.stride[1] * r + first[1];
-                const T *from = x + (slice * p.in_size[1] + row) * p.in_size[2] + first[2];
+                const E *from = x + (slice * p.in_size[1] + row) * p.in_size[2] + first[2];
                 T *line = to + (s * f.extent[1] + r) * f.extent[2];
                 if (stride == 1)
-                    for (index_t c = columns.low; c < columns.high; c++) line[c] = from[c];
+                    copy_values<S>(columns.high - columns.low, from + columns.low, line + columns.low);
                 else
                     for (index_t c = columns.low; c < columns.high; c++) line[c] = from[stride * c];
             }
@@ -115,11 +116,12 @@ INLINE index_t input_map(const Problem &p, index_t image, index_t block, index_t
 }
 
 /* Copy what the band reads of its image. */
-template <typename T> void fill_frame(const Problem &p, const Frame &f, const FrameBand &band, const T *x, T *frame)
+template <class S, typename T = typename S::Scalar, typename M = typename S::Map>
+void fill_frame(const Problem &p, const Frame &f, const FrameBand &band, const M *x, T *frame)
 {
     for (index_t i = 0; i < block_inputs(p); i++)
         for (index_t h = 0; h < p.in_order; h++)
-            fill_plane(p, f, band, x + input_map(p, band.image, band.block, i, h), frame + (i * p.in_order + h) * f.plane);
+            fill_plane<S>(p, f, band, x + input_map(p, band.image, band.block, i, h), frame + (i * p.in_order + h) * f.plane);
 }
 
 /* Find where in a frame each group element has each term, (order, step); those past the last repeat it, unread. */
@@ -252,38 +254,38 @@ private:
 };
 
 /* Copy the gradient of y of one image, from output `first` on; the zeros around it stay. */
-template <typename T>
-void fill_gradient(const Problem &p, const GradientFrame &f, index_t image, index_t first, const T *grad, T *around)
+template <class S, typename T = typename S::Scalar, typename M = typename S::Map>
+void fill_gradient(const Problem &p, const GradientFrame &f, index_t image, index_t first, const M *grad, T *around)
 {
     const index_t pixels = product(p.out_size);
     for (index_t o = 0; o < outputs_per_input(p); o++)
         for (index_t g = 0; g < p.order; g++, around += f.size) {
-            const T *from = grad + ((image * p.order + g) * p.out_channels + first + o) * pixels;
+            const M *from = grad + ((image * p.order + g) * p.out_channels + first + o) * pixels;
             for (index_t s = 0; s < p.out_size[0]; s++)
                 for (index_t r = 0; r < p.out_size[1]; r++, from += p.out_size[2]) {
                     T *to = around + ((s + f.low[0]) * f.extent[1] + r + f.low[1]) * f.extent[2] + f.low[2];
-                    for (index_t c = 0; c < p.out_size[2]; c++) to[c] = from[c];
+                    copy_values<S>(p.out_size[2], from, to);
                 }
         }
 }
 
-/* One phase of a plane of dx: weighted rows of the gradient. */
-template <class S, typename T = typename S::Scalar>
+/* One phase of a plane of dx, or of du: weighted rows of the gradient. */
+template <class S, typename E, typename T = typename S::Scalar>
 void write_phase(const Problem &p, const GradientFrame &f, index_t phase, const T *weights, const T *const *from,
-                 index_t terms, T *row, T *dx)
+                 index_t terms, E *row, E *dx)
 {
     index_t first[AXES], size[AXES], rest = phase;
     for (int axis = AXES - 1; axis >= 0; rest /= p.stride[axis], axis--) {
         first[axis] = rest % p.stride[axis];
         size[axis] = ceil_div(larger(0, p.in_size[axis] - first[axis]), p.stride[axis]);
     }
-    const T *none = nullptr;
+    const E *none = nullptr;
     const index_t stride = p.stride[2];
     with_elements(terms, [&](auto count) INLINE_LAMBDA {
         for (index_t s = 0; s < size[0]; s++)
             for (index_t r = 0; r < size[1]; r++) {
                 const index_t slice = p.stride[0] * s + first[0], line = p.stride[1] * r + first[1];
-                T *to = dx + (slice * p.in_size[1] + line) * p.in_size[2] + first[2];
+                E *to = dx + (slice * p.in_size[1] + line) * p.in_size[2] + first[2];
                 const index_t at = (s * f.extent[1] + r) * f.extent[2];
                 weighted_row<S>(weights, from, at, T(0), none, stride == 1 ? to : row, size[2], count);
                 for (index_t c = 0; c < size[2] && stride > 1; c++) to[stride * c] = row[c];

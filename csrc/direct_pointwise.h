@@ -14,13 +14,15 @@ template <class S> struct Pointwise {
     Array<T> inputs, plane;          /* (I/groups, order, pixels) of one block; a plane of u */
     Array<const T *> from, du_from;  /* (order, step): x[i,g·h]; (order): du[g] */
     Array<T> du, weights, sums;      /* (order, pixels); (order); (O, terms and one that is not read) */
+    Array<T> input_grads;            /* as inputs */
 
     Pointwise(Arena &arena, const Problem &p, bool backward)
         : terms(p.kind == SEPARABLE ? block_inputs(p) * p.order : 0), step(round_up(terms, DIRECT_TERMS)),
           plane_step(terms ? round_up(product(p.in_size), S::lanes) : 0), inputs(arena.take<T>(terms * plane_step)),
           plane(arena.take<T>(plane_step)), from(arena.take<const T *>(p.order * step)),
           du_from(arena.take<const T *>(p.order)), du(arena.take<T>(backward ? p.order * plane_step : 0)),
-          weights(arena.take<T>(p.order)), sums(arena.take<T>(backward && terms ? p.out_channels * (terms + 1) : 0))
+          weights(arena.take<T>(p.order)), sums(arena.take<T>(backward && terms ? p.out_channels * (terms + 1) : 0)),
+          input_grads(arena.take<T>(backward ? inputs.size : 0))
     {
     }
 
@@ -40,12 +42,12 @@ template <class S> struct Pointwise {
     }
 
     /* Copy the block's planes of an image. */
-    void read(const Problem &p, const FrameBand &band, const T *x) const
+    void read(const Problem &p, const FrameBand &band, const typename S::Map *x) const
     {
         for (index_t i = 0; i < block_inputs(p); i++)
             for (index_t h = 0; h < p.order; h++)
-                memcpy(inputs + (i * p.order + h) * plane_step, x + input_map(p, band.image, band.block, i, h),
-                       product(p.in_size) * sizeof(T));
+                copy_values<S>(product(p.in_size), x + input_map(p, band.image, band.block, i, h),
+                            inputs + (i * p.order + h) * plane_step);
     }
 
     /* frame ← u of an output of the block. */
@@ -56,7 +58,7 @@ template <class S> struct Pointwise {
         const T *filter = weight + (band.block * block_outputs(p) + o) * terms;
         for (index_t g = 0; g < p.order; g++) {
             weighted_row<S>(filter, from + g * step, 0, T(0), none, plane.data, product(p.in_size), count);
-            fill_plane(p, f, band, plane.data, frame + g * f.plane);
+            fill_plane<S>(p, f, band, plane.data, frame + g * f.plane);
         }
     }
 
@@ -68,7 +70,8 @@ template <class S> struct Pointwise {
     }
 
     /* dx[i,g·h] = Σ_o Σ_g w[o,i,h] du[g] for the channels of the block, one output after another. */
-    void write_input_gradient(const Problem &p, const FrameBand &band, index_t o, const T *weight, T *dx) const
+    void write_input_gradient(const Problem &p, const FrameBand &band, index_t o, const T *weight,
+                              typename S::Map *dx) const
     {
         const Variable<MAX_ELEMENTS> count = {(int)p.order};
         const T *filter = weight + (band.block * block_outputs(p) + o) * terms;
@@ -77,9 +80,11 @@ template <class S> struct Pointwise {
                 for (index_t g = 0; g < p.order; g++)
                     for (index_t h = 0; h < p.order; h++)
                         if (group_product(p, g, h) == plane) weights[g] = filter[i * p.order + h];
-                T *to = dx + input_map(p, band.image, band.block, i, plane);
+                T *to = input_grads + (i * p.order + plane) * plane_step;
                 const T *before = o ? to : nullptr;
                 weighted_row<S>(weights.data, du_from.data, 0, T(0), before, to, product(p.in_size), count);
+                if (o == block_outputs(p) - 1)
+                    copy_values<S>(product(p.in_size), to, dx + input_map(p, band.image, band.block, i, plane));
             }
     }
 };

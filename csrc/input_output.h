@@ -48,8 +48,8 @@ template <class S> INLINE FourierSteps fourier_steps(const Problem &p, const Lay
 }
 
 /* Vectors, or single values, of one channel: to = H relu(scale·from + shift), without the norm if `normalizes` is not set. */
-template <class S, class V, class Stride, class Transform, typename T = typename S::Scalar>
-INLINE void fourier_of_values(const T *from, index_t group_step, Stride stride, bool normalizes, T scale, T shift, T *to,
+template <class S, class V, class Stride, class Transform, typename T = typename S::Scalar, typename M = typename S::Map>
+INLINE void fourier_of_values(const M *from, index_t group_step, Stride stride, bool normalizes, T scale, T shift, T *to,
                               index_t to_step, Transform transform)
 {
     V v[Transform::capacity];
@@ -67,8 +67,8 @@ INLINE void fourier_of_values(const T *from, index_t group_step, Stride stride, 
 }
 
 /* The same for a row. */
-template <class S, class Stride, class Transform, typename T = typename S::Scalar>
-INLINE void fourier_of_row(const T *from, index_t group_step, Stride stride, index_t pixels, bool normalizes, T scale,
+template <class S, class Stride, class Transform, typename T = typename S::Scalar, typename M = typename S::Map>
+INLINE void fourier_of_row(const M *from, index_t group_step, Stride stride, index_t pixels, bool normalizes, T scale,
                            T shift, T *to, FourierSteps steps, Transform transform)
 {
     index_t c = 0;
@@ -81,8 +81,8 @@ INLINE void fourier_of_row(const T *from, index_t group_step, Stride stride, ind
 }
 
 /* x_fourier ← H x for some channels of one tile; values between the rows stay the zeros that they are. */
-template <class S, class Transform, typename T = typename S::Scalar>
-INLINE void fourier_of_input(const Problem &p, const Tile &t, const Thread<S> &w, Channels channels, const T *x,
+template <class S, class Transform, typename T = typename S::Scalar, typename M = typename S::Map>
+INLINE void fourier_of_input(const Problem &p, const Tile &t, const Thread<S> &w, Channels channels, const M *x,
                              Affine<T> affine, bool fused, Transform transform)
 {
     const Layout &l = w.layout;
@@ -94,7 +94,7 @@ INLINE void fourier_of_input(const Problem &p, const Tile &t, const Thread<S> &w
         for (index_t i = channels.first; i < channels.first + channels.count; i++) {
             const T scale = affine.scale ? affine.scale[i] : 1, shift = affine.shift ? affine.shift[i] : 0;
             for_rows(p, t, phase, [&](index_t image, index_t pixel, index_t column, index_t pixels) INLINE_LAMBDA {
-                const T *from = x + image * transform.order * group_step + i * plane + pixel;
+                const M *from = x + image * transform.order * group_step + i * plane + pixel;
                 T *to = w.x_fourier + i * steps.channel + column * steps.column;
                 with_stride(p.stride[2], [&](auto stride) INLINE_LAMBDA {
                     fourier_of_row<S>(from, group_step, stride, pixels, affine.scale != nullptr, scale, shift, to, steps,
@@ -111,8 +111,8 @@ template <class V> struct AffineSums {
 };
 
 /* Vectors, or single values, of one channel: dx = other + scale·(Hᵀ from where the ReLU let values pass). */
-template <class S, class V, class Stride, class Transform, typename T = typename S::Scalar>
-INLINE void input_grad_of_values(const T *from, index_t from_step, const T *x, const T *other, T *dx, index_t group_step,
+template <class S, class V, class Stride, class Transform, typename T = typename S::Scalar, typename M = typename S::Map>
+INLINE void input_grad_of_values(const T *from, index_t from_step, const M *x, const M *other, M *dx, index_t group_step,
                                  Stride stride, bool normalizes, T scale, T shift, AffineSums<V> &sums,
                                  Transform transform)
 {
@@ -142,8 +142,8 @@ INLINE void input_grad_of_values(const T *from, index_t from_step, const T *x, c
 }
 
 /* dx ← other, or zeros, for some channels of one tile. */
-template <typename T>
-void copy_input_grad(const Problem &p, const Tile &t, Channels channels, const T *other, T *dx)
+template <typename M>
+void copy_input_grad(const Problem &p, const Tile &t, Channels channels, const M *other, M *dx)
 {
     const index_t plane = product(p.in_size);
     const index_t start = (t.in_start[0] * p.in_size[1] + t.in_start[1]) * p.in_size[2];
@@ -151,16 +151,16 @@ void copy_input_grad(const Problem &p, const Tile &t, Channels channels, const T
         for (index_t i = channels.first; i < channels.first + channels.count; i++) {
             const index_t at = (map * p.in_channels + i) * plane + start;
             if (other)
-                memcpy(dx + at, other + at, product(t.in_size) * sizeof(T));
+                memcpy(dx + at, other + at, product(t.in_size) * sizeof(M));
             else
-                memset(dx + at, 0, product(t.in_size) * sizeof(T));
+                memset(dx + at, 0, product(t.in_size) * sizeof(M));
         }
 }
 
 /* dx ← other + Hᵀ x_fourier_grad for some channels of one tile, through the norm; that of its statistics is added by the caller. */
-template <class S, class Transform, typename T = typename S::Scalar>
-INLINE void input_grad_from_fourier(const Problem &p, const Tile &t, const Thread<S> &w, Channels channels, const T *x,
-                                    const T *other, T *dx, Affine<T> affine, Transform transform)
+template <class S, class Transform, typename T = typename S::Scalar, typename M = typename S::Map>
+INLINE void input_grad_from_fourier(const Problem &p, const Tile &t, const Thread<S> &w, Channels channels, const M *x,
+                                    const M *other, M *dx, Affine<T> affine, Transform transform)
 {
     using Vector = typename S::Vector;
     const Layout &l = w.layout;
@@ -218,29 +218,29 @@ struct OutputTile {
 };
 
 /* padded_out ← a tile's part of the gradient of y, for some outputs; the zeros between stay. */
-template <class S, typename T = typename S::Scalar>
+template <class S, typename T = typename S::Scalar, typename M = typename S::Map>
 NOINLINE void copy_output_grad(const Problem &p, const Tile &t, const Thread<S> &w, index_t first, index_t outputs,
-                               const T *y)
+                               const M *y)
 {
     const Layout &l = w.layout;
     const OutputTile out(p, t);
     for (index_t image = 0; image < t.images; image++)
         for (index_t g = 0; g < p.order; g++)
             for (index_t o = 0; o < outputs; o++) {
-                const T *from = y + out.at(image, g, first + o);
+                const M *from = y + out.at(image, g, first + o);
                 T *plane = w.padded_out + (o * p.order + g) * l.size + l.margin + image * l.image_step;
                 for (index_t s = 0; s < t.out_size[0]; s++)
                     for (index_t r = 0; r < t.out_size[1]; r++, from += out.width) {
                         T *to = plane + s * l.slice_step + r * l.row_step;
-                        for (index_t c = 0; c < out.width; c++) to[c] = from[c];
+                        copy_values<S>(out.width, from, to);
                     }
             }
 }
 
 /* y ← padded_out + bias + residual; join the statistics of the channels, if they are wanted. */
-template <class S, typename T = typename S::Scalar>
+template <class S, typename T = typename S::Scalar, typename M = typename S::Map>
 NOINLINE void write_planes(const Problem &p, const Tile &t, const Thread<S> &w, index_t first, index_t outputs,
-                           const T *bias, const T *residual, T *y, Stats *stats)
+                           const T *bias, const M *residual, M *y, Stats *stats)
 {
     const Layout &l = w.layout;
     const OutputTile out(p, t);

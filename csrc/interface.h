@@ -4,14 +4,14 @@
 #pragma once
 #include <stdint.h>
 
-constexpr int INTERFACE_VERSION = 11; /* changes with everything declared here */
+constexpr int INTERFACE_VERSION = 12; /* changes with everything declared here */
 constexpr int AXES = 3;              /* spatial axes; an image has one slice, and its slice axis has stride 1 */
 constexpr int MAX_ORDER = 48;        /* group elements, those of the cube with its reflections */
 constexpr int MAX_STRIDE = 3;        /* along each axis */
 constexpr int MAX_ELEMENTS = 343;    /* of a kernel: 7×7×7 */
 constexpr int MAX_POOL_WINDOW = 8;   /* along each axis */
 
-enum DataType { FLOAT32 = 0, FLOAT64 = 1 };
+enum DataType { FLOAT32 = 0, FLOAT64 = 1, BFLOAT16 = 2 }; /* of feature maps; with BFLOAT16 all else is FLOAT32 */
 /* separable: gc; factored: g; direct: lifting, and dense or g filters with blocks of channels */
 enum Kind { DENSE = 0, SEPARABLE = 1, FACTORED = 2, DIRECT = 3 };
 enum TransformKind { GENERAL = 0, CYCLIC4 = 4, DIHEDRAL4 = 8, OCTAHEDRAL = 24, FULL_OCTAHEDRAL = 48 };
@@ -43,7 +43,8 @@ struct Address {
     explicit operator bool() const { return address != nullptr; }
 };
 
-/* Every tensor that a kernel reads or writes, contiguous; null where there is none, or a result is not wanted. */
+/* Every tensor that a kernel reads or writes, contiguous; null where there is none, or a result is not wanted. x, residual,
+ * y and their gradients are feature maps. */
 struct Tensors {
     Address x;           /* (B, in_order, I, …) */
     Address weight;      /* (O, I/groups, in_order, k…); (O, I/groups, |H|) with a depthwise factor */

@@ -24,23 +24,31 @@ namespace {
 
 using Float = Simd<float, VECTOR_BYTES>;
 using Double = Simd<double, VECTOR_BYTES>;
+using Short = Simd<float, VECTOR_BYTES, BFloat16>;
 using WideFloat = Simd<float, WIDE_BYTES>; /* the same where there are no wider vectors */
+using WideShort = Simd<float, WIDE_BYTES, BFloat16>;
 
 /* Return whether rows of this many pixels fill wide vectors. */
 bool fills_wide(index_t dtype, index_t row)
 {
-    return dtype == FLOAT32 && WIDE_BYTES > VECTOR_BYTES && row % WideFloat::lanes == 0;
+    return dtype != FLOAT64 && WIDE_BYTES > VECTOR_BYTES && row % WideFloat::lanes == 0;
 }
 
 /* Whether a convolution is not computed in the Fourier domain. */
 bool is_direct(const Problem &p) { return p.kind == DIRECT || p.groups > 1; }
 
-/* Call a function, which is compiled for each kind of vector, with that of a convolution. */
+/* Call a function, which is compiled for each kind of vector, with that of feature maps. */
+template <class Function> INLINE auto with_simd(int64_t dtype, Function function)
+{
+    return dtype == FLOAT64 ? function(Double{}) : dtype == BFLOAT16 ? function(Short{}) : function(Float{});
+}
+
+/* The same of a convolution, whose vectors may be wide. */
 template <class Function> INLINE auto with_simd(const Problem &p, Function function)
 {
-    if (p.dtype == FLOAT64) return function(Double{});
-    if (!is_direct(p) && fills_wide(FLOAT32, p.in_size[2] / p.stride[2])) return function(WideFloat{});
-    return function(Float{});
+    const bool wide = !is_direct(p) && fills_wide(p.dtype, p.in_size[2] / p.stride[2]);
+    if (wide) return p.dtype == BFLOAT16 ? function(WideShort{}) : function(WideFloat{});
+    return with_simd(p.dtype, function);
 }
 
 } // namespace
@@ -116,37 +124,37 @@ EXPORT void expand_filters(const Problem *p, const Tensors *t)
 /* y_mean and y_var of x (batch, in_channels, …). */
 EXPORT void batch_statistics(const Problem *p, const Tensors *t)
 {
-    p->dtype == FLOAT64 ? batch_statistics<Double>(*p, *t) : batch_statistics<Float>(*p, *t);
+    with_simd(p->dtype, [&](auto simd) { batch_statistics<decltype(simd)>(*p, *t); });
 }
 
 /* y: clamp(norm(x) + residual, low, high) of x (batch, in_channels, …); the residual may be null. */
 EXPORT void norm_clamp(const Problem *p, const Tensors *t)
 {
-    p->dtype == FLOAT64 ? norm_clamp<Double>(*p, *t) : norm_clamp<Float>(*p, *t);
+    with_simd(p->dtype, [&](auto simd) { norm_clamp<decltype(simd)>(*p, *t); });
 }
 
 /* dx, dresidual, dgamma with dbeta, where they are wanted; y is null where nothing is clamped. */
 EXPORT void norm_clamp_backward(const Problem *p, const Tensors *t)
 {
-    p->dtype == FLOAT64 ? norm_clamp_backward<Double>(*p, *t) : norm_clamp_backward<Float>(*p, *t);
+    with_simd(p->dtype, [&](auto simd) { norm_clamp_backward<decltype(simd)>(*p, *t); });
 }
 
 /* y: batch norm, ReLU and 2×2 max-pooling of x (batch, in_channels, height, width). */
 EXPORT void pool(const Problem *p, const Tensors *t)
 {
-    p->dtype == FLOAT64 ? pool<Double>(*p, *t) : pool<Float>(*p, *t);
+    with_simd(p->dtype, [&](auto simd) { pool<decltype(simd)>(*p, *t); });
 }
 
 /* dx, or dgamma and dbeta, or all three. */
 EXPORT void pool_backward(const Problem *p, const Tensors *t)
 {
-    p->dtype == FLOAT64 ? pool_backward<Double>(*p, *t) : pool_backward<Float>(*p, *t);
+    with_simd(p->dtype, [&](auto simd) { pool_backward<decltype(simd)>(*p, *t); });
 }
 
 /* y and index: max-pooling of x (batch, in_channels, height, width). */
 EXPORT void max_pool(const Problem *p, const Tensors *t)
 {
-    p->dtype == FLOAT64 ? max_pool<Double>(*p, *t) : max_pool<Float>(*p, *t);
+    with_simd(p->dtype, [&](auto simd) { max_pool<decltype(simd)>(*p, *t); });
 }
 
 /* ---- memory ---- */

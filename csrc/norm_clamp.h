@@ -19,8 +19,8 @@ template <class S> void norm_clamp(const Problem &p, const Tensors &t)
     const BatchNorm<T> norm(p, t);
     const index_t pixels = product(p.in_size);
     const Vector low = S::broadcast((T)p.low), high = S::broadcast((T)p.high);
-    const T *const x = t.x, *const residual = t.residual;
-    T *const y = t.y;
+    const typename S::Map *const x = t.x, *const residual = t.residual;
+    typename S::Map *const y = t.y;
 #pragma omp parallel for num_threads((int)p.threads) if (p.threads > 1)
     for (index_t n = 0; n < p.batch * p.in_channels; n++) {
         T scale, shift;
@@ -38,14 +38,14 @@ template <class S> void norm_clamp(const Problem &p, const Tensors &t)
 /* ---- backward ---- */
 
 /* One channel of one feature map, and the bounds of y, which is null where nothing is clamped. */
-template <typename T> struct ClampedPlane {
-    const T *x, *y, *grad;
-    T low, high;
+template <class S> struct ClampedPlane {
+    const typename S::Map *x, *y, *grad;
+    typename S::Scalar low, high;
 };
 
 /* Visit the vectors of a plane: the first pixel, and x and the gradient of norm(x) + residual there. */
-template <class S, typename T = typename S::Scalar, class Function>
-INLINE void for_gradients(const ClampedPlane<T> &plane, index_t pixels, Function function)
+template <class S, class Function>
+INLINE void for_gradients(const ClampedPlane<S> &plane, index_t pixels, Function function)
 {
     for (index_t at = 0; at < pixels; at += S::lanes) {
         typename S::Vector grad = S::load(plane.grad + at, pixels - at);
@@ -61,10 +61,11 @@ template <class S> void norm_clamp_backward(const Problem &p, const Tensors &t)
     using Vector = typename S::Vector;
     const BatchNorm<T> norm(p, t);
     const index_t pixels = product(p.in_size), channels = p.in_channels, all = p.batch * channels;
-    const T *const x = t.x, *const y = t.y, *const grad = t.grad;
-    T *const dx = t.dx, *const dresidual = t.dresidual, *const dgamma = t.dgamma, *const dbeta = t.dbeta;
+    const typename S::Map *const x = t.x, *const y = t.y, *const grad = t.grad;
+    typename S::Map *const dx = t.dx, *const dresidual = t.dresidual;
+    T *const dgamma = t.dgamma, *const dbeta = t.dbeta;
     const auto plane = [=, &p](index_t n) {
-        return ClampedPlane<T>{x + n * pixels, y ? y + n * pixels : nullptr, grad + n * pixels, (T)p.low, (T)p.high};
+        return ClampedPlane<S>{x + n * pixels, y ? y + n * pixels : nullptr, grad + n * pixels, (T)p.low, (T)p.high};
     };
 #pragma omp parallel for num_threads((int)p.threads) if (p.threads > 1)
     for (index_t i = 0; i < channels; i++) {

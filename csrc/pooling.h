@@ -26,31 +26,42 @@ template <class Function> INLINE void for_windows(index_t rows, index_t columns,
 }
 
 /* Put pixels into windows, zeros after the last. */
-template <class S, typename T = typename S::Scalar>
-INLINE void read_windows(const T *x, index_t width, const WindowRange &range, Windows<T> &w)
+template <class S, typename T = typename S::Scalar, typename M = typename S::Map>
+INLINE void read_windows(const M *x, index_t width, const WindowRange &range, Windows<T> &w)
 {
     const index_t count = range.rows * range.columns;
     for (index_t r = 0; r < range.rows; r++, x += 2 * width) {
         T *to = w.x[0] + r * range.columns;
+        T pair[2][2 * POOL_WINDOWS]; /* of rows, as floats */
+        const T *upper = pair[0], *lower = pair[1];
+        if constexpr (sizeof(M) == sizeof(T))
+            upper = x, lower = x + width;
+        else
+            for (int row = 0; row < 2; row++) copy_values<S>(2 * range.columns, x + row * width, pair[row]);
 #pragma omp simd
         for (index_t c = 0; c < range.columns; c++) {
-            to[c] = x[2 * c], to[POOL_WINDOWS + c] = x[2 * c + 1];
-            to[2 * POOL_WINDOWS + c] = x[width + 2 * c], to[3 * POOL_WINDOWS + c] = x[width + 2 * c + 1];
+            to[c] = upper[2 * c], to[POOL_WINDOWS + c] = upper[2 * c + 1];
+            to[2 * POOL_WINDOWS + c] = lower[2 * c], to[3 * POOL_WINDOWS + c] = lower[2 * c + 1];
         }
     }
     for (index_t c = count; c < round_up(count, S::lanes); c++) w.x[0][c] = w.x[1][c] = w.x[2][c] = w.x[3][c] = 0;
 }
 
 /* Write the windows' pixels. */
-template <typename T> INLINE void write_windows(const Windows<T> &w, index_t width, const WindowRange &range, T *x)
+template <class S, typename T = typename S::Scalar, typename M = typename S::Map>
+INLINE void write_windows(const Windows<T> &w, index_t width, const WindowRange &range, M *x)
 {
     for (index_t r = 0; r < range.rows; r++, x += 2 * width) {
         const T *from = w.x[0] + r * range.columns;
+        T pair[2][2 * POOL_WINDOWS], *upper = pair[0], *lower = pair[1];
+        if constexpr (sizeof(M) == sizeof(T)) upper = x, lower = x + width;
 #pragma omp simd
         for (index_t c = 0; c < range.columns; c++) {
-            x[2 * c] = from[c], x[2 * c + 1] = from[POOL_WINDOWS + c];
-            x[width + 2 * c] = from[2 * POOL_WINDOWS + c], x[width + 2 * c + 1] = from[3 * POOL_WINDOWS + c];
+            upper[2 * c] = from[c], upper[2 * c + 1] = from[POOL_WINDOWS + c];
+            lower[2 * c] = from[2 * POOL_WINDOWS + c], lower[2 * c + 1] = from[3 * POOL_WINDOWS + c];
         }
+        if constexpr (sizeof(M) != sizeof(T))
+            for (int row = 0; row < 2; row++) copy_values<S>(2 * range.columns, pair[row], x + row * width);
     }
 }
 
@@ -77,8 +88,8 @@ template <class S> void pool(const Problem &p, const Tensors &t)
     using T = typename S::Scalar;
     const BatchNorm<T> norm(p, t);
     const index_t height = p.in_size[1], width = p.in_size[2], rows = height / 2, columns = width / 2;
-    const T *x = t.x;
-    T *y = t.y;
+    const typename S::Map *x = t.x;
+    typename S::Map *y = t.y;
 #pragma omp parallel for num_threads((int)p.threads) if (p.threads > 1)
     for (index_t n = 0; n < p.batch * p.in_channels; n++) {
         T scale, shift;
@@ -92,8 +103,7 @@ template <class S> void pool(const Problem &p, const Tensors &t)
                 typename S::Vector most = largest<S>(w, at, scale, shift, is);
                 S::store(result + at, S::where(~(most < 0), most));
             }
-            memcpy(y + (n * rows + range.row) * columns + range.column, result,
-                   range.rows * range.columns * sizeof(T));
+            copy_values<S>(range.rows * range.columns, result, y + (n * rows + range.row) * columns + range.column);
         });
     }
 }
@@ -106,9 +116,9 @@ template <typename T> struct PoolGradient {
 };
 
 /* The gradient of one channel of one feature map: the sums of those of scale and shift, or, where dx is not null, dx. */
-template <class S, typename T = typename S::Scalar>
-INLINE void pool_backward_plane(index_t height, index_t width, const T *x, const T *dy, const PoolGradient<T> &gradient,
-                                double *sums, T *dx)
+template <class S, typename T = typename S::Scalar, typename M = typename S::Map>
+INLINE void pool_backward_plane(index_t height, index_t width, const M *x, const M *dy, const PoolGradient<T> &gradient,
+                                double *sums, M *dx)
 {
     using Vector = typename S::Vector;
     using Mask = typename S::Mask;
@@ -119,7 +129,7 @@ INLINE void pool_backward_plane(index_t height, index_t width, const T *x, const
         T grads[POOL_WINDOWS];
         Windows<T> w;
         read_windows<S>(x + place, width, range, w);
-        memcpy(grads, dy + range.row * columns + range.column, count * sizeof(T));
+        copy_values<S>(count, dy + range.row * columns + range.column, grads);
         for (index_t at = count; at < round_up(count, S::lanes); at++) grads[at] = 0;
         for (index_t at = 0; at < count; at += S::lanes) {
             Mask is[4];
@@ -133,7 +143,7 @@ INLINE void pool_backward_plane(index_t height, index_t width, const T *x, const
                 S::store(w.x[k] + at, of_pixel * gradient.scale + pixel * gradient.slope + gradient.offset);
             }
         }
-        if (dx) write_windows(w, width, range, dx + place);
+        if (dx) write_windows<S>(w, width, range, dx + place);
     });
     for (index_t lane = 0; lane < S::lanes && !dx; lane++) sums[0] += (double)dscale[lane], sums[1] += (double)dshift[lane];
     for (index_t r = 0; r < height && dx; r++) /* what no window has */
@@ -147,8 +157,9 @@ template <class S> void pool_backward(const Problem &p, const Tensors &t)
     using T = typename S::Scalar;
     const BatchNorm<T> norm(p, t);
     const index_t height = p.in_size[1], width = p.in_size[2], pooled = height / 2 * (width / 2);
-    const T *x = t.x, *dy = t.grad;
-    T *dx = t.dx, *dgamma = t.dgamma, *dbeta = t.dbeta;
+    const typename S::Map *x = t.x, *dy = t.grad;
+    typename S::Map *dx = t.dx, *none = nullptr;
+    T *dgamma = t.dgamma, *dbeta = t.dbeta;
 #pragma omp parallel for num_threads((int)p.threads) if (p.threads > 1)
     for (index_t i = 0; i < p.in_channels; i++) {
         PoolGradient<T> gradient = {};
@@ -156,7 +167,7 @@ template <class S> void pool_backward(const Problem &p, const Tensors &t)
         if (dgamma || p.batch_stats) {
             double sums[2] = {0, 0};
             for (index_t n = i; n < p.batch * p.in_channels; n += p.in_channels)
-                pool_backward_plane<S>(height, width, x + n * height * width, dy + n * pooled, gradient, sums, (T *)nullptr);
+                pool_backward_plane<S>(height, width, x + n * height * width, dy + n * pooled, gradient, sums, none);
             const BatchNormGradient<T> of_norm(norm, i, (double)(p.batch * height * width), sums[0], sums[1]);
             if (dgamma) dgamma[i] = of_norm.dgamma, dbeta[i] = of_norm.dbeta;
             if (p.batch_stats) gradient.slope = of_norm.slope, gradient.offset = of_norm.offset;
@@ -202,12 +213,12 @@ template <class S> void max_pool(const Problem &p, const Tensors &t)
     using T = typename S::Scalar;
     const index_t height = p.in_size[1], width = p.in_size[2], rows = p.out_size[1], columns = p.out_size[2];
     const index_t stride = p.stride[2], window = p.window[2];
-    const T *x = t.x;
-    T *y = t.y;
+    const typename S::Map *x = t.x;
+    typename S::Map *y = t.y;
     int64_t *index = t.index;
 #pragma omp parallel for num_threads((int)p.threads) if (p.threads > 1)
     for (index_t n = 0; n < p.batch * p.in_channels * rows; n++) {
-        const T *image = x + n / rows * height * width;
+        const typename S::Map *image = x + n / rows * height * width;
         const index_t top = n % rows * p.stride[1] - p.padding[1];
         for (index_t first = 0; first < columns; first += POOL_WINDOWS) {
             const index_t count = smaller(POOL_WINDOWS, columns - first), left = first * stride - p.padding[2];
@@ -218,7 +229,7 @@ template <class S> void max_pool(const Problem &p, const Tensors &t)
                 T row[POOL_WINDOWS * MAX_STRIDE + MAX_POOL_WINDOW];
                 const index_t begin = larger(0, left), end = smaller(width, left + (count - 1) * stride + window);
                 for (index_t c = 0; c < round_up(count, S::lanes) * stride + window; c++) row[c] = (T)-INFINITY;
-                memcpy(row + begin - left, image + (top + r) * width + begin, larger(0, end - begin) * sizeof(T));
+                copy_values<S>(end - begin, image + (top + r) * width + begin, row + begin - left);
                 auto join = [&](auto known) INLINE_LAMBDA {
                     join_row<S>(row, count, known, (int32_t)window, (int32_t)(r * width), most);
                 };

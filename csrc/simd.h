@@ -1,7 +1,8 @@
 /* Vectors of one type of number, the widest that the compiler's flags allow.
  *
- * `Simd<T, Bytes>` is the parameter of every kernel: rows are read in vectors of `Bytes`, matrix products compute in wide
- * vectors. `Vector` and `Wide` are values; memory is read and written by the functions below, at any address.
+ * `Simd<T, Bytes, M>` is the parameter of every kernel: rows are read in vectors of `Bytes`, matrix products compute in wide
+ * vectors. `Vector` and `Wide` are values; memory is read and written by the functions below, at any address. Feature maps
+ * in memory are of type M, which is T, or BFloat16 with T = float; everything else is of type T.
  */
 #pragma once
 #include "base.h"
@@ -31,11 +32,40 @@ template <int... Number> struct NumbersBelow<0, Number...> {
     using type = Numbers<Number...>;
 };
 
-template <typename T, int Bytes> struct Simd {
+/* The upper half of a float: a number in memory, which is read as a float and rounded to nearest, ties to even. */
+struct BFloat16 {
+    uint16_t bits;
+
+    BFloat16() = default;
+    INLINE BFloat16(float value)
+    {
+        uint32_t all;
+        memcpy(&all, &value, sizeof all);
+        bits = value != value ? 0xffff : (uint16_t)((all + 0x7fff + (all >> 16 & 1)) >> 16);
+    }
+    INLINE operator float() const
+    {
+        const uint32_t all = (uint32_t)bits << 16;
+        float value;
+        memcpy(&value, &all, sizeof value);
+        return value;
+    }
+};
+
+/* A vector of integers, and the same at any address in memory. */
+template <typename Integer, int Bytes> struct Integers {
+    typedef Integer Value __attribute__((vector_size(Bytes)));
+    typedef Integer Memory __attribute__((vector_size(Bytes), aligned(sizeof(Integer)), may_alias));
+};
+
+template <typename T, int Bytes, typename M = T> struct Simd {
     using Scalar = T;
+    using Map = M;
     typedef T Vector __attribute__((vector_size(Bytes)));
     typedef T Wide __attribute__((vector_size(WIDE_BYTES)));
     using Mask = decltype(Vector{} < Vector{});
+    using Bits = typename Integers<uint32_t, Bytes>::Value; /* of vectors of floats */
+    using Halves = Integers<uint16_t, Bytes / 2>;
     static constexpr index_t lanes = Bytes / sizeof(T);
     static constexpr index_t wide_lanes = WIDE_BYTES / sizeof(T);
     static constexpr index_t pair = 2 * lanes; /* columns of tiles and of matrix products come in pairs of vectors */
@@ -45,27 +75,37 @@ template <typename T, int Bytes> struct Simd {
 
     static INLINE Vector load(const T *from) { return *reinterpret_cast<const Memory *>(from); }
     static INLINE void store(T *to, Vector v) { *reinterpret_cast<Memory *>(to) = v; }
+    static INLINE Vector load(const BFloat16 *from)
+    {
+        const typename Halves::Value halves = *reinterpret_cast<const typename Halves::Memory *>(from);
+        return (Vector)(widen(halves) << 16);
+    }
+    static INLINE void store(BFloat16 *to, Vector v)
+    {
+        const Bits bits = (Bits)v, nan = (Bits)(v != v), rounded = bits + 0x7fff + (bits >> 16 & 1);
+        *reinterpret_cast<typename Halves::Memory *>(to) = __builtin_convertvector((rounded | nan) >> 16, typename Halves::Value);
+    }
     static INLINE Wide load_wide(const T *from) { return *reinterpret_cast<const WideMemory *>(from); }
     static INLINE void store_wide(T *to, Wide v) { *reinterpret_cast<WideMemory *>(to) = v; }
 
     /* Read up to a vector of values, zeros after them; write as many: in parts of sizes that the compiler knows. */
-    static INLINE Vector load(const T *from, index_t count)
+    template <typename E> static INLINE Vector load(const E *from, index_t count)
     {
         if (count >= lanes) return load(from);
-        T some[lanes] = {};
+        E some[lanes] = {};
         copy_some<lanes / 2>(some, from, count);
         return load(some);
     }
-    static INLINE void store(T *to, Vector v, index_t count)
+    template <typename E> static INLINE void store(E *to, Vector v, index_t count)
     {
         if (count >= lanes) return store(to, v);
-        T some[lanes];
+        E some[lanes];
         store(some, v);
         copy_some<lanes / 2>(to, some, count);
     }
 
     /* Read or write every stride-th value of a vector, or one value if V is a number. */
-    template <class V, class Stride> static INLINE void read(V &v, const T *from, Stride stride)
+    template <class V, typename E, class Stride> static INLINE void read(V &v, const E *from, Stride stride)
     {
         if constexpr (sizeof(V) == sizeof(T))
             v = *from;
@@ -78,7 +118,7 @@ template <typename T, int Bytes> struct Simd {
             v = some;
         }
     }
-    template <class V, class Stride> static INLINE void write(T *to, V v, Stride stride)
+    template <class V, typename E, class Stride> static INLINE void write(E *to, V v, Stride stride)
     {
         if constexpr (sizeof(V) == sizeof(T))
             *to = v;
@@ -119,6 +159,13 @@ template <typename T, int Bytes> struct Simd {
     static INLINE Vector select(Mask mask, Vector a, Vector b) { return (Vector)((mask & (Mask)a) | (~mask & (Mask)b)); }
 
 private:
+    static INLINE Bits widen(typename Halves::Value halves)
+    {
+#if defined(__AVX2__) /* one instruction, which the compiler does not find */
+        if constexpr (Bytes == 32) return (Bits)_mm256_cvtepu16_epi32((__m128i)halves);
+#endif
+        return __builtin_convertvector(halves, Bits);
+    }
     template <int... Lane> static INLINE Vector even_places(Vector a, Vector b, Numbers<Lane...>)
     {
         return Vector{(2 * Lane < lanes ? a[2 * Lane % lanes] : b[2 * Lane % lanes])...};
@@ -138,13 +185,22 @@ private:
     }
 
     /* Copy fewer values than 2·Part. */
-    template <index_t Part> static INLINE void copy_some(T *to, const T *from, index_t count)
+    template <index_t Part, typename E> static INLINE void copy_some(E *to, const E *from, index_t count)
     {
         const index_t part = count & Part;
-        if (part) memcpy(to, from, Part * sizeof(T));
+        if (part) memcpy(to, from, Part * sizeof(E));
         if constexpr (Part > 1) copy_some<Part / 2>(to + part, from + part, count);
     }
 };
+
+/* Copy values, of feature maps or of a thread. */
+template <class S, typename From, typename To> INLINE void copy_values(index_t count, const From *from, To *to)
+{
+    if constexpr (sizeof(From) == sizeof(To))
+        for (index_t c = 0; c < count; c++) to[c] = from[c];
+    else
+        for (index_t c = 0; c < count; c += S::lanes) S::store(to + c, S::load(from + c, count - c), count - c);
+}
 
 /* Keep a value in a register: not read from memory by each product in turn. Only worth it where there are many. */
 template <typename V> INLINE void hold_in_register(V &v)

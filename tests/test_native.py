@@ -194,7 +194,7 @@ def test_other_kinds_of_tensors_are_refused(name: str, change: str, untouched: N
     given = tensors("gc") | {"expanded": torch.randn(40)}
     given[name] = CHANGES[change](given[name])
     expanded = given.pop("expanded")
-    with pytest.raises(ArgumentError, match="contiguous CPU tensors of one dtype, float32 or float64"):
+    with pytest.raises(ArgumentError, match="contiguous CPU tensors of one dtype, float32 or float64, or feature maps"):
         untouched.forward(ConvInputs(**given), expanded=expanded)
 
 
@@ -353,7 +353,9 @@ def test_python_and_the_kernels_have_the_same_constants() -> None:
     passes = {"forward": constants["FORWARD"], "backward": constants["BACKWARD"], "expand_filters": 2}
     assert passes == native_problem.PASSES
     assert (constants["INTERFACE_VERSION"], constants["AXES"]) == (library.VERSION, library.AXES)
-    assert {torch.float32: constants["FLOAT32"], torch.float64: constants["FLOAT64"]} == library.DTYPES
+    assert {t: constants[name] for t, name in zip(library.DTYPES, ("FLOAT32", "FLOAT64", "BFLOAT16"), strict=True)} == (
+        library.DTYPES
+    )
     assert constants["MAX_ELEMENTS"] >= max(limits.MAX_KERNEL_ELEMENTS.values())
 
 
@@ -650,7 +652,7 @@ def test_cached_filters_give_the_same_bits_for_every_image_size(kind: str, paddi
         with cached_filters(convolution):
             for _ in range(2):
                 assert all(torch.equal(convolution(x), y) for x, y in zip(images, expected, strict=True))
-            with torch.autocast("cpu", torch.bfloat16):  # by the operator, which expands them itself
+            with torch.autocast("cpu", torch.bfloat16):
                 short = convolution(images[0])
     torch.testing.assert_close(short.float(), expected[0], rtol=0.02, atol=0.02)
 
@@ -1266,12 +1268,15 @@ def test_native_lifting_serves_exported_programs_and_function_transforms(how: st
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_short_dtypes_are_computed_in_float32(dtype: torch.dtype) -> None:
+    read = (
+        dtype if dtype == torch.bfloat16 else torch.float32
+    )  # the dtype in which the kernels read what autocast converts
     lift, images = LiftingConv2d(3, 4, 3, group=D4), torch.randn(2, 3, 6, 6)
-    expected = lift(images).to(dtype)
+    expected = lift(images.to(read).float()).to(dtype)
     with torch.autocast("cpu", dtype):
         assert torch.equal(lift(images), expected)
     convolution, x = layer(), torch.randn(2, 3, 8, 6, 6)
-    expected = convolution(x)
+    expected = convolution(x.to(read).float())
     with torch.autocast("cpu", dtype):
         assert select_backend(convolution.spec, x.to(dtype)).name == "native"
         y = convolution(x)
@@ -1281,6 +1286,111 @@ def test_short_dtypes_are_computed_in_float32(dtype: torch.dtype) -> None:
     exact = {name: value.float() for name, value in short.state_dict().items()}
     expected = torch.func.functional_call(layer(), exact, (x.to(dtype).float(),))
     assert torch.equal(short(x.to(dtype)), expected.to(dtype))
+
+
+BFLOAT16_CASES: list[dict[str, Any]] = [
+    {}, {"kind": "g"}, {"kind": "gc"}, {"kind": "lifting"}, {"kind": "gc", "stride": 2}, {"stride": 3, "padding": 2},
+    {"kind": "gc", "group": C4, "padding": 0}, {"kind": "gc", "padding": "same", "padding_mode": "circular"},
+    {"kind": "lifting", "stride": 2}, {"group": C4}, {"kind": "g", "dilation": 2, "padding": 2},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [(5, 7), (16, 16), (3, 33), (40, 8)], ids=str)
+@pytest.mark.parametrize("options", BFLOAT16_CASES, ids=str)
+def test_maps_in_bfloat16_are_read_exactly_and_rounded_once(options: dict[str, Any], size: tuple[int, int]) -> None:
+    convolution, group = layer(**options), options.get("group", D4)
+    axes = (3,) if options.get("kind") == "lifting" else (3, group.order)
+    x = torch.randn(2, *axes, *size).bfloat16().requires_grad_()
+    exact = x.detach().float().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = convolution(x)
+    expected = convolution(exact)
+    assert torch.equal(y, expected.bfloat16())
+    grad = torch.randn_like(y)
+    dx, *found = torch.autograd.grad(y, [x, *convolution.parameters()], grad)
+    dexact, *wanted = torch.autograd.grad(expected, [exact, *convolution.parameters()], grad.float())
+    assert (dx.float() - dexact).norm() <= 2**-8 * dexact.norm()
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    for short in (copy.deepcopy(convolution).bfloat16(), convolution):  # parameters in bfloat16, then in float32
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=short is convolution):
+            alone = short(x)
+            with cached_filters(short):
+                assert all(torch.equal(short(x), alone) for _ in range(2))
+        assert alone.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("batch_stats", [False, True])
+def test_what_is_fused_reads_and_writes_bfloat16(kind: str, batch_stats: bool) -> None:
+    convolution, norm = layer(kind), norm_of(batch_stats=batch_stats)
+    leaves = [torch.randn(2, channels, 8, 9, 7).bfloat16().requires_grad_() for channels in (3, 4)]
+    exact = [leaf.detach().float().requires_grad_() for leaf in leaves]
+    results = []
+    for x, residual in (leaves, exact):
+        y, shared, stats = run_fused(convolution, x, norm, residual, return_stats=True, share_x=True)
+        assert stats is not None
+        grads = torch.autograd.grad((y.float() * 3).sum() + shared.float().square().sum(), [x, residual])
+        results.append((y, stats, grads))
+    (y, stats, grads), (expected, _, wanted) = results
+    assert torch.equal(y, expected.bfloat16())
+    values = y.detach().double().transpose(0, 1).flatten(1)
+    torch.testing.assert_close(stats[0].double(), values.mean(1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(stats[1].double(), values.var(1, correction=0), rtol=1e-4, atol=1e-5)
+    for found, gradient in zip(grads, wanted, strict=True):
+        assert found.dtype == torch.bfloat16
+        assert (found.float() - gradient).norm() <= 2**-7 * gradient.norm()  # rounded twice, with batch statistics
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", [*KINDS, "lifting"])
+@pytest.mark.usefixtures("fresh_compiler")
+def test_a_compiled_layer_under_autocast_is_the_eager_one(kind: str, dtype: torch.dtype) -> None:
+    convolution, x = layer(kind), torch.randn(2, *input_axes(kind), 6, 6, requires_grad=True)
+    results = []
+    for function in (convolution, torch.compile(convolution, fullgraph=True, backend="aot_eager")):
+        with torch.autocast("cpu", dtype):
+            y = function(x)
+        assert y.dtype == dtype
+        results.append([y, *torch.autograd.grad(y.float().square().sum(), [x, *convolution.parameters()])])
+    torch.testing.assert_close(*results, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("how", ["second", "forward", "vmap"])
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # torch's own, in jvp
+def test_other_derivatives_and_maps_in_bfloat16(how: str) -> None:
+    convolution, x = layer("gc"), torch.randn(2, 3, 8, 6, 6)
+    results = []
+    for cast in (torch.bfloat16, torch.float32):
+        short = x.to(cast).requires_grad_()
+        function = copy.deepcopy(convolution).to(cast)
+        if how == "second":
+            (dx,) = torch.autograd.grad(function(short).square().sum(), short, create_graph=True)
+            found = torch.autograd.grad(dx.square().sum(), [*function.parameters()][:2])
+        elif how == "forward":
+            found = torch.func.jvp(function, (short.detach(),), (torch.ones_like(short),))
+        else:
+            found = (torch.vmap(lambda one: function(one.unsqueeze(0)).squeeze(0))(short.detach()),)  # noqa: B023
+        assert all(t.dtype == cast for t in found)
+        results.append([t.float() for t in found])
+    for found, wanted in zip(*results, strict=True):
+        assert (found - wanted).norm() <= 0.02 * wanted.norm()
+
+
+def test_sums_of_bfloat16_are_not_rounded_on_the_way() -> None:
+    convolution = GroupConv2d(3, 4, 1, group=D4, backend="native")
+    x = torch.ones(4, 3, 8, 30, 30).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        convolution(x).backward(torch.ones(4, 4, 8, 30, 30).bfloat16())
+    assert torch.equal(convolution.bias.grad, torch.full((4,), 28800.0))
+
+
+def test_written_over_outputs_in_bfloat16() -> None:
+    convolution, x = layer(), torch.randn(8, 3, 8, 64, 64).bfloat16()  # large enough for the pool of buffers
+    with torch.autocast("cpu", torch.bfloat16):
+        y = convolution(x)
+        expected = y.relu()
+        assert torch.equal(y.relu_(), expected)
+    y.sum().backward()
 
 
 def test_functions_of_tensors_are_transformed_by_the_definition() -> None:

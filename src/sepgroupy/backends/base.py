@@ -97,8 +97,8 @@ def has_plain_values(x: Tensor) -> bool:
 
 
 def can_bypass_dispatcher(x: Tensor) -> bool:
-    """Whether x is a plain eager tensor and no dispatch mode watches operations either."""
-    return is_plain_eager_tensor(x) and not torch._C._len_torch_dispatch_stack()
+    """Whether x is a plain eager tensor, under autocast or not, and no dispatch mode watches operations either."""
+    return has_plain_values(x) and not torch._C._len_torch_dispatch_stack()
 
 
 def repeat_bias(bias: Tensor | None, spec: ConvSpec) -> Tensor | None:

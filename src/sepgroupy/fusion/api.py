@@ -50,8 +50,8 @@ def fuse(model: Model) -> Model:
     calls submodules, functions of torch and methods of tensors, without side effects and without branches on tensors.
 
     Modules that are hooked (themselves or globally), patched, parametrized, wrapped or offloaded, now or later, are
-    called without fusion. So is everything under autocast, ``torch.compile``, ``torch.export``, function transforms and
-    dispatch modes, and on devices other than CPUs.
+    called without fusion. So is everything under ``torch.compile``, ``torch.export``, function transforms and dispatch
+    modes, and on devices other than CPUs.
 
     Args:
         model: any module.

@@ -28,7 +28,14 @@ from ..backends import (
     select_backend,
     split_group,
 )
-from ..backends.native import Native, batch_statistics, norm_clamp, norm_relu_max_pool, supports_max_pool
+from ..backends.native import (
+    Native,
+    batch_statistics,
+    norm_clamp,
+    norm_relu_max_pool,
+    parameter_dtype,
+    supports_max_pool,
+)
 from ..backends.native import max_pool as max_pool_with_places
 from ..nn import GroupConvolution
 from .folding import can_fold, fold
@@ -95,17 +102,21 @@ class FusedConv:
     def __call__(self, values: Values) -> None:
         """Compute the node."""
         conv, before, after = self.conv, self.before, self.after
-        x = self._split(values.of[self.x], conv.spec.kind == "lifting")
+        read = values.of[self.x]
+        x = self._split(read, conv.spec.kind == "lifting")
         residual = None if self.residual is None else self._split(values.of[self.residual])
         conv.spec.check_input(x, conv.in_channels, getattr(conv, conv.filter_names[0]))
         folded = after if after is not None and can_fold(conv, after, x) else None
         called = after if folded is None else None
         backend = select_backend(conv.spec, x, conv.backend)
         added, stats = residual if called is None else None, None
+        if before is None and x.dtype is torch.float32:
+            x = x.to(_result_dtype(x))
         if isinstance(backend, Native) and self._fits(x, residual):
             filters, bias = fold(conv, folded, backend, x)
             affine = None if before is None else batch_norm_parameters(before, x, values.stats.get(self.x))
             training = torch.is_grad_enabled() and conv.training
+            shares_x = self.shares_x and training and x.dtype is read.dtype  # others read it as it is
             of_batch = self.feeds_norm if called is None else called.training
             y, x, stats = backend.run_fused(
                 conv.spec,
@@ -115,9 +126,9 @@ class FusedConv:
                 affine,
                 added,
                 return_stats=of_batch and training,
-                share_x=self.shares_x and training,
+                share_x=shares_x,
             )
-            if self.shares_x:
+            if shares_x:
                 values.of[self.x] = self._merge(x) if x.ndim == 5 else x
             if stats is not None and called is None:
                 values.stats[self.node] = stats
@@ -144,6 +155,8 @@ class FusedConv:
         """Whether the kernels support this input, batch norm and residual."""
         spec, norm = self.conv.spec, self.before
         if not can_bypass_dispatcher(x) or (norm is not None and not _has_kernel(norm, x)):
+            return False
+        if x.dtype is not _result_dtype(x):
             return False
         if norm is not None and spec.pads_separately:
             return False
@@ -247,7 +260,8 @@ def _has_kernel(norm: nn.BatchNorm2d, x: Tensor) -> bool:
     if (own_stats and x.numel() <= x.shape[1]) or (norm.running_mean is None) != (norm.running_var is None):
         return False
     tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-    return all(t is None or (t.dtype == x.dtype and t.device == x.device) for t in tensors)
+    known = (x.dtype, parameter_dtype(x.dtype))
+    return all(t is None or (t.dtype in known and t.device == x.device) for t in tensors)
 
 
 def batch_norm_parameters(norm: nn.BatchNorm2d, x: Tensor, stats: Stats | None = None) -> BatchNormReLU:
@@ -262,7 +276,7 @@ def batch_norm_parameters(norm: nn.BatchNorm2d, x: Tensor, stats: Stats | None =
         mean, var = norm.running_mean, norm.running_var
         if torch.is_grad_enabled():  # they may change before the backward pass
             mean, var = mean.clone(), var.clone()
-        return BatchNormReLU(mean, var, norm.weight, norm.bias, norm.eps, batch_stats=False)
+        return _in_dtype(parameter_dtype(x.dtype), norm, mean, var, batch_stats=False)
     momentum = norm.momentum
     tracks = norm.training and norm.track_running_stats
     running_mean, running_var = (norm.running_mean, norm.running_var) if tracks else (None, None)
@@ -277,6 +291,18 @@ def batch_norm_parameters(norm: nn.BatchNorm2d, x: Tensor, stats: Stats | None =
         mean, var = stats
         if running_mean is not None and running_var is not None:
             count = merged.numel() // merged.shape[1]
-            running_mean.lerp_(mean, momentum or 0.0)
-            running_var.lerp_(var * (count / max(1, count - 1)), momentum or 0.0)
-    return BatchNormReLU(mean, var, norm.weight, norm.bias, norm.eps, batch_stats=True)
+            unbiased = var * (count / max(1, count - 1))
+            running_mean.lerp_(mean.to(running_mean.dtype), momentum or 0.0)
+            running_var.lerp_(unbiased.to(running_var.dtype), momentum or 0.0)
+    return _in_dtype(parameter_dtype(x.dtype), norm, mean, var, batch_stats=True)
+
+
+def _in_dtype(dtype: torch.dtype, norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, batch_stats: bool) -> BatchNormReLU:
+    gamma, beta = (None if t is None else t.to(dtype) for t in (norm.weight, norm.bias))
+    return BatchNormReLU(mean.to(dtype), var.to(dtype), gamma, beta, norm.eps, batch_stats)
+
+
+def _result_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype of a convolution of x."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype

@@ -9,7 +9,7 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from ..backends import Backend, ConvSpec, Filters, check_backend, has_plain_values, select_backend, worth_caching
+from ..backends import Backend, ConvSpec, Filters, can_bypass_dispatcher, check_backend, select_backend, worth_caching
 from ..groups import PointGroup
 from .filter_cache import FilterCache
 from .parameters import check_factory, check_init, check_shapes, initial_bounds
@@ -148,8 +148,7 @@ class GroupConvolution(nn.Module):
             parameters: function that computes the parameters, under the names of the layer's.
         """
         spec, cache = self.spec, self.filter_cache
-        watched = torch._C._len_torch_dispatch_stack() > 0  # by a dispatch mode
-        if cache is None or torch.is_grad_enabled() or watched or not has_plain_values(x):
+        if cache is None or torch.is_grad_enabled() or not can_bypass_dispatcher(x):
             return backend.expand_filters(spec, parameters())
         if (reuse := backend.reuse_key(spec, x)) is None:
             return backend.expand_filters(spec, parameters())

@@ -13,6 +13,7 @@ from .backend import Native as Native
 from .batch_norm import batch_statistics as batch_statistics
 from .batch_norm import norm_clamp as norm_clamp
 from .batch_norm import norm_relu_max_pool as norm_relu_max_pool
+from .launch import parameter_dtype as parameter_dtype
 from .max_pool import max_pool as max_pool
 from .max_pool import supports_max_pool as supports_max_pool
 from .memory import empty_cache as empty_cache

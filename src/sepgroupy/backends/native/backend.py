@@ -16,7 +16,7 @@ from ..conv_spec import ConvSpec
 from ..filter_bank import full_filter, with_group_axis
 from ..tracing import constant_to_dynamo
 from .convolution import GroupConvFunction, definition, options_of
-from .launch import ConvInputs, NativeConv, native_conv
+from .launch import ConvInputs, NativeConv, native_conv, parameter_dtype
 from .library import DTYPES, kernels
 from .limits import is_direct, unsupported_reason
 from .operator import group_conv
@@ -60,8 +60,9 @@ class Native(Backend):
 
     def expand_filters_for_reuse(self, spec: ConvSpec, parameters: Mapping[str, Tensor], x: Tensor) -> Filters:
         """Return also the filters in the Fourier domain, as the kernels read them."""
+        dtype = parameter_dtype(_map_dtype(x))
         weight, depthwise = (
-            None if f is None else f.detach().contiguous() for f in self.expand_filters(spec, parameters)
+            None if f is None else f.detach().to(dtype).contiguous() for f in self.expand_filters(spec, parameters)
         )
         assert weight is not None
         if is_direct(spec):
@@ -73,16 +74,21 @@ class Native(Backend):
         """Return the layout of expanded filters, which depends on whether rows fill vectors; None if there are none."""
         if is_direct(spec):
             return () if spec.kind == "g" else None  # multiplied out
-        if not x.shape[1] or x.dtype not in DTYPES or not can_bypass_dispatcher(x):
+        if not x.shape[1] or not can_bypass_dispatcher(x):
             return None
         width = x.shape[-1] + (sum(spec.padding[-2:]) if spec.pads_separately else 0)
-        return _conv_after_padding(spec).filter_layout(width, x.dtype)
+        dtype = parameter_dtype(_map_dtype(x))
+        return dtype, *_conv_after_padding(spec).filter_layout(width, dtype)
 
     def run(self, spec: ConvSpec, x: Tensor, filters: Filters, bias: Tensor | None) -> Tensor:
         """Convolve."""
         if not torch.compiler.is_compiling():
             return self.run_fused(spec, x, filters, bias).y
-        return group_conv(_padded_maps(spec, x), *filters, bias, None, *_operator_options(spec)).transpose(1, 2)
+        weight, depthwise = filters
+        assert weight is not None
+        inputs = _as_kernels_read(ConvInputs(_padded_maps(spec, x), weight, depthwise, bias))
+        y = group_conv(*inputs[:4], None, *_operator_options(spec))
+        return y.to(_result_dtype(x)).transpose(1, 2)
 
     def run_fused(
         self,
@@ -174,18 +180,15 @@ def _convolve(
     share_x: bool = False,
     expanded: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Convolve to (B, |H|, O, *spatial') and add the residual; return also x, if shared, and the statistics.
-
-    Dtypes shorter than float32 are computed in it, autocast's too.
-    """
-    options = (eps, batch_stats, conv, return_stats, share_x, expanded)
-    if inputs.x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-        with torch.autocast("cpu", enabled=False):
-            y, again, mean, var = _convolve(_in_float32(inputs), *options)
-        return y.to(torch.get_autocast_dtype("cpu")), again, mean, var
-    if inputs.x.dtype not in DTYPES:
-        y, again, mean, var = _convolve(_in_float32(inputs), *options)
-        return y.to(inputs.x.dtype), again, mean, var
+    """Convolve to (B, |H|, O, *spatial') and add the residual; return also x, if shared, and the statistics."""
+    maps = _map_dtype(inputs.x)
+    others = parameter_dtype(maps)
+    same = inputs.x.dtype is maps and all(t is None or t.dtype is others for t in inputs[1:8])
+    if not same or _is_autocast(inputs.x):
+        result, cast = _result_dtype(inputs.x), _as_kernels_read(inputs)
+        with torch.autocast(inputs.x.device.type, enabled=False):
+            y, again, mean, var = _convolve(cast, eps, batch_stats, conv, return_stats, share_x, expanded)
+        return y.to(result), again, mean, var
     if can_bypass_dispatcher(inputs.x):
         if torch.is_grad_enabled():
             share_x = share_x and inputs.x.requires_grad  # else what others do with x would need a gradient
@@ -200,10 +203,28 @@ def _convolve(
     return y, None, None, None
 
 
-def _in_float32(inputs: ConvInputs) -> ConvInputs:
-    """Return inputs whose dtypes may differ, as under autocast, in one that the kernels compute in."""
-    wide = torch.float64 if inputs.x.dtype == torch.float64 else torch.float32
-    return ConvInputs(*(None if t is None else t.to(wide) for t in inputs))  # type: ignore[arg-type]
+def _is_autocast(x: Tensor) -> bool:
+    return x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+
+
+def _result_dtype(x: Tensor) -> torch.dtype:
+    return torch.get_autocast_dtype("cpu") if _is_autocast(x) else x.dtype
+
+
+def _map_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype in which the kernels read x: that of the result, but float64 stays, and float16 is float32."""
+    dtype = x.dtype if x.dtype is torch.float64 else _result_dtype(x)
+    return dtype if dtype in DTYPES else torch.float32
+
+
+def _as_kernels_read(inputs: ConvInputs) -> ConvInputs:
+    """Return inputs whose dtypes may differ, as under autocast, in those that the kernels read."""
+    maps = _map_dtype(inputs.x)
+    others = parameter_dtype(maps)
+    x, *parameters, residual = inputs
+    cast = [None if t is None else t.to(others) for t in parameters]
+    read = (x.to(maps), *cast, None if residual is None else residual.to(maps))
+    return ConvInputs(*read)  # type: ignore[arg-type]
 
 
 @constant_to_dynamo

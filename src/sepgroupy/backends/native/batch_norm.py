@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...errors import ArgumentError
 from ..batch_norm import BatchNormReLU
-from .launch import check_readable, launch
+from .launch import check_readable, launch, parameter_dtype
 from .library import DTYPES, Problem
 from .memory import empty
 
@@ -26,7 +26,7 @@ def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
         raise ArgumentError(
             f"x is {x.dtype} of shape {tuple(x.shape)} on {x.device}: the kernels read contiguous (N, C, Y, X) on a CPU"
         )
-    mean, var = x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
+    mean, var = (x.new_empty(x.shape[1], dtype=parameter_dtype(x.dtype)) for _ in range(2))
     problem = _problem_of(x.dtype, tuple(x.shape), torch.get_num_threads())
     launch("batch_statistics", problem, {"x": x, "y_mean": mean, "y_var": var})
     return mean, var
@@ -67,9 +67,10 @@ class _NormClamp(torch.autograd.Function):
         needs_x, needs_gamma, needs_beta, _, _, needs_residual, *_ = ctx.needs_input_grad
         if torch.is_grad_enabled():
             passed = grad if y is None else torch.where((y <= ctx.low) | (y >= ctx.high), 0.0, grad)
-            normed = BatchNormReLU(mean, var, gamma, beta, ctx.eps, ctx.batch_stats).without_relu(x)
+            normed = BatchNormReLU(mean, var, gamma, beta, ctx.eps, ctx.batch_stats).without_relu(x.to(mean.dtype))
             wanted = [t for t, need in zip((x, gamma, beta), ctx.needs_input_grad, strict=False) if need]
-            found = iter(torch.autograd.grad(normed, wanted, passed, create_graph=True) if wanted else ())
+            of_sum = passed.to(mean.dtype)
+            found = iter(torch.autograd.grad(normed, wanted, of_sum, create_graph=True) if wanted else ())
             gradients = [next(found) if need else None for need in ctx.needs_input_grad[:3]]
             return (*gradients, None, None, passed if needs_residual else None, None, None, None, None)
         grad = grad.contiguous()
@@ -113,9 +114,10 @@ class _NormReluPool(torch.autograd.Function):
         """Return the gradients, through the definition if they are to be differentiated in turn."""
         x, gamma, beta, mean, var = ctx.saved_tensors
         if torch.is_grad_enabled():
-            y = F.max_pool2d(BatchNormReLU(mean, var, gamma, beta, ctx.eps, ctx.batch_stats)(x), 2)
+            normed = BatchNormReLU(mean, var, gamma, beta, ctx.eps, ctx.batch_stats)(x.to(mean.dtype))
             wanted = [t for t, need in zip((x, gamma, beta), ctx.needs_input_grad, strict=False) if need]
-            found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
+            y = F.max_pool2d(normed, 2)
+            found = iter(torch.autograd.grad(y, wanted, grad.to(mean.dtype), create_graph=True))
             return tuple(next(found) if need else None for need in ctx.needs_input_grad)
         x, grad = x.contiguous(), grad.contiguous()
         needs_x, needs_gamma, needs_beta, *_ = ctx.needs_input_grad
@@ -153,7 +155,7 @@ def _launch(name: str, tensors: Tensors, result: tuple[int, ...], *norm: Any) ->
 
     ``batch_stats`` says whether the norm's statistics are those of x.
     """
-    check_readable(tensors.values())
+    check_readable(tensors)
     x = tensors["x"]
     assert x is not None
     shapes = {"x": x.shape, "dx": x.shape, "y": result, "grad": result, "residual": result, "dresidual": result}

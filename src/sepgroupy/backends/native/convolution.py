@@ -14,6 +14,7 @@ from ..constants import group_index, spatial_index
 from ..conv_spec import ConvSpec
 from ..filter_bank import expand_filter, full_filter
 from ..group_axis import merge_group_into_channels, split_group_from_channels
+from .batch_norm import batch_statistics
 from .launch import ConvInputs, NativeConv
 
 _INPUT_GRAD: dict[int, Any] = {1: conv1d_input, 2: conv2d_input, 3: conv3d_input}
@@ -80,26 +81,35 @@ def differentiate(
                 grad, inputs, eps, batch_stats, other_grad, wants_x, wants_filters
             )
     if needs[3] and dbias is None:
-        dbias = grad.flatten(3).sum(3).sum((0, 1))
+        dbias = _channel_sums(grad, inputs.weight.dtype)
     found = (dx, dweight, ddepthwise, dbias, dgamma, dbeta)
     return tuple(g if need else None for g, need in zip(found, needs, strict=False))
+
+
+def _channel_sums(maps: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the sums, (C,), of feature maps (B, |H|, C, …) in a dtype, without a copy of bfloat16 maps in float32."""
+    if maps.dtype is dtype or not maps.numel():
+        return maps.flatten(3).sum(3).sum((0, 1)).to(dtype)
+    mean, _ = batch_statistics(maps.flatten(0, 1).flatten(2).unsqueeze(2))
+    return mean * (maps.numel() // maps.shape[2])
 
 
 def _images_grad(grad: Tensor, inputs: ConvInputs, spec: ConvSpec) -> Tensor:
     size, channels = inputs.x.flatten(1, 2).shape, merge_group_into_channels(grad.transpose(1, 2), spec.groups)
     bank = _filter_bank(inputs, spec)
-    return _INPUT_GRAD[spec.dimension](size, bank, channels, *options_of(spec), spec.groups).view_as(inputs.x)
+    dx = _INPUT_GRAD[spec.dimension](size, bank, channels.to(bank.dtype), *options_of(spec), spec.groups)
+    return dx.view_as(inputs.x).to(inputs.x.dtype)
 
 
 def definition(inputs: ConvInputs, eps: float, batch_stats: bool, conv: NativeConv) -> Tensor:
     """Compute the same by PyTorch's operations, for second and forward-mode derivatives and function transforms."""
-    x, norm, spec = inputs.x, inputs.norm(eps, batch_stats), conv.spec
+    x, norm, spec = inputs.x.to(inputs.weight.dtype), inputs.norm(eps, batch_stats), conv.spec
     if norm is not None:
         x = norm(x.flatten(0, 1)).view_as(x)
     channels, bias = merge_group_into_channels(x.transpose(1, 2), spec.groups), repeat_bias(inputs.bias, spec)
     y = CONV[spec.dimension](channels, _filter_bank(inputs, spec), bias, *options_of(spec), spec.groups)
     y = split_group_from_channels(y, spec.group.order, spec.groups).transpose(1, 2)
-    return y if inputs.residual is None else y + inputs.residual
+    return (y if inputs.residual is None else y + inputs.residual).to(inputs.x.dtype)
 
 
 def _filter_bank(inputs: ConvInputs, spec: ConvSpec) -> Tensor:

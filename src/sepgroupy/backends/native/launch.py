@@ -7,7 +7,7 @@ its shape in ``problem``.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from ...errors import ArgumentError
 from ..batch_norm import BatchNormReLU
 from ..conv_spec import ConvSpec
-from .library import DTYPES, TensorAddresses, kernels
+from .library import DTYPES, MAPS, TensorAddresses, kernels
 from .limits import is_direct, unsupported_reason
 from .memory import empty, workspace
 from .problem import checked_output_shape, checked_problem, output_shape
@@ -89,7 +89,7 @@ class NativeConv:
         x, weight, depthwise, bias, gamma, beta, mean, var, residual = inputs
         y = empty(self._checked_output_shape(x.shape, weight.shape), x)
         computes = bool(y.numel() and x.numel())
-        y_mean, y_var = _two(x, y.shape[2]) if return_stats and computes else (None, None)
+        y_mean, y_var = _two(weight, y.shape[2]) if return_stats and computes else (None, None)
         outputs: Tensors = {"y": y, "y_mean": y_mean, "y_var": y_var}
         if self.direct:
             self._run("forward", {"x": x, "weight": weight, "depthwise": depthwise, "bias": bias, **outputs}, computes)
@@ -124,7 +124,7 @@ class NativeConv:
         dx = empty(x.shape, x) if wants_x else None
         dw = torch.empty_like(weight) if wants_filters else None
         dd = torch.empty_like(depthwise) if wants_filters and depthwise is not None else None
-        dgamma, dbeta = _two(x, x.shape[2]) if wants_x and mean is not None else (None, None)
+        dgamma, dbeta = _two(weight, x.shape[2]) if wants_x and mean is not None else (None, None)
         filters, norm = {"x": x, "weight": weight, "depthwise": depthwise}, {"gamma": gamma, "beta": beta}
         given: Tensors = {**filters, **norm, "mean": mean, "var": var, "grad": grad, "other_grad": other_grad}
         found: Tensors = {"dx": dx, "dweight": dw, "ddepthwise": dd, "dgamma": dgamma, "dbeta": dbeta}
@@ -145,7 +145,7 @@ class NativeConv:
         given: Tensors = {"x": x, "weight": weight, "depthwise": depthwise, "grad": grad}
         computes = bool(grad.numel() and x.numel())
         self._run("backward", given | {"dx": dx, "dweight": dw, "ddepthwise": dd, "dbias": db}, computes)
-        return dx, dw, dd, db if computes or db is None else grad.flatten(3).sum(3).sum((0, 1))
+        return dx, dw, dd, db if computes or db is None else grad.flatten(3).sum(3, dtype=db.dtype).sum((0, 1))
 
     def filter_layout(self, width: int, dtype: torch.dtype) -> tuple[int, bool]:
         """Return the vector width, and whether rows of ``width`` pixels fill vectors.
@@ -163,13 +163,13 @@ class NativeConv:
         problem, size = self._problem("expand_filters", names, shapes, 1, weight.dtype)
         values = kernels().library.filters_size(problem)
         expanded = torch.zeros(values, dtype=weight.dtype, device="cpu")
-        check_readable([expanded, weight, depthwise])
         filters = {"weight": weight, "depthwise": depthwise, "expanded": expanded}
+        check_readable(filters)
         launch("expand_filters", problem, {**filters, "workspace": workspace.acquire(size)})
         return expanded
 
     def _run(self, name: str, tensors: Tensors, computes: bool, eps: float = 0.0, batch_stats: bool = False) -> None:
-        check_readable(tensors.values())
+        check_readable(tensors)
         x = tensors["x"]
         assert x is not None
         shapes = tuple([None if t is None else t.shape for t in tensors.values()])
@@ -196,18 +196,27 @@ def launch(name: str, problem: Any, tensors: Mapping[str, Tensor | None]) -> Non
     getattr(kernels().library, name)(problem, ctypes.byref(addresses))
 
 
-def check_readable(tensors: Iterable[Tensor | None]) -> None:
-    """Refuse tensors that the kernels cannot read.
+def parameter_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of filters, norms and statistics beside feature maps of a dtype."""
+    return torch.float32 if dtype is torch.bfloat16 else dtype
+
+
+def check_readable(tensors: Mapping[str, Tensor | None]) -> None:
+    """Refuse tensors, by the names of their fields, that the kernels cannot read.
 
     Raises:
-        ArgumentError: one of them is not a contiguous CPU tensor of the first one's dtype, float32 or float64.
+        ArgumentError: one of them is not a contiguous CPU tensor, or of another dtype than the first one, which is
+            float32, float64 or bfloat16. With bfloat16, tensors other than feature maps must be float32.
     """
-    first, *others = tensors
-    dtype = first.dtype  # type: ignore[union-attr]
-    known = dtype in DTYPES
-    for tensor in (first, *others):
-        if tensor is not None and not (known and tensor.dtype is dtype and tensor.is_cpu and tensor.is_contiguous()):
+    first = next(iter(tensors.values()))
+    dtype: torch.dtype = first.dtype  # type: ignore[union-attr]
+    others = parameter_dtype(dtype)
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        expected = dtype if name in MAPS else others
+        if not (dtype in DTYPES and tensor.dtype is expected and tensor.is_cpu and tensor.is_contiguous()):
             raise ArgumentError(
-                f"the kernels read contiguous CPU tensors of one dtype, float32 or float64, not {tensor.dtype} on "
-                f"{tensor.device} beside x of {dtype}"
+                f"{name} is {tensor.dtype} on {tensor.device}: the kernels read contiguous CPU tensors of one dtype, "
+                "float32 or float64, or feature maps in bfloat16 and all else in float32"
             )

@@ -36,7 +36,7 @@ class _MaxPool(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, window: Window) -> Tensor:
         """Pool."""
         x = x.contiguous()
-        check_readable([x])
+        check_readable({"x": x})
         problem, shape = _problem_of(x.dtype, tuple(x.shape), window, torch.get_num_threads())
         y, index = empty(shape, x), empty(shape, x.new_empty(0, dtype=torch.int64))
         launch("max_pool", problem, {"x": x, "y": y, "index": index})

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ArgumentError
-from .library import DTYPES, kernels
+from .library import kernels
 
 MMAP_MIN_BYTES = 2**25  # bytes from which on the C library's allocator takes new memory for every tensor
 MIN_POOLED_BYTES = 2**20  # smaller buffers are left to PyTorch's allocator
@@ -110,7 +110,10 @@ def _new(size: int) -> Tensor:
 
 workspace = _Workspace()
 buffers = BufferPool(_max_free_bytes())
-_DTYPES = {dtype: torch.empty(0, dtype=dtype, device="cpu").numpy().dtype for dtype in (*DTYPES, torch.int64)}
+_NUMPY: dict[torch.dtype, np.dtype[Any]] = {
+    torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64), torch.int64: np.dtype(np.int64),
+    torch.bfloat16: np.dtype(np.int16),  # of as many bytes: numpy has none
+}  # fmt: skip
 
 
 def empty_cache() -> None:
@@ -124,7 +127,11 @@ def empty(shape: Sequence[int], like: Tensor) -> Tensor:
     size = math.prod(shape) * like.element_size()
     if size < MIN_POOLED_BYTES or not buffers.max_free_bytes or not kernels():
         return like.new_empty(shape)
-    plain = like.dtype in _DTYPES and like.device.type == "cpu" and like.layout is torch.strided
+    plain = like.dtype in _NUMPY and like.device.type == "cpu" and like.layout is torch.strided
     if not plain or torch.are_deterministic_algorithms_enabled():
         return like.new_empty(shape)  # which deterministic algorithms fill
-    return buffers.acquire(shape, _DTYPES[like.dtype], size)
+    found = buffers.acquire(shape, _NUMPY[like.dtype], size)
+    if found.dtype is like.dtype:
+        return found
+    # Not a view, which autograd would not let others write to.
+    return like.new_empty(0).set_(found.untyped_storage(), 0, found.shape, found.stride())

@@ -45,7 +45,8 @@ def group_conv_backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
     """Return the gradients of x, weight, depthwise and bias, empty where they are not needed."""
     inputs, needs, options = ConvInputs(*args[:4]), args[4], args[5:]
     gradients = differentiate(grad, inputs, 0.0, False, _conv_of(inputs, *options), (*needs, False, False))
-    return tuple(grad.new_empty(0) if g is None else g for g in gradients[:4])
+    like = (grad if t is None else t for t in inputs[:4])
+    return tuple(t.new_empty(0) if g is None else g for t, g in zip(like, gradients, strict=False))
 
 
 def _conv_of(inputs: ConvInputs, lifting: bool, groups: int, elements: Integers, *geometry: Integers) -> NativeConv:
@@ -85,9 +86,8 @@ def _(x: Tensor, weight: Tensor, depthwise: Tensor | None, bias: Tensor | None, 
 
 @group_conv_backward.register_fake
 def _(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    return tuple(
-        grad.new_empty(t.shape if t is not None and need else 0) for t, need in zip(args[:4], args[4], strict=True)
-    )
+    pairs = zip(args[:4], args[4], strict=True)
+    return tuple(grad.new_empty(0) if t is None else t.new_empty(t.shape if need else 0) for t, need in pairs)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -104,5 +104,3 @@ def _operator_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 group_conv.register_autograd(_operator_backward, setup_context=_save_for_backward)
-for _operator in (group_conv, group_conv_backward):
-    _operator.register_autocast("cpu", torch.float32)  # the kernels know no shorter dtype
