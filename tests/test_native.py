@@ -383,7 +383,7 @@ def test_the_definition_of_the_stress_program_is_that_of_the_oracle(kind: str, g
 
 
 def test_random_problems() -> None:
-    counts = stress.check(120, seed=25)
+    counts = stress.check(120, seed=38)
     assert counts["empty"] > 3
     what = (
         "in 1-D",
@@ -397,6 +397,7 @@ def test_random_problems() -> None:
         "on shuffled p4m",
         "1 threads",
         "2 threads",
+        "torch.bfloat16",
     )
     assert min(counts[name] for name in (*KINDS, *what)) > 2
 
@@ -407,11 +408,11 @@ def test_random_problems() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("stride", [1, 2])
 def test_small_feature_maps_with_packed_columns_are_as_defined(group: PointGroup, kind: str, stride: int) -> None:
-    for width, dtype, tolerance in ((2, torch.float64, 1e-11), (3, torch.float32, 1e-4), (5, torch.float32, 1e-4)):
+    for width, dtype in ((2, torch.float64), (3, torch.float32), (5, torch.float32), (4, torch.bfloat16)):
         spec = ConvSpec.parse(group, "dense", 3, stride, 1)
         problem = stress.Problem(spec, 3, 96, 4, (width,) * group.dimension, dtype, kind, True, True, 2)
         assert problem.is_packed
-        assert problem.check() < tolerance, problem
+        assert problem.check() < 1, problem
 
 
 @pytest.mark.parametrize("group", [C4, D4, stress.SHUFFLED, as_group("C4", 3)], ids=lambda group: group.name)
@@ -420,11 +421,11 @@ def test_small_feature_maps_with_packed_columns_are_as_defined(group: PointGroup
 def test_many_channels_on_few_pixels_are_as_defined(group: PointGroup, kind: str, stride: int) -> None:
     spec = ConvSpec.parse(group, "dense", 3, stride, 1)
     inputs, outputs = (97, 190) if group.order == 8 else (190, 191)
-    for threads, norm, dtype, tolerance in ((1, True, torch.float32, 1e-4), (3, False, torch.float64, 1e-11)):
+    for threads, norm, dtype in ((1, True, torch.float32), (3, False, torch.float64), (2, True, torch.bfloat16)):
         size = (2, 3, 2)[: group.dimension]
         problem = stress.Problem(spec, 2, inputs, outputs, size, dtype, kind, True, norm, threads, norm, norm)
         assert problem.is_by_outputs
-        assert problem.check() < tolerance, problem
+        assert problem.check() < 1, problem
 
 
 @pytest.mark.parametrize("group", [C1, D2, C4, D4, stress.DIAGONAL, stress.SHUFFLED], ids=lambda group: group.name)
@@ -432,11 +433,11 @@ def test_many_channels_on_few_pixels_are_as_defined(group: PointGroup, kind: str
 @pytest.mark.parametrize("stride", [1, 2, 3])
 def test_every_width_beside_that_of_vectors(group: PointGroup, kind: str, stride: int) -> None:
     for width in (1, 2, 4, 7, 8, 9, 15, 16, 17, 32, 33):
-        for dtype, tolerance in ((torch.float32, 1e-4), (torch.float64, 1e-11)):
+        for dtype in (torch.float32, torch.float64, torch.bfloat16):
             spec = ConvSpec.parse(group, "dense", 3, stride, 1)
             size = (1 + 18 // width, width)
             problem = stress.Problem(spec, 2, 3, 5, size, dtype, kind, True, True, 1)
-            assert problem.check() < tolerance, problem
+            assert problem.check() < 1, problem
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -444,7 +445,7 @@ def test_every_width_beside_that_of_vectors(group: PointGroup, kind: str, stride
 def test_the_largest_kernel_is_as_defined(kind: str, stride: int) -> None:
     spec = ConvSpec.parse(D4, "dense", 7, stride, 3)
     for size in ((1, 1), (5, 9), (16, 16), (70, 31)):
-        assert stress.Problem(spec, 2, 2, 3, size, torch.float64, kind, True, True, 2).check() < 1e-11
+        assert stress.Problem(spec, 2, 2, 3, size, torch.float64, kind, True, True, 2).check() < 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -453,7 +454,7 @@ def test_kernels_that_reach_far_beyond_their_images(kind: str, stride: int) -> N
     """The widest extent, 64 pixels, around images of one pixel and of a few; several images, and bands of one."""
     for dilation, padding, size, batch in ((31, 31, (1, 1), 9), (31, 40, (3, 5), 9), (21, 63, (64, 2), 1)):
         spec = ConvSpec.parse(D4, "dense", 3, stride, padding, dilation)
-        assert stress.Problem(spec, batch, 2, 3, size, torch.float64, kind, True, True, 2).check() < 1e-11
+        assert stress.Problem(spec, batch, 2, 3, size, torch.float64, kind, True, True, 2).check() < 1
 
 
 def test_the_general_transform_is_tested_beside_the_fast_ones() -> None:
@@ -535,7 +536,7 @@ def test_workers_of_a_data_loader_compute_what_their_parent_does() -> None:
 @pytest.mark.parametrize("size", [(1, 1), (1, 17), (17, 1)])
 def test_maps_of_a_pixel_or_a_row(kind: str, size: tuple[int, int]) -> None:
     problem = stress.Problem(SPEC, 2, 3, 4, size, torch.float64, kind, True, True, 1, residual=True)
-    assert problem.check() < 1e-11
+    assert problem.check() < 1
     convolution, x = layer(kind), torch.randn(2, 3, 8, *size)
     torch.testing.assert_close(convolution(x).double(), as_defined(convolution, x, padding=1), rtol=1e-4, atol=1e-5)
 
