@@ -712,7 +712,7 @@ def test_subclasses_that_compute_what_their_class_does_are_converted(match: str)
 
 class Standardised(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight - self.weight.mean(), self.bias)
+        return F.conv2d(x, (self.weight - self.weight.mean()) / self.weight.std(), self.bias)
 
 
 class OnlyInTraining(nn.Conv2d):
