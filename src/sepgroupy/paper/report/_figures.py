@@ -74,7 +74,7 @@ def curves(lines: Sequence[Curve], label: str, log: bool = False) -> Figure:
     places = sorted({x for line in lines for x in line.xs})
     if log:
         axes.set_xscale("log")
-        axes.set_xticks(places, [f"{place:,.0f}" for place in places])
+        axes.set_xticks(places, [f"{place:,.0f}" for place in places], rotation=45 if len(places) > 4 else 0)
         axes.xaxis.set_minor_locator(NullLocator())
     else:
         axes.set_xticks(range(0, 361, 45))

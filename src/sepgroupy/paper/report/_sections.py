@@ -158,7 +158,7 @@ def _angles(groups: Sequence[RunGroup], stem: str) -> Section | None:
     if not lines:
         return None
     caption = (
-        "Test error against the angle by which the test digits are rotated, counter-clockwise. The error "
+        "Test error against the angle by which the test images are rotated, counter-clockwise. The error "
         "of networks that are invariant under 90° rotations repeats after 90°, exactly."
     )
     table = Table(["test error (%) at", *(f"{angle:g}°" for angle in _TABLE_ANGLES)], rows)
