@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean, stdev
 
 from sepgroupy._files import atomic
 
@@ -17,6 +18,13 @@ def read_table(path: Path) -> list[Row]:
         return []
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def mean_and_error(values: Sequence[float], form: str = ".2f") -> str:
+    """Return mean ± standard error as text; a single value stands alone."""
+    if len(values) == 1:
+        return f"{values[0]:{form}}"
+    return f"{mean(values):{form}} ± {stdev(values) / len(values) ** 0.5:{form}}"
 
 
 def write_table(path: Path, head: Sequence[str], rows: Sequence[Row]) -> None:

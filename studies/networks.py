@@ -1,4 +1,4 @@
-"""Search a better network of fewer than 25,000 parameters for rotated digits.
+"""Compare networks of fewer than 25,000 parameters on rotated digits.
 
 python -m studies.networks                    # train the runs that results/networks/runs.csv lacks, print the table
 python -m studies.networks --only residual-5  # of one network
@@ -15,7 +15,6 @@ import logging
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Literal, NamedTuple
 
 import torch.nn.functional as F
@@ -27,7 +26,7 @@ from sepgroupy.models import build_model
 from sepgroupy.paper import RunConfig
 from sepgroupy.training import STRICT, load_model, register_tasks, score, train
 
-from ._table import Row, read_table, write_table
+from ._table import Row, mean_and_error, read_table, write_table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results" / "networks" / "runs.csv"
@@ -36,23 +35,23 @@ EPOCHS, TEST_EPOCHS, VALIDATION = 60, 100, 800
 
 
 class Shape(NamedTuple):
-    """A residual network: layers on maps of 28×28, 14×14 and 7×7 pixels, and how it pools over the group."""
+    """Size of a network: channels, kernels, layers on maps of 14×14 and of 7×7 pixels, pooling over the group."""
 
     width: int
     kernel: int
-    layers: tuple[int, int, int]
+    layers: tuple[int, int]
     pool: Literal["max", "mean"] = "max"
     residual: bool = True
 
 
 NETWORKS: dict[str, Shape | None] = {
     "gc-p4cnn": None,
-    "residual-3": Shape(20, 3, (0, 7, 4)),
-    "residual-5": Shape(20, 5, (0, 6, 4)),
-    "residual-7": Shape(18, 7, (0, 6, 4)),
-    "residual-5-wide": Shape(28, 5, (0, 3, 2)),
-    "residual-5-mean": Shape(20, 5, (0, 6, 4), pool="mean"),
-    "plain-5": Shape(20, 5, (0, 6, 4), residual=False),
+    "residual-3": Shape(20, 3, (7, 4)),
+    "residual-5": Shape(20, 5, (6, 4)),
+    "residual-7": Shape(18, 7, (6, 4)),
+    "residual-5-wide": Shape(28, 5, (3, 2)),
+    "residual-5-mean": Shape(20, 5, (6, 4), pool="mean"),
+    "plain-5": Shape(20, 5, (6, 4), residual=False),
 }
 
 
@@ -82,8 +81,8 @@ class Net(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return log-probabilities, (B, 10)."""
         x = self.lift(x)
-        for index, layers in enumerate(self.stages):
-            x = self.shrink(x) if index else x
+        for layers in self.stages:
+            x = self.shrink(x)
             for layer in layers:
                 x = x + layer(x) if self.residual else layer(x)
         x = self.pool(self.relu(self.norm(x))).mean((2, 3))
@@ -133,10 +132,7 @@ def table(rows: list[Row], split: str) -> str:
         "| :-- | --: | --: | --: | --: | --: |",
     ]
     for (network, parameters), found in cells.items():
-        texts = [
-            f"{mean(v):.3g} ± {stdev(v) / len(v) ** 0.5:.1g}" if len(v) > 1 else f"{v[0]:.3g}"
-            for v in zip(*found, strict=True)
-        ]
+        texts = [mean_and_error(values, ".3g") for values in zip(*found, strict=True)]
         lines.append(f"| {network} | {int(parameters):,} | {len(found)} | {' | '.join(texts)} |")
     return "\n".join(lines)
 

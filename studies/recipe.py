@@ -14,13 +14,12 @@ import logging
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 from sepgroupy.paper import RunConfig
 from sepgroupy.training import load_model, score, train
 
-from ._table import Row, read_table, write_table
+from ._table import Row, mean_and_error, read_table, write_table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results" / "recipe" / "runs.csv"
@@ -78,10 +77,7 @@ def table(rows: list[Row], split: str) -> str:
             cells[row["variant"]].append([float(row[name]) for name in HEAD[3:]])
     lines = [f"| {split} error | runs | one pass | 4 rotations |", "| :-- | --: | --: | --: |"]
     for variant, found in cells.items():
-        texts = [
-            f"{mean(v):.2f} ± {stdev(v) / len(v) ** 0.5:.2f} %" if len(v) > 1 else f"{v[0]:.2f} %"
-            for v in zip(*found, strict=True)
-        ]
+        texts = [f"{mean_and_error(values)} %" for values in zip(*found, strict=True)]
         lines.append(f"| {variant} | {len(found)} | {' | '.join(texts)} |")
     return "\n".join(lines)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -27,6 +28,11 @@ class BatchNormReLU:
     beta: Tensor | None
     eps: float
     batch_stats: bool
+
+    def to(self, dtype: torch.dtype) -> BatchNormReLU:
+        """Return the same with tensors of a dtype."""
+        gamma, beta = (None if t is None else t.to(dtype) for t in (self.gamma, self.beta))
+        return replace(self, mean=self.mean.to(dtype), var=self.var.to(dtype), gamma=gamma, beta=beta)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply both to (N, C, Y, X) by PyTorch's operations; differentiable, also through the statistics of x."""

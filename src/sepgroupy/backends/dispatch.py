@@ -57,7 +57,7 @@ TRACED_SIZE = (64, 2**18)
 """Channels and values of a feature map that are assumed during tracing, when sizes may be symbols."""
 
 NATIVE_DTYPES = tuple(DTYPES)
-"""Dtypes that the kernels compute in; shorter ones are converted."""
+"""Dtypes of feature maps that the kernels read; float16 is converted."""
 
 _registry: dict[str, Backend] = {b.name: b for b in (Native(), Fourier(), TwoStep(), Expanded(), Reference())}
 """All backends, in the order of preference."""

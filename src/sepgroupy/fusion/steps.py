@@ -34,6 +34,7 @@ from ..backends.native import (
     norm_clamp,
     norm_relu_max_pool,
     parameter_dtype,
+    result_dtype,
     supports_max_pool,
 )
 from ..backends.native import max_pool as max_pool_with_places
@@ -111,7 +112,7 @@ class FusedConv:
         backend = select_backend(conv.spec, x, conv.backend)
         added, stats = residual if called is None else None, None
         if before is None and x.dtype is torch.float32:
-            x = x.to(_result_dtype(x))
+            x = x.to(result_dtype(x))
         if isinstance(backend, Native) and self._fits(x, residual):
             filters, bias = fold(conv, folded, backend, x)
             affine = None if before is None else batch_norm_parameters(before, x, values.stats.get(self.x))
@@ -156,7 +157,7 @@ class FusedConv:
         spec, norm = self.conv.spec, self.before
         if not can_bypass_dispatcher(x) or (norm is not None and not _has_kernel(norm, x)):
             return False
-        if x.dtype is not _result_dtype(x):
+        if x.dtype is not result_dtype(x):
             return False
         if norm is not None and spec.pads_separately:
             return False
@@ -272,11 +273,12 @@ def batch_norm_parameters(norm: nn.BatchNorm2d, x: Tensor, stats: Stats | None =
         x: (N, C, Y, X), or a group feature map (B, C, |H|, Y, X).
         stats: mean and biased variance of x by channel, if known.
     """
+    dtype = parameter_dtype(x.dtype)
     if not norm.training and norm.running_mean is not None and norm.running_var is not None:
         mean, var = norm.running_mean, norm.running_var
         if torch.is_grad_enabled():  # they may change before the backward pass
             mean, var = mean.clone(), var.clone()
-        return _in_dtype(parameter_dtype(x.dtype), norm, mean, var, batch_stats=False)
+        return BatchNormReLU(mean, var, norm.weight, norm.bias, norm.eps, batch_stats=False).to(dtype)
     momentum = norm.momentum
     tracks = norm.training and norm.track_running_stats
     running_mean, running_var = (norm.running_mean, norm.running_var) if tracks else (None, None)
@@ -294,15 +296,4 @@ def batch_norm_parameters(norm: nn.BatchNorm2d, x: Tensor, stats: Stats | None =
             unbiased = var * (count / max(1, count - 1))
             running_mean.lerp_(mean.to(running_mean.dtype), momentum or 0.0)
             running_var.lerp_(unbiased.to(running_var.dtype), momentum or 0.0)
-    return _in_dtype(parameter_dtype(x.dtype), norm, mean, var, batch_stats=True)
-
-
-def _in_dtype(dtype: torch.dtype, norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, batch_stats: bool) -> BatchNormReLU:
-    gamma, beta = (None if t is None else t.to(dtype) for t in (norm.weight, norm.bias))
-    return BatchNormReLU(mean.to(dtype), var.to(dtype), gamma, beta, norm.eps, batch_stats)
-
-
-def _result_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype of a convolution of x."""
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    return BatchNormReLU(mean, var, norm.weight, norm.bias, norm.eps, batch_stats=True).to(dtype)

@@ -10,6 +10,7 @@ a batch norm, ``max_pool`` that of pooling.
 from . import flops
 from .backend import FusedOutput as FusedOutput
 from .backend import Native as Native
+from .backend import result_dtype as result_dtype
 from .batch_norm import batch_statistics as batch_statistics
 from .batch_norm import norm_clamp as norm_clamp
 from .batch_norm import norm_relu_max_pool as norm_relu_max_pool

@@ -88,7 +88,7 @@ class Native(Backend):
         assert weight is not None
         inputs = _as_kernels_read(ConvInputs(_padded_maps(spec, x), weight, depthwise, bias))
         y = group_conv(*inputs[:4], None, *_operator_options(spec))
-        return y.to(_result_dtype(x)).transpose(1, 2)
+        return y.to(result_dtype(x)).transpose(1, 2)
 
     def run_fused(
         self,
@@ -185,7 +185,7 @@ def _convolve(
     others = parameter_dtype(maps)
     same = inputs.x.dtype is maps and all(t is None or t.dtype is others for t in inputs[1:8])
     if not same or _is_autocast(inputs.x):
-        result, cast = _result_dtype(inputs.x), _as_kernels_read(inputs)
+        result, cast = result_dtype(inputs.x), _as_kernels_read(inputs)
         with torch.autocast(inputs.x.device.type, enabled=False):
             y, again, mean, var = _convolve(cast, eps, batch_stats, conv, return_stats, share_x, expanded)
         return y.to(result), again, mean, var
@@ -207,13 +207,14 @@ def _is_autocast(x: Tensor) -> bool:
     return x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
 
 
-def _result_dtype(x: Tensor) -> torch.dtype:
+def result_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype of a convolution of x: autocast's, or its own."""
     return torch.get_autocast_dtype("cpu") if _is_autocast(x) else x.dtype
 
 
 def _map_dtype(x: Tensor) -> torch.dtype:
     """Return the dtype in which the kernels read x: that of the result, but float64 stays, and float16 is float32."""
-    dtype = x.dtype if x.dtype is torch.float64 else _result_dtype(x)
+    dtype = x.dtype if x.dtype is torch.float64 else result_dtype(x)
     return dtype if dtype in DTYPES else torch.float32
 
 
