@@ -22,6 +22,7 @@ from sepgroupy import cached_filters, fuse
 from sepgroupy.backends import available_backends
 from sepgroupy.errors import ArgumentError
 from sepgroupy.fusion import fusion_report, restore
+from sepgroupy.fusion.program import Program
 from sepgroupy.models import ResNet, RotMNISTNet, UNet
 from sepgroupy.nn import GroupBatchNorm2d, GroupConv2d, GroupPool, LiftingConv2d, PerElement
 
@@ -712,6 +713,53 @@ def test_a_fused_network_computes_with_the_parameters_of_functional_call(
     for training in (True, False):
         found, wanted = (torch.func.functional_call(net.train(training), state, (x,)) for net in (fused, plain))
         torch.testing.assert_close(found, wanted, atol=1e-9, rtol=1e-8)
+
+
+class Between(nn.Module):
+    """A network between operations that a compiler has to compile."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.net(x.sin()).cos()
+        return y
+
+
+@needs_kernels
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # read by the compiler
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_compiled_programs_call_a_fused_model_unless_they_must_be_one_graph(
+    fullgraph: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Program] = []
+    run = Program.__call__
+    monkeypatch.setattr(Program, "__call__", lambda self, x: (calls.append(self), run(self, x))[1])
+    plain, x = make("chain-gc")
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    compiled = torch.compile(Between(fused_copy(plain)), backend=backend, fullgraph=fullgraph)
+    assert_same(compiled, Between(plain), x)
+    names = {str(node.target) for graph in graphs for node in graph.graph.nodes}
+    assert {"sin", "cos"} <= names
+    assert ("sepgroupy.group_conv.default" in names) == (not calls) == fullgraph
+    torch.compiler.reset()
+
+
+@needs_kernels
+def test_compiled_function_transforms_of_a_fused_model() -> None:
+    plain, x = make("chain-gc")
+    fused, plain = fused_copy(plain).eval(), plain.eval()
+    torch.compiler.reset()
+    call = torch.compile(lambda images: torch.func.vmap(lambda image: fused(image[None])[0])(images), backend="eager")
+    torch.testing.assert_close(call(x), plain(x), atol=1e-9, rtol=1e-8)
+    torch.compiler.reset()
 
 
 def test_cached_filters_of_a_fused_model(pair: tuple[nn.Module, nn.Module, Tensor]) -> None:

@@ -42,6 +42,18 @@ def is_exporting() -> bool:
     return torch.compiler.is_exporting()
 
 
+@constant_to_dynamo
+def may_break_graph() -> bool:
+    """Whether a program that ``torch.compile`` traces may consist of several graphs, without ``fullgraph=True``."""
+    try:
+        from torch._dynamo.symbolic_convert import InstructionTranslator
+
+        translator = InstructionTranslator.current_tx()
+        return not (translator.one_graph or translator.error_on_graph_break)
+    except (ImportError, AttributeError):  # of a PyTorch that has it elsewhere
+        return False
+
+
 class _Traced:
     """Objects that compiled programs read, as attributes."""
 

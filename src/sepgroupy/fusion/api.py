@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from functools import cache, wraps
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from ..backends import can_bypass_dispatcher
+from ..backends.native.library import kernels
+from ..backends.tracing import constant_to_dynamo, is_exporting, may_break_graph, name_for_tracing, traced_value
 from ..errors import ArgumentError
 from .program import Program
 from .traceable import comparable, is_traceable, original_class, reads
@@ -50,8 +53,9 @@ def fuse(model: Model) -> Model:
     calls submodules, functions of torch and methods of tensors, without side effects and without branches on tensors.
 
     Modules that are hooked (themselves or globally), patched, parametrized, wrapped or offloaded, now or later, are
-    called without fusion. So is everything under ``torch.compile``, ``torch.export``, function transforms and dispatch
-    modes, and on devices other than CPUs.
+    called without fusion. So is everything under ``torch.export``, function transforms and dispatch modes, and on
+    devices other than CPUs. On a CPU ``torch.compile`` calls a fused model as it is, between two graphs; with
+    ``fullgraph=True`` it compiles the model without fusion.
 
     Args:
         model: any module.
@@ -187,14 +191,32 @@ def _new_fused(original: Any) -> nn.Module:
     return module
 
 
+@constant_to_dynamo
+def _name_of_uncompiled_call() -> str | None:
+    """Return the name of a function that calls a fused model and is not compiled; None where one graph is wanted.
+
+    Its kernels are faster than what the compiler makes of the model (benchmarks/modes.py).
+    """
+    transformed = torch._C._are_functorch_transforms_active()
+    uncompiled = kernels() and may_break_graph() and not transformed
+    return name_for_tracing("fused", (), _uncompiled_call()) if uncompiled else None
+
+
+@cache
+def _uncompiled_call() -> Any:
+    return torch.compiler.disable(lambda model, x: model.forward(x), reason="sepgroupy.fuse has kernels for this model")
+
+
 @cache
 def _fused_class(original: Any) -> Any:
     @wraps(original.forward)  # tools such as torch.export read its signature
     def forward(self: _Fused, *args: Any, **kwargs: Any) -> Any:
         x = args[0] if len(args) == 1 and not kwargs else None
-        if isinstance(x, Tensor) and x.device.type == "cpu" and can_bypass_dispatcher(x):
-            program = _fusion_of(self).program()
-            if program is not None:
+        if isinstance(x, Tensor) and x.device.type == "cpu":
+            if torch.compiler.is_dynamo_compiling():
+                if not is_exporting() and (name := _name_of_uncompiled_call()) is not None:
+                    return traced_value(name)(self, x)
+            elif can_bypass_dispatcher(x) and (program := _fusion_of(self).program()) is not None:
                 return program(x)
         return original.forward(self, *args, **kwargs)
 
