@@ -35,23 +35,24 @@ EPOCHS, TEST_EPOCHS, VALIDATION = 60, 100, 800
 
 
 class Shape(NamedTuple):
-    """Size of a network: channels, kernels, layers on maps of 14×14 and of 7×7 pixels, pooling over the group."""
+    """Size of a network: channels, kernels, layers on maps of 28×28, 14×14 and 7×7 pixels, pooling over the group."""
 
     width: int
     kernel: int
-    layers: tuple[int, int]
+    layers: tuple[int, int, int]
     pool: Literal["max", "mean"] = "max"
     residual: bool = True
 
 
 NETWORKS: dict[str, Shape | None] = {
     "gc-p4cnn": None,
-    "residual-3": Shape(20, 3, (7, 4)),
-    "residual-5": Shape(20, 5, (6, 4)),
-    "residual-7": Shape(18, 7, (6, 4)),
-    "residual-5-wide": Shape(28, 5, (3, 2)),
-    "residual-5-mean": Shape(20, 5, (6, 4), pool="mean"),
-    "plain-5": Shape(20, 5, (6, 4), residual=False),
+    "residual-3": Shape(20, 3, (0, 7, 4)),
+    "residual-5": Shape(20, 5, (0, 6, 4)),
+    "residual-7": Shape(18, 7, (0, 6, 4)),
+    "residual-5-wide": Shape(28, 5, (0, 3, 2)),
+    "residual-5-mean": Shape(20, 5, (0, 6, 4), pool="mean"),
+    "plain-5": Shape(20, 5, (0, 6, 4), residual=False),
+    "paper-5": Shape(28, 5, (1, 4, 1), residual=False),
 }
 
 
@@ -81,8 +82,8 @@ class Net(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return log-probabilities, (B, 10)."""
         x = self.lift(x)
-        for layers in self.stages:
-            x = self.shrink(x)
+        for stage, layers in enumerate(self.stages):
+            x = self.shrink(x) if stage else x
             for layer in layers:
                 x = x + layer(x) if self.residual else layer(x)
         x = self.pool(self.relu(self.norm(x))).mean((2, 3))

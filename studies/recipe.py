@@ -29,6 +29,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "paper": ("paper", {}),
     "without elastic deformation": ("modern", {"elastic": 0.0}),
     "without any augmentation": ("modern", {"elastic": 0.0, "rotation": 0.0, "shift": 0.0, "scale": 0.0}),
+    "without rotation": ("modern", {"rotation": 0.0}),
+    "without shift and scale": ("modern", {"shift": 0.0, "scale": 0.0}),
+    "with Adam": ("modern", {"optimizer": "adam", "weight_decay": 1e-5}),
+    "with the steps of the paper's schedule": ("modern", {"schedule": "step", "milestones": (80,)}),
     "without label smoothing": ("modern", {"label_smoothing": 0.0}),
     "without averaged parameters": ("modern", {"ema": None}),
 }
