@@ -4,7 +4,7 @@
 #pragma once
 #include <stdint.h>
 
-constexpr int INTERFACE_VERSION = 12; /* changes with everything declared here */
+constexpr int INTERFACE_VERSION = 13; /* changes with everything declared here */
 constexpr int AXES = 3;              /* spatial axes; an image has one slice, and its slice axis has stride 1 */
 constexpr int MAX_ORDER = 48;        /* group elements, those of the cube with its reflections */
 constexpr int MAX_STRIDE = 3;        /* along each axis */

@@ -133,7 +133,7 @@ EXPORT void norm_clamp(const Problem *p, const Tensors *t)
     with_simd(p->dtype, [&](auto simd) { norm_clamp<decltype(simd)>(*p, *t); });
 }
 
-/* dx, dresidual, dgamma with dbeta, where they are wanted; y is null where nothing is clamped. */
+/* dx, dresidual, dgamma with dbeta, where they are wanted; y is read where it is given, else norm(x) is clamped. */
 EXPORT void norm_clamp_backward(const Problem *p, const Tensors *t)
 {
     with_simd(p->dtype, [&](auto simd) { norm_clamp_backward<decltype(simd)>(*p, *t); });
@@ -155,6 +155,12 @@ EXPORT void pool_backward(const Problem *p, const Tensors *t)
 EXPORT void max_pool(const Problem *p, const Tensors *t)
 {
     with_simd(p->dtype, [&](auto simd) { max_pool<decltype(simd)>(*p, *t); });
+}
+
+/* dx: the gradient of y at the places that index has. */
+EXPORT void max_pool_backward(const Problem *p, const Tensors *t)
+{
+    with_simd(p->dtype, [&](auto simd) { max_pool_backward<decltype(simd)>(*p, *t); });
 }
 
 /* ---- memory ---- */

@@ -37,10 +37,11 @@ template <class S> void norm_clamp(const Problem &p, const Tensors &t)
 
 /* ---- backward ---- */
 
-/* One channel of one feature map, and the bounds of y, which is null where nothing is clamped. */
+/* One channel of one feature map. y is null where there is no residual: it is then computed again. */
 template <class S> struct ClampedPlane {
     const typename S::Map *x, *y, *grad;
-    typename S::Scalar low, high;
+    typename S::Scalar scale, shift, low, high;
+    bool clamps;
 };
 
 /* Visit the vectors of a plane: the first pixel, and x and the gradient of norm(x) + residual there. */
@@ -48,9 +49,13 @@ template <class S, class Function>
 INLINE void for_gradients(const ClampedPlane<S> &plane, index_t pixels, Function function)
 {
     for (index_t at = 0; at < pixels; at += S::lanes) {
+        const typename S::Vector x = S::load(plane.x + at, pixels - at);
         typename S::Vector grad = S::load(plane.grad + at, pixels - at);
-        if (plane.y) grad = unclamped<S>(S::load(plane.y + at, pixels - at), grad, plane.low, plane.high);
-        function(at, S::load(plane.x + at, pixels - at), grad);
+        if (plane.clamps) {
+            const typename S::Vector y = plane.y ? S::load(plane.y + at, pixels - at) : x * plane.scale + plane.shift;
+            grad = unclamped<S>(y, grad, plane.low, plane.high);
+        }
+        function(at, x, grad);
     }
 }
 
@@ -64,13 +69,15 @@ template <class S> void norm_clamp_backward(const Problem &p, const Tensors &t)
     const typename S::Map *const x = t.x, *const y = t.y, *const grad = t.grad;
     typename S::Map *const dx = t.dx, *const dresidual = t.dresidual;
     T *const dgamma = t.dgamma, *const dbeta = t.dbeta;
-    const auto plane = [=, &p](index_t n) {
-        return ClampedPlane<S>{x + n * pixels, y ? y + n * pixels : nullptr, grad + n * pixels, (T)p.low, (T)p.high};
-    };
+    const bool clamps = p.low > -INFINITY || p.high < INFINITY;
 #pragma omp parallel for num_threads((int)p.threads) if (p.threads > 1)
     for (index_t i = 0; i < channels; i++) {
         T scale, shift, slope = 0, offset = 0;
         norm.affine(i, &scale, &shift);
+        const auto plane = [=, &p](index_t n) {
+            const typename S::Map *const of_y = y ? y + n * pixels : nullptr;
+            return ClampedPlane<S>{x + n * pixels, of_y, grad + n * pixels, scale, shift, (T)p.low, (T)p.high, clamps};
+        };
         if (dgamma || (dx && p.batch_stats)) {
             double by_scale = 0, by_shift = 0;
             for (index_t n = i; n < all; n += channels) {

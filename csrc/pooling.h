@@ -246,4 +246,19 @@ template <class S> void max_pool(const Problem &p, const Tensors &t)
     }
 }
 
+/* dx: at each pixel, the sum of the gradients of the windows whose largest pixel it is. */
+template <class S> void max_pool_backward(const Problem &p, const Tensors &t)
+{
+    const index_t pixels = product(p.in_size), windows = product(p.out_size);
+    const typename S::Map *grad = t.grad;
+    const int64_t *index = t.index;
+    typename S::Map *dx = t.dx;
+#pragma omp parallel for num_threads((int)p.threads) if (p.threads > 1)
+    for (index_t n = 0; n < p.batch * p.in_channels; n++) {
+        typename S::Map *image = dx + n * pixels;
+        memset(image, 0, pixels * sizeof *image);
+        for (index_t at = n * windows; at < (n + 1) * windows; at++) image[index[at]] = image[index[at]] + grad[at];
+    }
+}
+
 } // namespace

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import re
 from collections import OrderedDict
@@ -22,7 +23,7 @@ from sepgroupy.conversion._replace_layers import LayerReplacer
 from sepgroupy.errors import ArgumentError
 from sepgroupy.functional import split_group, transform
 from sepgroupy.groups import as_group
-from sepgroupy.nn import GroupConv2d, LiftingConv2d
+from sepgroupy.nn import DEFAULT_INIT, INITS, GroupConv2d, GroupConvolution, LiftingConv2d
 from sepgroupy.testing import assert_equivariant, equivariance_error
 
 
@@ -393,6 +394,73 @@ def test_fresh_filters_do_not_depend_on_the_plain_ones() -> None:
     torch.manual_seed(3)
     other = convert(plain, "p4", in_size=size)
     assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def rectangular_net() -> nn.Module:
+    """Build a network with a rectangular kernel, with blocks of channels and with a 1×1 convolution."""
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, (3, 5), padding=(1, 2), groups=2),
+        nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 16, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5),
+    )  # fmt: skip
+
+
+def group_layers(net: nn.Module) -> list[GroupConvolution]:
+    return [module for module in net.modules() if isinstance(module, GroupConvolution)]
+
+
+def largest_initial_value(layer: GroupConvolution, name: str, init: str) -> float:
+    """Return the bound of a parameter's draws as the rule states it."""
+    channels, elements = layer.in_channels // layer.groups, math.prod(layer.kernel_size)
+    if init == "published":
+        return 1 / math.sqrt(channels * elements)
+    inputs = channels * (1 if layer.kind == "lifting" else layer.group.order)
+    variances = {
+        "weight": 2 / (inputs * elements), "depthwise_weight": 2 / elements, "pointwise_weight": 1 / inputs, "bias": 0,
+    }  # fmt: skip
+    return math.sqrt(3 * variances[name])
+
+
+@pytest.mark.parametrize("kind", ["dense", "g", "gc"])
+@pytest.mark.parametrize("init", INITS)
+def test_fresh_group_layers_are_drawn_by_the_rule_that_init_names(kind: str, init: str) -> None:
+    torch.manual_seed(7)
+    layers = group_layers(convert(rectangular_net(), "p2mm", kind, in_size=9, init=init))
+    assert [layer.kind for layer in layers] == ["lifting", kind, "dense"]
+    for layer in layers:
+        assert layer.bias is not None
+        assert layer.bias.any() == (init == "published")
+        for name, parameter in layer.named_parameters():
+            bound, largest = largest_initial_value(layer, name, init), parameter.abs().max()
+            assert largest <= bound, (layer, name)
+            assert largest >= (0.5 if name == "bias" else 0.9) * bound, (layer, name)  # a bias has few values
+
+
+@every_net
+def test_init_reaches_every_group_layer(name: str) -> None:
+    plain, size = build(name)
+    layers = group_layers(convert(plain, "p4", "g", in_size=size, match="params", init="published"))
+    assert len(layers) > 1
+    for layer in layers:
+        for key, parameter in layer.named_parameters():
+            assert 0 < parameter.abs().max() <= largest_initial_value(layer, key, "published"), (layer, key)
+
+
+def test_init_is_by_default_variance_and_concerns_group_layers_alone() -> None:
+    def drawn(**options: str) -> dict[str, Tensor]:
+        torch.manual_seed(7)
+        return convert(rectangular_net(), "p2mm", "g", in_size=9, **options).state_dict()  # type: ignore[arg-type]
+
+    default, variance, published = drawn(), drawn(init="variance"), drawn(init="published")
+    assert DEFAULT_INIT == "variance"
+    assert all(torch.equal(default[key], variance[key]) for key in default)
+    for key, value in published.items():
+        assert torch.equal(value, default[key]) != (".convolution." in key), key
+
+
+def test_init_has_no_effect_on_lifted_filters() -> None:
+    plain = rectangular_net()
+    first, second = (convert(plain, "p2mm", "g", in_size=9, weights="lift", init=init).state_dict() for init in INITS)
+    assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 @every_net
@@ -889,6 +957,7 @@ def test_what_cannot_be_treated_is_named(message: str, plain: nn.Module) -> None
         ({"kind": "c"}, r"kind \(='c'\) must be one of dense, g, gc"),
         ({"match": "flops"}, r"match \(='flops'\) must be one of width, params, macs"),
         ({"weights": "copy"}, r"weights \(='copy'\) must be one of fresh, lift"),
+        ({"init": "kaiming"}, r"init \(='kaiming'\) must be one of published, variance"),
         ({"pool": "sum"}, r"pool \(='sum'\) must be one of max, mean"),
         ({"in_size": 0}, r"in_size \(=0\) must be a positive integer"),
         ({"group": "p6"}, r"group \(='p6'\) is unknown"),

@@ -99,13 +99,44 @@ def test_rotmnist_networks_and_widths(flags: str, model: str, configured: Config
     assert {name for name in published_model_names() if name.removesuffix("-small") == model} <= names
 
 
-@pytest.mark.parametrize("extra", ["", "--separable g", "--separable gc"])
-def test_rotmnist_data_efficiency_and_the_other_flags(extra: str, configured: Configured) -> None:
+@pytest.mark.parametrize(("flags", "model"), KINDS.items())
+def test_rotmnist_data_efficiency_and_the_other_flags(flags: str, model: str, configured: Configured) -> None:
     for samples, step, save in product((2000, 4000, 6000, 8000, 10000), (20, 40), ("", "--savestr run")):
-        flags = f"--equivariance P4 {extra} --samples {samples} --step {step} {save}"
-        config = configured("rotmnist", flags)
+        config = configured("rotmnist", f"{flags} --samples {samples} --step {step} {save}")
         milestones = (20, 40) if step == 20 else (40,)
-        assert (config.samples, config.milestones, config.epochs) == (samples, milestones, 50)
+        assert config == rotmnist(model=model, width=20, samples=samples, milestones=milestones, epochs=50).canonical
+
+
+@pytest.mark.parametrize(
+    ("flags", "planes", "model"),
+    [
+        ("", 20, "z2cnn"),
+        ("--equivariance Z2", 20, "z2cnn"),
+        ("--equivariance Z2 --separable g", 57, "c-z2cnn"),
+        ("--equivariance Z2 --separable gc", 57, "c-z2cnn"),
+        ("--equivariance P4", 10, "p4cnn"),
+        ("--equivariance P4 --separable g", 10, "g-p4cnn-small"),
+        ("--equivariance P4 --separable g", 17, "g-p4cnn"),
+        ("--equivariance P4 --separable gc", 10, "gc-p4cnn-small"),
+        ("--equivariance P4 --separable gc", 30, "gc-p4cnn"),
+    ],
+)
+def test_rotmnist_trains_each_published_network(
+    few: None, flags: str, planes: int, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = f"{flags} --planes {planes} --seed 3 --samples 20 --step 20 --savestr S --epochs 1 --no-cuda"
+    assert experiment("rotmnist").main(command.split()) == 0
+    (folder,) = (tmp_path / "runs").glob(f"rotmnist-{model}-*")
+    trained = load_model(folder).state_dict()
+    config = rotmnist(model=model, seed=3)
+    states = {"init": initial_model(config).state_dict(), "trained": trained}
+    for name, state in states.items():
+        saved = load_published(tmp_path / f"S_{name}_{planes}.pth.tar").state_dict()
+        assert saved.keys() == state.keys()
+        assert all(torch.equal(saved[key], value) for key, value in state.items())
+    assert all(value.isfinite().all() for value in trained.values())
+    assert not any(torch.equal(trained[key], value) for key, value in states["init"].items() if "weight" in key)
 
 
 def test_rotmnist_every_flag(configured: Configured) -> None:
@@ -249,6 +280,30 @@ def test_rotmnist_trains_on_the_bundled_digits(
     assert "using the bundled digits" in out
     assert "test accuracy" in out
     assert len(list(tmp_path.glob("runs/rotmnist-gc-p4cnn-*/result.json"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("resnet44", "--hflip --rc 4"),
+        ("resnet44_p4m", ""),
+        ("resnet44_gp4m", "--hflip --rc 4"),
+        ("resnet44_gcp4m", ""),
+    ],
+)
+def test_cifar_trains_each_network_on_the_files_of_the_working_directory(
+    name: str, flags: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_synthetic_cifar10(tmp_path, train=5, test=2)
+    command = f"--model {name} {flags} --seed 2 --samples 3 --epochs 1 --no-cuda"
+    assert experiment("cifar").main(command.split()) == 0
+    (folder,) = tmp_path.glob(f"runs/cifar10-{RESNETS[name]}-*")
+    trained = load_model(folder).state_dict()
+    saved = load_published(tmp_path / f"{name}{'_aug' if flags else ''}_seed_2.pth.tar").state_dict()
+    assert saved.keys() == trained.keys()
+    assert all(torch.equal(saved[key], value) for key, value in trained.items())
+    assert all(value.isfinite().all() for value in trained.values())
 
 
 def test_cifar_runs(tmp_path: Path) -> None:

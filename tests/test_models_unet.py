@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from sepgroupy.errors import ArgumentError
 from sepgroupy.functional import transform
 from sepgroupy.models import UNet, build_model, model_names, published_model_names
-from sepgroupy.nn import GroupConv2d, GroupConvTranspose2d
+from sepgroupy.nn import GroupConv2d, GroupConvolution, GroupConvTranspose2d
 from sepgroupy.testing import assert_equivariant, equivariance_error
 
 
@@ -78,6 +79,37 @@ def test_layers_are_of_the_kind_and_group() -> None:
     assert {(m.kind, m.group.name) for m in layers} == {("g", "p4")}
 
 
+@pytest.mark.parametrize("kind", ["dense", "g", "gc"])
+@pytest.mark.parametrize("dimension", [2, 3])
+def test_the_published_initialization_reaches_every_group_layer(kind: str, dimension: int) -> None:
+    net = UNet(kind, 16, depth=1, init="published", dimension=dimension)
+    layers = [module for module in net.modules() if isinstance(module, GroupConvolution)]
+    assert [layer.spec.transposed for layer in layers].count(True) == 1
+    assert [layer.kind for layer in layers].count("lifting") == 1
+    assert len(layers) == 2 * 3 + 1  # three levels, and the transposed one
+    for layer in layers:
+        # With stride 2 one of 2 kernel elements of each axis reaches an output pixel of the transposed layer.
+        elements = 1 if layer.spec.transposed else 3**dimension
+        bound = 1 / math.sqrt(layer.in_channels * elements)
+        assert (layer.bias is not None) == layer.spec.transposed
+        for name, parameter in layer.named_parameters():
+            assert 0.5 * bound < parameter.abs().max() <= bound, (layer, name)
+
+
+@pytest.mark.parametrize("kind", ["dense", "g", "gc"])
+def test_by_default_the_initialization_is_variance_and_biases_are_zero(kind: str) -> None:
+    def drawn(**options: str) -> UNet:
+        torch.manual_seed(7)
+        return UNet(kind, 4, depth=1, **options)  # type: ignore[arg-type]
+
+    default, variance, published = drawn(), drawn(init="variance"), drawn(init="published")
+    assert all(map(torch.equal, default.parameters(), variance.parameters()))
+    assert not default.grow[0].bias.any()  # type: ignore[union-attr]
+    first, other = default.down[0].conv1.weight, published.down[0].conv1.weight
+    torch.testing.assert_close(first, math.sqrt(6) * other)  # √(3·2/(I·K)) and 1/√(I·K)
+    assert torch.equal(default.classify.weight, published.classify.weight)
+
+
 def bars(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Draw noisy images with one bright bar each, and its pixels as the mask."""
     masks = torch.zeros(count, 16, 16, dtype=torch.int64)
@@ -123,6 +155,7 @@ def test_other_sizes_are_refused(shape: tuple[int, ...]) -> None:
         ({"depth": 0}, r"depth \(=0\) must be a positive integer"),
         ({"width": 0}, r"width \(=0\)"),
         ({"classes": 0}, r"classes \(=0\)"),
+        ({"init": "kaiming"}, r"init \(='kaiming'\) must be one of published, variance"),
         ({"group": "p6"}, r"group \(='p6'\) is unknown"),
     ],
 )

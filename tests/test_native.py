@@ -976,6 +976,16 @@ def test_norm_sum_and_clamping_are_those_of_torch(
     torch.testing.assert_close(by_kernel(*plain), by_torch(*plain), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_the_output_of_norm_and_clamping_is_saved_only_with_a_residual(with_residual: bool) -> None:
+    x, ones, saved = torch.randn(2, 3, 4, 4, requires_grad=True), torch.ones(3), []
+    residual = torch.randn(2, 3, 4, 4) if with_residual else None
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.data_ptr()), lambda t: t):
+        y = norm_clamp(x, BatchNormReLU(ones, ones, None, None, 1e-5, False), residual, 0.0)
+    assert x.data_ptr() in saved
+    assert (y.data_ptr() in saved) == with_residual
+
+
 def test_norm_and_clamping_refuse_tensors_of_other_shapes() -> None:
     x, ones = torch.randn(2, 3, 4, 4), torch.ones(3)
     with pytest.raises(ArgumentError, match=r"residual has shape \(2, 3, 4, 5\), not \(2, 3, 4, 4\)"):

@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from statistics import stdev
 from typing import Any
@@ -101,24 +102,37 @@ def test_only_the_paper_s_augmentation_has_the_paper_s_figure(
     assert group_runs([run])[0].groups[0].paper_error == printed
 
 
-def test_says_plainly_where_the_paper_s_order_does_not_hold() -> None:
-    def said(**errors: tuple[float, ...]) -> str:
-        names = {"gc": "gc-p4cnn", "p4": "p4cnn", "z2": "z2cnn"}
-        runs = [
-            made_up(error, model=names[short], seed=seed, samples=9)
-            for short, values in errors.items()
-            for seed, error in enumerate(values)
-        ]
-        return " ".join(order(group_runs(runs)[0].main))
+def test_each_step_of_the_paper_s_order_is_compared_seed_by_seed() -> None:
+    names = {"gc": "gc-p4cnn", "p4": "p4cnn", "small": "gc-p4cnn-small", "z2": "z2cnn"}
 
-    assert said(z2=(9,), gc=(3,), p4=(4,)) == "The paper's order is gc-p4cnn < p4cnn < z2cnn. Here it is the same."
-    text = said(z2=(9, 9.5), gc=(5.5, 6.5), p4=(4, 4.5))
-    assert (
-        "another: gc-p4cnn (6.00 ± 0.71) has an error no lower than p4cnn (4.25 ± 0.35), which is more than chance."
-        in text
-    )
-    assert "within the spread" in said(z2=(9, 9), gc=(4, 6), p4=(4, 5.5))
-    assert said(gc=(3,)) == ""
+    def compared(**errors: dict[int, float]) -> tuple[str, dict[str, list[str]]]:
+        runs = []
+        for short, values in errors.items():
+            for seed, error in values.items():
+                run = made_up(error, model=names[short], seed=seed, samples=9)
+                assert run.result is not None
+                size = 300 if short == "small" else 1000
+                runs.append(replace(run, result=replace(run.result, parameters=size)))
+        text, table = order(group_runs(runs)[0].main)
+        return " ".join(text), {} if table is None else {str(row[0]): list(row[1:]) for row in table.rows}
+
+    text, steps = compared(z2={1: 9}, gc={1: 3}, p4={1: 4})
+    assert text.startswith("The paper's order is gc-p4cnn < p4cnn < z2cnn. The table")
+    assert steps == {
+        "gc-p4cnn < p4cnn": ["1.00", "1", "the same"],
+        "p4cnn < z2cnn": ["5.00", "1", "the same"],
+    }
+    text, steps = compared(z2={1: 9, 2: 9.5}, small={1: 10, 2: 10}, gc={1: 5.5, 2: 6.5, 3: 90}, p4={1: 4, 2: 5.5, 4: 0})
+    assert "Among networks of about 1,000 parameters it is gc-p4cnn < p4cnn < z2cnn." in text
+    assert steps == {
+        "gc-p4cnn < p4cnn": ["-1.25 ± 0.25", "2", "reversed"],
+        "p4cnn < z2cnn": ["4.50 ± 0.50", "2", "the same"],
+        "p4cnn < gc-p4cnn-small": ["5.25 ± 0.75", "2", "the same"],
+        "gc-p4cnn-small < z2cnn": ["-0.75 ± 0.25", "2", "reversed"],
+    }
+    assert compared(gc={1: 4, 2: 6}, p4={1: 4, 2: 7})[1] == {"gc-p4cnn < p4cnn": ["0.50 ± 0.50", "2", "open"]}
+    assert compared(gc={1: 4}, p4={2: 7})[1] == {"gc-p4cnn < p4cnn": ["", "0", "open"]}
+    assert compared(gc={1: 3}) == ("", {})
 
 
 def test_errors_by_angle_are_those_of_rotated_upright_digits_and_are_stored(runs: Path) -> None:
@@ -200,7 +214,7 @@ def test_a_table_of_runs_says_what_the_runs_say(runs: Path, report: Path, tmp_pa
     text = (tmp_path / "with" / "report.md").read_text()
     assert f" | {evaluate(trained.folder, 'cpu', rotations=2).error:.2f} (1 of 2) | " in text
     assert "Redundancy of p4cnn" in text
-    assert f"| p4cnn | {errors_by_angle(trained)[0]:.2f} | " in text.split("against angle")[1]
+    assert f"| p4cnn (1 of 2) | {errors_by_angle(trained)[0]:.2f} | " in text.split("against angle")[1]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from ..auditing import INPUT, AuditReport, audit, dimension_of
 from ..errors import ArgumentError
 from ..groups import GroupLike, as_group
 from ..models import check_choice, check_counts
+from ..nn import DEFAULT_INIT, INITS
 from ._inspect_model import inspect_model
 from ._match_cost import find_widths
 from ._modules import MergedGroupPool
@@ -32,6 +33,7 @@ def convert(
     in_size: int | Sequence[int],
     match: str = "width",
     weights: str = "fresh",
+    init: str = DEFAULT_INIT,
     pool: str = "max",
 ) -> nn.Module:
     """Convert a plain network of convolutions, norms, pooling, resizing, activations, sums and the like.
@@ -63,6 +65,9 @@ def convert(
             pool="mean" and one Linear layer at the end the logits are the mean of ``plain(g⁻¹·x)`` over the group.
             It needs match="width", and a kind that can represent plain filters: gc, ``w[o,i,h] = pw[o,i,h]·dw[o]``,
             can only where convolutions are depthwise or 1×1.
+        init: "published" or "variance", as :class:`sepgroupy.nn.GroupConv2d`, for those parameters of the new lifting
+            and group convolutions that are not lifted from plain filters: all with weights="fresh", none with
+            weights="lift". Norms and the final Linear layers do not depend on it.
         pool: "max" or "mean" over the group.
 
     Returns:
@@ -83,12 +88,13 @@ def convert(
     check_choice("kind", kind, ("dense", "g", "gc"))
     check_choice("match", match, ("width", "params", "macs"))
     check_choice("weights", weights, ("fresh", "lift"))
+    check_choice("init", init, INITS)
     check_choice("pool", pool, ("max", "mean"))
     sizes = _sizes(in_size, group.dimension)
     if weights == "lift" and match != "width":
         raise ArgumentError(f"match (={match!r}) must be 'width' with weights='lift': plain filters have their widths")
     plain = copy_with_plain_weights(model).eval()
-    replacer = LayerReplacer(group, kind, weights == "lift", pool, inspect_model(plain, sizes))
+    replacer = LayerReplacer(group, kind, weights == "lift", init, pool, inspect_model(plain, sizes))
     width = None if match == "width" else find_widths(plain, replacer, match)
     net = replacer.replace(plain, width)
     report = audit(net, group, (replacer.inspection.in_channels, *sizes))

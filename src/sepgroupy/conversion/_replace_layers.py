@@ -49,6 +49,7 @@ class LayerReplacer:
     group: PointGroup
     kind: str
     lift: bool
+    init: str
     pool: str
     inspection: Inspection
 
@@ -130,10 +131,11 @@ class LayerReplacer:
 
     def _layer(self, use: LayerUse, plain: Any, *shape: Any, **options: Any) -> LiftingConv | GroupConv:
         options |= {"bias": plain.bias is not None, "device": plain.weight.device, "dtype": plain.weight.dtype}
+        options |= {"group": self.group, "init": self.init}
         if use.lifts:
-            return LIFTING_CONVS[self.group.dimension](*shape, group=self.group, **options)
+            return LIFTING_CONVS[self.group.dimension](*shape, **options)
         kind = "dense" if math.prod(shape[-1]) == 1 else self.kind
-        return GROUP_CONVS[self.group.dimension](*shape, group=self.group, kind=kind, **options)
+        return GROUP_CONVS[self.group.dimension](*shape, kind=kind, **options)
 
     def _linear(self, plain: Any, x: Tensor, width: Widths) -> nn.Module:
         if not self.lift:

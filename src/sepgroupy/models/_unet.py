@@ -27,7 +27,8 @@ class UNet(nn.Module):
         classes: number of classes.
         depth: the number of times that the image is halved.
         backend: as :class:`sepgroupy.nn.GroupConv2d`, for the layers that support it.
-        init: as :class:`sepgroupy.nn.GroupConv2d`, for group convolutions.
+        init: "variance", the default, or "published": draws the parameters of the lifting, group and transposed group
+            convolutions, as :class:`sepgroupy.nn.GroupConv2d`. Plain convolutions have PyTorch's initialization.
         dimension: 3 for volumes: kernels 3×3×3, windows 2×2×2.
 
     Shape:

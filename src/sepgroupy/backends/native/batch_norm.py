@@ -54,8 +54,8 @@ class _NormClamp(torch.autograd.Function):
         x, *norm, residual = (None if t is None else t.contiguous() for t in tensors)
         assert x is not None
         y = empty(x.shape, x)
-        ctx.clamps = not math.isinf(ctx.low) or not math.isinf(ctx.high)
-        ctx.save_for_backward(x, *norm, y if ctx.clamps else None)
+        ctx.clamps = not (math.isinf(ctx.low) and math.isinf(ctx.high))
+        ctx.save_for_backward(x, *norm, y if ctx.clamps and residual is not None else None)  # else norm(x) says the same
         given: Tensors = {"x": x, **dict(zip(("gamma", "beta", "mean", "var"), norm, strict=True)), "y": y}
         _launch("norm_clamp", {**given, "residual": residual}, x.shape, ctx.eps, ctx.batch_stats, ctx.low, ctx.high)
         return y
@@ -66,8 +66,9 @@ class _NormClamp(torch.autograd.Function):
         x, gamma, beta, mean, var, y = ctx.saved_tensors
         needs_x, needs_gamma, needs_beta, _, _, needs_residual, *_ = ctx.needs_input_grad
         if torch.is_grad_enabled():
-            passed = grad if y is None else torch.where((y <= ctx.low) | (y >= ctx.high), 0.0, grad)
             normed = BatchNormReLU(mean, var, gamma, beta, ctx.eps, ctx.batch_stats).without_relu(x.to(mean.dtype))
+            y = normed.detach() if y is None else y
+            passed = torch.where((y <= ctx.low) | (y >= ctx.high), 0.0, grad) if ctx.clamps else grad
             wanted = [t for t, need in zip((x, gamma, beta), ctx.needs_input_grad, strict=False) if need]
             of_sum = passed.to(mean.dtype)
             found = iter(torch.autograd.grad(normed, wanted, of_sum, create_graph=True) if wanted else ())

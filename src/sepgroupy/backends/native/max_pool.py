@@ -1,4 +1,4 @@
-"""The kernel for max-pooling that stores where the maxima are, for training; without gradients, slices are as fast."""
+"""Kernels for max-pooling in training, which store where the maxima are; without gradients, slices are as fast."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def max_pool(x: Tensor, window: Window) -> Tensor:
 
 
 class _MaxPool(torch.autograd.Function):
-    """Max-pooling; the gradient goes to the place of each maximum, by PyTorch's operation."""
+    """Max-pooling; the gradient goes to the place of each maximum."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, window: Window) -> Tensor:
@@ -46,10 +46,17 @@ class _MaxPool(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        """Return the gradient of x."""
+        """Return the gradient of x, by PyTorch's operation if it is to be differentiated in turn."""
         x, index = ctx.saved_tensors
-        options = (*ctx.window, (1, 1), False, index)
-        return torch.ops.aten.max_pool2d_with_indices_backward(grad.contiguous(), x, *options), None
+        grad = grad.contiguous()
+        if torch.is_grad_enabled():
+            options = (*ctx.window, (1, 1), False, index)
+            return torch.ops.aten.max_pool2d_with_indices_backward(grad, x, *options), None
+        problem, _ = _problem_of(x.dtype, tuple(x.shape), ctx.window, torch.get_num_threads())
+        dx = empty(x.shape, x)
+        check_readable({"grad": grad, "dx": dx})
+        launch("max_pool_backward", problem, {"grad": grad, "index": index, "dx": dx})
+        return dx, None
 
 
 @lru_cache(maxsize=256)

@@ -16,8 +16,8 @@ from ._run_groups import load
 
 ANGLES = tuple(22.5 * step for step in range(16))
 ANGLES_FILE = "angles.csv"
+MAX_IMAGES = 1000  # of the test set, at each angle
 
-_IMAGES = 1000  # of the test set, at each angle
 _HEAD = ["angle_degrees", "test_error_percent"]
 _log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def errors_by_angle(run: Run) -> list[float] | None:
     config = run.config
     _log.info("%s: testing at %d angles", run.folder, len(ANGLES))
     test = load_digits(rotated=False).test if config.data == "digits" else _test(run)
-    test, model = test.first(min(_IMAGES, len(test))), run.load_model()
+    test, model = test.first(min(MAX_IMAGES, len(test))), run.load_model()
     errors = [
         score(model, Split(rotate(test.images, math.radians(angle)), test.labels), config.test_batch_size).error
         for angle in ANGLES

@@ -50,6 +50,11 @@ class RunGroup:
         return [run.result.test_error for run in self.runs if run.result is not None]
 
     @property
+    def error_of_seed(self) -> dict[int, float]:
+        """Test error in percent of each seed."""
+        return {run.config.seed: run.result.test_error for run in self.runs if run.result is not None}
+
+    @property
     def mean(self) -> float:
         """Mean test error, percent."""
         return mean(self.errors)

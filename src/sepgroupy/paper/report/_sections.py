@@ -20,10 +20,11 @@ from ...analysis import (
 from ...pages import Chapter, Plot, Section, Table, to_svg
 from .._published import PAPER_RESULTS
 from ._figures import Curve, Spread, curves, error_against, scaled
-from ._rotation_curve import ANGLES, errors_by_angle
+from ._rotation_curve import ANGLES, MAX_IMAGES, errors_by_angle
 from ._rotations import error_averaged
 from ._run_groups import Protocol, RunGroup
 
+_EQUAL_SIZE = 0.1  # networks whose parameters differ by less than this part are of about equal size
 _TABLE_ANGLES = (0, 22.5, 45, 67.5, 90, 180, 270)  # of ANGLES
 _SETS = {
     "digits": "The bundled digits are 4,000 to train on and 1,000 to test on. The paper had 12,000 and 50,000, so that "
@@ -77,7 +78,8 @@ def _test_error(main: Sequence[RunGroup], rotations: int) -> Section:
     ]
     head = ["model", "parameters", "seeds", "test error (%)", "test error, paper (%)"]
     after = f" after training on {main[0].train_images:,} images" if main[0].config.samples else ""
-    text = [f"Mean test error{after}.", *order(main)]
+    compared, steps = order(main)
+    text = [f"Mean test error{after}.", *compared]
     if rotations > 1:
         text.append(
             f"With {rotations} rotations: class probabilities averaged over rotations of each test image by "
@@ -86,25 +88,43 @@ def _test_error(main: Sequence[RunGroup], rotations: int) -> Section:
         head.insert(4, f"with {rotations} rotations (%)")
         for row, group in zip(rows, main, strict=True):
             row.insert(4, _mean_of([error_averaged(run, rotations) for run in group.runs]))
-    return Section("Test error", text, tables=[Table(head, rows)])
+    return Section("Test error", text, tables=[Table(head, rows), *([] if steps is None else [steps])])
 
 
-def order(main: Sequence[RunGroup]) -> list[str]:
-    """Compare the order of test errors with the paper's; name each pair that differs."""
+def order(main: Sequence[RunGroup]) -> tuple[list[str], Table | None]:
+    """Compare each step of the paper's order of test errors, of all networks and of those of about equal size."""
     known = [group for group in main if group.paper_error]
     known.sort(key=lambda group: float((group.paper_error or "").split()[0]))
     if len(known) < 2:
-        return []
-    inverted = [(a, b) for a, b in pairwise(known) if a.mean >= b.mean]
-    text = f"The paper's order is {' < '.join(group.label for group in known)}."
-    if not inverted:
-        return [f"{text} Here it is the same."]
-    found = "; ".join(
-        f"{a.label} ({spread(a.mean, a.sd)}) has an error no lower than {b.label} ({spread(b.mean, b.sd)}), "
-        + ("which is more than chance" if a.mean - b.mean > math.hypot(a.sd or 0, b.sd or 0) else "within the spread")
-        for a, b in inverted
+        return [], None
+    size = max(group.parameters for group in known)
+    equal = [group for group in known if group.parameters > (1 - _EQUAL_SIZE) * size]
+    steps = [*pairwise(equal), *(step for step in pairwise(known) if not all(group in equal for group in step))]
+    text = [f"The paper's order is {_chain(known)}."]
+    if 1 < len(equal) < len(known):
+        text.append(f"Among networks of about {size:,} parameters it is {_chain(equal)}.")
+    text.append(
+        "The table has each step of it: how much lower the error is, mean ± standard error over the seeds that both "
+        'networks have. A difference less than its standard error is "open".'
     )
-    return [f"{text} Here it is another: {found}."]
+    rows = [[f"{a.label} < {b.label}", *_step(a, b)] for a, b in steps]
+    return text, Table(["order in the paper", "difference (points)", "seeds", "here"], rows)
+
+
+def _chain(groups: Sequence[RunGroup]) -> str:
+    return " < ".join(group.label for group in groups)
+
+
+def _step(lower: RunGroup, higher: RunGroup) -> tuple[str, str, str]:
+    """Return by how much one network's error is lower than the other's, the number of seeds, and what that says."""
+    first, second = lower.error_of_seed, higher.error_of_seed
+    differences = [second[seed] - first[seed] for seed in sorted(first.keys() & second.keys())]
+    if not differences:
+        return "", "0", "open"
+    found = mean(differences)
+    error = stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else None
+    is_open = abs(found) <= (error or 0)
+    return spread(found, error), str(len(differences)), "open" if is_open else "the same" if found > 0 else "reversed"
 
 
 def _parameters(main: Sequence[RunGroup], stem: str) -> Section:
@@ -154,11 +174,17 @@ def _angles(groups: Sequence[RunGroup], stem: str) -> Section | None:
             (mean(here), stdev(here) if len(here) > 1 else None) for here in zip(*errors, strict=True)
         ]
         lines.append(Curve(group.label, [*ANGLES, 360.0], values))
-        rows.append([group.label, *(spread(*values[ANGLES.index(angle)]) for angle in _TABLE_ANGLES)])
+        rows.append(
+            [
+                _with_count(group.label, len(errors), len(group.runs)),
+                *(spread(*values[ANGLES.index(angle)]) for angle in _TABLE_ANGLES),
+            ]
+        )
     if not lines:
         return None
     caption = (
-        "Test error against the angle by which the test images are rotated, counter-clockwise. The error "
+        f"Test error on up to {MAX_IMAGES:,} test images against the angle by which they are rotated, "
+        "counter-clockwise. The error "
         "of networks that are invariant under 90° rotations repeats after 90°, exactly."
     )
     table = Table(["test error (%) at", *(f"{angle:g}°" for angle in _TABLE_ANGLES)], rows)
@@ -184,7 +210,10 @@ def _redundancy(group: RunGroup, stem: str) -> Section | None:
     name = group.label.replace(", w=", "-w")
     return Section(
         f"Redundancy of {group.label}",
-        ["Mean share of variance (%); what is above the untrained network was learned."],
+        [
+            f"Mean share of variance (%) in {_with_count('the networks', len(models), len(group.runs))}; what is above "
+            "the untrained network was learned."
+        ],
         [_plot(f"{stem}-redundancy-{name}", caption, draw_redundancy(trained, chance))],
         [Table(head, rows)],
     )
@@ -242,8 +271,12 @@ def _mean_of(errors: Sequence[float | None]) -> str:
     known = [error for error in errors if error is not None]
     if not known:
         return ""
-    text = spread(mean(known), stdev(known) if len(known) > 1 else None)
-    return text if len(known) == len(errors) else f"{text} ({len(known)} of {len(errors)})"
+    return _with_count(spread(mean(known), stdev(known) if len(known) > 1 else None), len(known), len(errors))
+
+
+def _with_count(text: str, known: int, runs: int) -> str:
+    """Add the number of runs whose parameters are known, where that is not all of them."""
+    return text if known == runs else f"{text} ({known} of {runs})"
 
 
 def _percent(shares: torch.Tensor | None) -> str:
