@@ -58,12 +58,12 @@ NOINLINE void transform_input(const Problem &p, const Tile &tile, const Workspac
         });
 }
 
-/* By outputs: shared.x_fourier ← H x of the only tile; one thread's share. */
+/* By outputs: shared.x_fourier ← H x of the only tile, if there is an x; one thread's share. */
 template <class S, typename T = typename S::Scalar>
 void transform_together(const Problem &p, const Tile &tile, const Workspace<S> &shared, Thread<S> &w,
                         const typename S::Map *x, Affine<T> affine)
 {
-    const index_t parts = smaller(p.threads, p.in_channels), columns = shared.plan.columns;
+    const index_t parts = x ? smaller(p.threads, p.in_channels) : 0, columns = shared.plan.columns;
     w.prepare(p, shared.elements, tile);
     w.x_fourier.data = shared.x_fourier;
 #pragma omp for
@@ -197,9 +197,10 @@ NOINLINE void write_input_grad(const Problem &p, const Tensors &t, const Tile &t
                                const Thread<S> &w, Channels channels, Affine<T> affine)
 {
     const typename S::Map *x = t.x, *other_grad = t.other_grad;
+    const T *bias = t.bias;
     typename S::Map *dx = t.dx;
     with_transform(p, shared.basis, [&](auto transform) INLINE_LAMBDA {
-        input_grad_from_fourier(p, tile, w, channels, x, other_grad, dx, affine, transform);
+        input_grad_from_fourier(p, tile, w, channels, x, other_grad, bias, dx, affine, transform);
     });
 }
 
@@ -245,7 +246,8 @@ void backward_by_tiles(const Problem &p, const Tensors &t, const Workspace<S> &s
         for (index_t n = tiles * part / shared.parts; n < tiles * (part + 1) / shared.parts; n++) {
             const Tile tile = tile_at(p, shared.plan.division, n, BACKWARD);
             w.prepare(p, shared.elements, tile);
-            transform_input(p, tile, shared, w, {0, p.in_channels}, (const typename S::Map *)t.x, affine);
+            if (t.dweight)
+                transform_input(p, tile, shared, w, {0, p.in_channels}, (const typename S::Map *)t.x, affine);
             for (index_t b = 0; b < output_blocks(p, shared.plan.blocking); b++)
                 backward_outputs(p, t, tile, shared, w, block_of_outputs(p, shared.plan.blocking, b),
                                  Filters<T>{all, shared.blocks}, b > 0);
@@ -276,7 +278,8 @@ void backward_by_outputs(const Problem &p, const Tensors &t, const Workspace<S> 
 {
     const Tile tile = tile_at(p, shared.plan.division, 0, BACKWARD);
     const index_t parts = shared.output_parts, input_parts = t.dx ? smaller(p.threads, p.in_channels) : 0;
-    transform_together(p, tile, shared, w, (const typename S::Map *)t.x, affine);
+    const typename S::Map *x = t.x;
+    transform_together(p, tile, shared, w, t.dweight ? x : nullptr, affine);
     bind_gradients(p, shared, w, 0); /* each part writes those of its channels */
 #pragma omp for
     for (index_t part = 0; part < parts; part++) {

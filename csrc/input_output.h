@@ -110,11 +110,11 @@ template <class V> struct AffineSums {
     V scale = {}, shift = {};
 };
 
-/* Vectors, or single values, of one channel: dx = other + scale·(Hᵀ from where the ReLU let values pass). */
+/* Vectors, or single values, of one channel: dx = other + added + scale·(Hᵀ from where the ReLU let values pass). */
 template <class S, class V, class Stride, class Transform, typename T = typename S::Scalar, typename M = typename S::Map>
-INLINE void input_grad_of_values(const T *from, index_t from_step, const M *x, const M *other, M *dx, index_t group_step,
-                                 Stride stride, bool normalizes, T scale, T shift, AffineSums<V> &sums,
-                                 Transform transform)
+INLINE void input_grad_of_values(const T *from, index_t from_step, const M *x, const M *other, T added, M *dx,
+                                 index_t group_step, Stride stride, bool normalizes, T scale, T shift,
+                                 AffineSums<V> &sums, Transform transform)
 {
     V v[Transform::capacity];
     AffineSums<V> sum = sums; /* a local: dx is written between, and could be anything */
@@ -136,43 +136,45 @@ INLINE void input_grad_of_values(const T *from, index_t from_step, const M *x, c
             S::read(value, other + at, stride);
             v[g] += value;
         }
-        S::write(dx + at, v[g], stride);
+        S::write(dx + at, v[g] + added, stride);
     }
     sums = sum;
 }
 
-/* dx ← other, or zeros, for some channels of one tile. */
-template <typename M>
-void copy_input_grad(const Problem &p, const Tile &t, Channels channels, const M *other, M *dx)
+/* dx ← other, or the bias, or zeros, for some channels of one tile. */
+template <typename T, typename M>
+void copy_input_grad(const Problem &p, const Tile &t, Channels channels, const M *other, const T *bias, M *dx)
 {
-    const index_t plane = product(p.in_size);
+    const index_t plane = product(p.in_size), pixels = product(t.in_size);
     const index_t start = (t.in_start[0] * p.in_size[1] + t.in_start[1]) * p.in_size[2];
     for (index_t map = t.first_image * p.order; map < (t.first_image + t.images) * p.order; map++)
         for (index_t i = channels.first; i < channels.first + channels.count; i++) {
             const index_t at = (map * p.in_channels + i) * plane + start;
             if (other)
-                memcpy(dx + at, other + at, product(t.in_size) * sizeof(M));
+                memcpy(dx + at, other + at, pixels * sizeof(M));
             else
-                memset(dx + at, 0, product(t.in_size) * sizeof(M));
+                for (index_t c = 0; c < pixels; c++) dx[at + c] = bias ? bias[i] : 0;
         }
 }
 
-/* dx ← other + Hᵀ x_fourier_grad for some channels of one tile, through the norm; that of its statistics is added by the caller. */
+/* dx ← other + bias + Hᵀ x_fourier_grad for some channels of one tile, through the norm, without x if there is none; the
+ * gradient of the norm's statistics is added by the caller. There is no bias where there is an `other`. */
 template <class S, class Transform, typename T = typename S::Scalar, typename M = typename S::Map>
 INLINE void input_grad_from_fourier(const Problem &p, const Tile &t, const Thread<S> &w, Channels channels, const M *x,
-                                    const M *other, M *dx, Affine<T> affine, Transform transform)
+                                    const M *other, const T *bias, M *dx, Affine<T> affine, Transform transform)
 {
     using Vector = typename S::Vector;
     const Layout &l = w.layout;
     const index_t plane = product(p.in_size), group_step = p.in_channels * plane;
     const FourierSteps steps = fourier_steps<S>(p, l, false);
     const bool normalizes = affine.scale != nullptr;
-    if (l.has_unread_pixels()) copy_input_grad(p, t, channels, other, dx);
+    if (l.has_unread_pixels()) copy_input_grad(p, t, channels, other, bias, dx);
     for (index_t f = 0; f < l.phases; f++) {
         const Phase &phase = l.phase[f];
         if (!phase.count) continue;
         for (index_t i = channels.first; i < channels.first + channels.count; i++) {
             const T scale = normalizes ? affine.scale[i] : 1, shift = normalizes ? affine.shift[i] : 0;
+            const T added = bias ? bias[i] : 0;
             AffineSums<Vector> sums;
             AffineSums<T> rest;
             for_rows(p, t, phase, [&](index_t image, index_t pixel, index_t column, index_t pixels) INLINE_LAMBDA {
@@ -181,8 +183,9 @@ INLINE void input_grad_from_fourier(const Problem &p, const Tile &t, const Threa
                 with_stride(p.stride[2], [&](auto stride) INLINE_LAMBDA {
                     auto values = [&](index_t c, auto &sum) INLINE_LAMBDA {
                         const index_t at = start + c * stride;
-                        input_grad_of_values<S>(from + c, steps.group, x + at, other ? other + at : nullptr, dx + at,
-                                                group_step, stride, normalizes, scale, shift, sum, transform);
+                        const M *const x_at = x ? x + at : nullptr, *const other_at = other ? other + at : nullptr;
+                        input_grad_of_values<S>(from + c, steps.group, x_at, other_at, added, dx + at, group_step, stride,
+                                                normalizes, scale, shift, sum, transform);
                     };
                     index_t c = 0;
                     for (; c + S::lanes <= pixels; c += S::lanes) values(c, sums);

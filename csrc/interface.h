@@ -50,7 +50,7 @@ struct Tensors {
     Address weight;      /* (O, I/groups, in_order, k…); (O, I/groups, |H|) with a depthwise factor */
     Address depthwise;   /* (O, k…) of a separable filter, (O, I, k…) of one in factors */
     Address expanded;    /* filters of expand_filters, read in place of weight and depthwise */
-    Address bias;        /* (O) */
+    Address bias;        /* (O); of a transposed convolution, computed as dx, (I) */
     Address gamma;       /* (I), of a batch norm: where mean is given, relu(norm(x)) is convolved */
     Address beta;        /* (I) */
     Address mean;        /* (I) */

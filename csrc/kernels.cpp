@@ -106,7 +106,8 @@ EXPORT void forward(const Problem *p, const Tensors *t)
 }
 
 /* Gradients, where they are wanted: dx, and dgamma and dbeta with it if there is a norm; dweight, and ddepthwise with it.
- * Of a direct convolution also dbias, with dweight; dx unless x is of images. */
+ * Of a direct convolution also dbias, with dweight; dx unless x is of images. A transposed convolution of grad is dx without
+ * x, with a bias (I) added to it. */
 EXPORT void backward(const Problem *p, const Tensors *t)
 {
     with_simd(*p, [&](auto simd) {

@@ -600,6 +600,15 @@ def test_wrong_inputs_are_refused_as_by_the_modules(message: str, x: Tensor) -> 
 )
 @needs_kernels
 def test_bfloat16_is_about_as_exact_as_without_fusion(name: str, how: str, training: bool) -> None:
+    # One rounding may move the gradient of a maximum to another pixel: errors are summed over several draws.
+    draws = [errors_in_bfloat16(name, how, training) for _ in range(4)]
+    for errors in zip(*draws, strict=True):
+        by_kernels, by_modules, scale = torch.tensor(errors).square().sum(0).sqrt()
+        assert by_kernels <= 3 * by_modules + 2**-7 * scale
+
+
+def errors_in_bfloat16(name: str, how: str, training: bool) -> list[tuple[float, float, float]]:
+    """Return for each result the error of a fused network, that of its modules, and the size of the result."""
     exact, x = make(name)
     x = x.bfloat16()
     plain = copy.deepcopy(exact.bfloat16()).float() if how == "autocast" else copy.deepcopy(exact.bfloat16())
@@ -618,11 +627,12 @@ def test_bfloat16_is_about_as_exact_as_without_fusion(name: str, how: str, train
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast" and net is not exact):
             folded = net.eval()(images)
         found[label] = [y, folded, torch.cat([g.flatten() for g in gradients]), *net.buffers()]
+    errors = []
     for wanted, by_modules, by_kernels in zip(found["exact"], found["plain"], found["fused"], strict=True):
         assert by_kernels.dtype == by_modules.dtype
-        scale = wanted.double().norm()
-        error, usual = ((t.double() - wanted).norm() for t in (by_kernels, by_modules))
-        assert error <= 4 * usual + 2**-7 * scale
+        error, usual = (float((t.detach().double() - wanted.detach()).norm()) for t in (by_kernels, by_modules))
+        errors.append((error, usual, float(wanted.detach().double().norm())))
+    return errors
 
 
 # ---- one model, fused or not ---------------------------------------------------------------------

@@ -15,11 +15,18 @@ from ..batch_norm import BatchNormReLU
 from ..conv_spec import ConvSpec
 from ..filter_bank import full_filter, with_group_axis
 from ..tracing import constant_to_dynamo
-from .convolution import GroupConvFunction, definition, options_of
+from .convolution import (
+    GroupConvFunction,
+    TransposedConvFunction,
+    definition,
+    options_of,
+    transpose,
+    transposed_definition,
+)
 from .launch import ConvInputs, NativeConv, native_conv, parameter_dtype
 from .library import DTYPES, kernels
 from .limits import is_direct, unsupported_reason
-from .operator import group_conv
+from .operator import group_conv, group_conv_transposed
 
 
 class Native(Backend):
@@ -74,6 +81,8 @@ class Native(Backend):
         """Return the layout of expanded filters, which depends on whether rows fill vectors; None if there are none."""
         if is_direct(spec):
             return () if spec.kind == "g" else None  # multiplied out
+        if spec.transposed:
+            return None  # backward passes read no expanded filters
         if not x.shape[1] or not can_bypass_dispatcher(x):
             return None
         width = x.shape[-1] + (sum(spec.padding[-2:]) if spec.pads_separately else 0)
@@ -82,12 +91,19 @@ class Native(Backend):
 
     def run(self, spec: ConvSpec, x: Tensor, filters: Filters, bias: Tensor | None) -> Tensor:
         """Convolve."""
-        if not torch.compiler.is_compiling():
+        if not (torch.compiler.is_compiling() or spec.transposed):
             return self.run_fused(spec, x, filters, bias).y
         weight, depthwise = filters
         assert weight is not None
-        inputs = _as_kernels_read(ConvInputs(_padded_maps(spec, x), weight, depthwise, bias))
-        y = group_conv(*inputs[:4], None, *_operator_options(spec))
+        inputs = ConvInputs(_padded_maps(spec, x), weight, depthwise, bias)
+        if not torch.compiler.is_compiling():
+            size = spec.output_size(*x.shape[3:])
+            return _transpose(inputs, _conv_after_padding(spec), size).transpose(1, 2)
+        read, options = _as_kernels_read(inputs)[:4], _operator_options(spec)
+        if spec.transposed:
+            y = group_conv_transposed(*read, spec.output_size(*x.shape[3:]), *options)
+        else:
+            y = group_conv(*read, None, *options)
         return y.to(result_dtype(x)).transpose(1, 2)
 
     def run_fused(
@@ -148,12 +164,11 @@ class FusedOutput(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def _conv_after_padding(spec: ConvSpec) -> NativeConv:
-    """Return the kernels' convolution, whose padding is of zeros and the same on both sides."""
+    """Return the kernels' convolution, or the one to transpose. Its padding is of zeros, the same on both sides."""
     padding = (0,) * len(spec.padding) if spec.pads_separately else spec.padding
     kind = "lifting" if spec.kind == "lifting" else "dense"
-    return native_conv(
-        replace(spec, kind=kind, padding=padding, padding_mode="zeros", output_padding=(0,) * spec.dimension)
-    )
+    plain = replace(spec, transposed=False, output_padding=(0,) * spec.dimension)
+    return native_conv(replace(plain, kind=kind, padding=padding, padding_mode="zeros"))
 
 
 def _padded_maps(spec: ConvSpec, x: Tensor) -> Tensor:
@@ -181,10 +196,7 @@ def _convolve(
     expanded: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Convolve to (B, |H|, O, *spatial') and add the residual; return also x, if shared, and the statistics."""
-    maps = _map_dtype(inputs.x)
-    others = parameter_dtype(maps)
-    same = inputs.x.dtype is maps and all(t is None or t.dtype is others for t in inputs[1:8])
-    if not same or _is_autocast(inputs.x):
+    if _is_autocast(inputs.x) or not _have_kernels_dtypes(inputs):
         result, cast = result_dtype(inputs.x), _as_kernels_read(inputs)
         with torch.autocast(inputs.x.device.type, enabled=False):
             y, again, mean, var = _convolve(cast, eps, batch_stats, conv, return_stats, share_x, expanded)
@@ -196,11 +208,40 @@ def _convolve(
             return y, again, mean, var
         y, mean, var = conv.forward(inputs.contiguous(), eps, return_stats, expanded)  # without autograd's calls
         return y, None, mean, var
-    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+    if _is_transformed():
         y = definition(inputs, eps, batch_stats, conv)
     else:
         y = group_conv(*inputs[:4], inputs.residual, *_operator_options(conv.spec))
     return y, None, None, None
+
+
+def _transpose(inputs: ConvInputs, conv: NativeConv, size: tuple[int, ...]) -> Tensor:
+    """Compute the transposed convolution of x, (B, |H|, O, …), to (B, |H|, I, *size)."""
+    x = inputs.x
+    if _is_autocast(x) or not _have_kernels_dtypes(inputs):
+        result, cast = result_dtype(x), _as_kernels_read(inputs)
+        with torch.autocast(x.device.type, enabled=False):
+            return _transpose(cast, conv, size).to(result)
+    if can_bypass_dispatcher(x):
+        if not torch.is_grad_enabled():
+            return transpose(inputs, conv, size)
+        y: Tensor = TransposedConvFunction.apply(*inputs[:4], conv, size)
+        return y
+    if _is_transformed():
+        return transposed_definition(inputs, conv, size)
+    return group_conv_transposed(*inputs[:4], size, *_operator_options(conv.spec))  # type: ignore[no-any-return]
+
+
+def _is_transformed() -> bool:
+    """Whether a function transform or forward-mode differentiation is active."""
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
+def _have_kernels_dtypes(inputs: ConvInputs) -> bool:
+    """Whether feature maps and parameters have dtypes that the kernels read together."""
+    maps = _map_dtype(inputs.x)
+    others = parameter_dtype(maps)
+    return inputs.x.dtype is maps and all(t is None or t.dtype is others for t in inputs[1:8])
 
 
 def _is_autocast(x: Tensor) -> bool:

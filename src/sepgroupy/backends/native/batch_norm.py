@@ -55,7 +55,8 @@ class _NormClamp(torch.autograd.Function):
         assert x is not None
         y = empty(x.shape, x)
         ctx.clamps = not (math.isinf(ctx.low) and math.isinf(ctx.high))
-        ctx.save_for_backward(x, *norm, y if ctx.clamps and residual is not None else None)  # else norm(x) says the same
+        saves_y = ctx.clamps and residual is not None  # without residual norm(x) is clamped again
+        ctx.save_for_backward(x, *norm, y if saves_y else None)
         given: Tensors = {"x": x, **dict(zip(("gamma", "beta", "mean", "var"), norm, strict=True)), "y": y}
         _launch("norm_clamp", {**given, "residual": residual}, x.shape, ctx.eps, ctx.batch_stats, ctx.low, ctx.high)
         return y

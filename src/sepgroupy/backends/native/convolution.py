@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
 
-from ..base import CONV, repeat_bias
+from ..base import CONV, convolve, repeat_bias
 from ..constants import group_index, spatial_index
 from ..conv_spec import ConvSpec
 from ..filter_bank import expand_filter, full_filter
@@ -49,6 +50,52 @@ class GroupConvFunction(torch.autograd.Function):
         found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True) if wanted else ())
         dx, *others = (next(found) if need else None for need in needs[:8])
         return (dx if dx is None or other_grad is None else dx + other_grad, *others, residual, *(None,) * 5)
+
+
+class TransposedConvFunction(torch.autograd.Function):
+    """The transposed convolution of plain eager tensors. Differentiable twice."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        """Convolve; the arguments are x, weight, depthwise, bias, the convolution to transpose and the size of y."""
+        *tensors, ctx.conv, ctx.size = args
+        ctx.save_for_backward(*tensors)
+        return transpose(ConvInputs(*tensors), ctx.conv, ctx.size)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        """Return the gradients, through the definition if they are to be differentiated in turn."""
+        inputs, needs, conv = ConvInputs(*ctx.saved_tensors), ctx.needs_input_grad[:4], ctx.conv
+        if torch.is_grad_enabled():
+            y = transposed_definition(inputs, conv, ctx.size)
+            wanted = [t for t, need in zip(inputs, needs, strict=False) if need and t is not None]
+            found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True) if wanted else ())
+            return (*(next(found) if need else None for need in needs), None, None)
+        grad, inputs = grad.contiguous(), inputs.contiguous()
+        reversed_inputs = ConvInputs(grad, inputs.weight, inputs.depthwise)
+        dx = conv.forward(reversed_inputs)[0] if needs[0] else None
+        dweight = ddepthwise = None
+        if needs[1] or needs[2]:
+            _, dweight, ddepthwise, *_ = conv.backward(inputs.x, reversed_inputs, wants_x=False)
+        dbias = _channel_sums(grad, inputs.weight.dtype) if needs[3] else None
+        found_filters = (dweight if needs[1] else None, ddepthwise if needs[2] else None)
+        return (dx, *found_filters, dbias, None, None)
+
+
+def transpose(inputs: ConvInputs, conv: NativeConv, size: tuple[int, ...]) -> Tensor:
+    """Return the transposed convolution of x (B, |H|, O, …), with its bias: (B, |H|, I, *size)."""
+    x, weight, depthwise, bias, *_ = inputs.contiguous()
+    return conv.transpose(x, weight, depthwise, bias, size)
+
+
+def transposed_definition(inputs: ConvInputs, conv: NativeConv, size: tuple[int, ...]) -> Tensor:
+    """Compute the same by PyTorch's operations."""
+    spec = replace(conv.spec, transposed=True, output_padding=(0,) * conv.spec.dimension)
+    added = [n - least for n, least in zip(size, spec.output_size(*inputs.x.shape[3:]), strict=True)]
+    spec = replace(spec, output_padding=tuple(added))
+    channels = merge_group_into_channels(inputs.x.to(inputs.weight.dtype).transpose(1, 2), 1)
+    y = convolve(channels, _filter_bank(inputs, spec), repeat_bias(inputs.bias, spec), spec, 1)
+    return split_group_from_channels(y, spec.group.order, 1).transpose(1, 2).to(inputs.x.dtype)
 
 
 def differentiate(

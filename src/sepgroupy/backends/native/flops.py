@@ -67,6 +67,13 @@ def _backward(
     return (wants_x + wants_filters) * products
 
 
+def _transposed(
+    x: Shape, weight: Shape, depthwise: Shape | None, bias: Any, size: Sequence[int], *options: Any, **_: Any
+) -> int:
+    lifting, groups, elements = options[:3]
+    return sum(_executed((*x[:2], weight[1], *size), weight, depthwise, lifting, groups, elements, x))
+
+
 class _AfterImport(MetaPathFinder):
     """Registers the formulas when ``torch.utils.flop_counter`` is imported: to import it here would import Triton."""
 
@@ -89,6 +96,7 @@ def _register(flop_counter: Any) -> None:
     operators = torch.ops.sepgroupy
     flop_counter.register_flop_formula(operators.group_conv)(_forward)
     flop_counter.register_flop_formula(operators.group_conv_backward)(_backward)
+    flop_counter.register_flop_formula(operators.group_conv_transposed)(_transposed)
 
 
 def register() -> None:

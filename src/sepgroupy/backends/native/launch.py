@@ -134,6 +134,21 @@ class NativeConv:
             dx += other_grad
         return dx, dw, dd, None if gamma is None else dgamma, None if beta is None else dbeta
 
+    def transpose(
+        self, x: Tensor, weight: Tensor, depthwise: Tensor | None, bias: Tensor | None, size: tuple[int, ...]
+    ) -> Tensor:
+        """Return the transposed convolution of x, (B, |H|, O, *spatial'): maps (B, |H|, I, *size) plus the bias (I,).
+
+        It is the gradient of an input of which x is the gradient of the output.
+        """
+        y = empty((*x.shape[:2], weight.shape[1], *size), x)
+        filters = {"weight": weight, "depthwise": depthwise, "bias": bias}
+        computes = bool(x.numel() and y.numel())
+        self._run("backward", {"grad": x, **filters, "x": None, "dx": y}, computes)
+        if not computes and bias is not None:
+            y += bias.view(-1, *(1,) * self.spec.dimension)
+        return y
+
     def backward_directly(
         self, grad: Tensor, inputs: ConvInputs, wants_x: bool = False, wants_filters: bool = True
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
@@ -170,10 +185,9 @@ class NativeConv:
 
     def _run(self, name: str, tensors: Tensors, computes: bool, eps: float = 0.0, batch_stats: bool = False) -> None:
         check_readable(tensors)
-        x = tensors["x"]
-        assert x is not None
         shapes = tuple([None if t is None else t.shape for t in tensors.values()])
-        options = (torch.get_num_threads(), x.dtype, eps, batch_stats)
+        maps: Any = tensors["dx"] if tensors["x"] is None else tensors["x"]
+        options = (torch.get_num_threads(), maps.dtype, eps, batch_stats)
         problem, size = self._problem(name, tuple(tensors), shapes, *options)
         if computes:
             launch(name, problem, {**tensors, "workspace": workspace.acquire(size)})

@@ -23,7 +23,8 @@ def unsupported_reason(spec: ConvSpec) -> str | None:
         f"kernels of up to {most} elements": elements <= most,
         f"kernels that extend over up to {MAX_EXTENT} pixels": extent <= MAX_EXTENT,
         f"a group of order up to {MAX_ORDER}": spec.group.order <= MAX_ORDER,
-        "no transposed convolution": not spec.transposed,
+        "groups=1 where it is transposed": not spec.transposed or spec.groups == 1,
+        "an output_padding below the stride": all(a < s for a, s in zip(spec.output_padding, spec.stride, strict=True)),
     }
     return ", ".join(need for need, holds in needs.items() if not holds) or None
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...errors import ArgumentError
 from ...groups import PointGroup
 from ..conv_spec import ConvSpec
-from .convolution import differentiate
+from .convolution import differentiate, transpose
 from .launch import ConvInputs, NativeConv, native_conv
 
 Integers = Sequence[int]
@@ -33,6 +33,20 @@ def group_conv(
     """Lift to the group whose elements' entries are given, or convolve on it, and add the residual."""
     inputs = ConvInputs(x, weight, depthwise, bias, residual=residual)
     return _conv_of(inputs, *options).forward(inputs.contiguous())[0]
+
+
+@torch.library.custom_op(
+    "sepgroupy::group_conv_transposed",
+    mutates_args=(),
+    device_types="cpu",
+    schema=f"({_TENSORS}, SymInt[] size, {_OPTIONS}) -> Tensor",
+)
+def group_conv_transposed(
+    x: Tensor, weight: Tensor, depthwise: Tensor | None, bias: Tensor | None, size: Integers, *options: Any
+) -> Tensor:
+    """Transpose the convolution of a filter (O, I, …): x (B, |H|, O, …) to (B, |H|, I, *size), plus the bias (I,)."""
+    inputs = ConvInputs(x, weight, depthwise, bias)
+    return transpose(inputs, _conv_of(inputs, *options), tuple(size))
 
 
 @torch.library.custom_op(
@@ -84,6 +98,11 @@ def _(x: Tensor, weight: Tensor, depthwise: Tensor | None, bias: Tensor | None, 
     return x.new_empty(conv.output_shape(x.shape, weight.shape))
 
 
+@group_conv_transposed.register_fake
+def _(x: Tensor, weight: Tensor, depthwise: Tensor | None, bias: Any, size: Any, *options: Any) -> Tensor:
+    return x.new_empty((*x.shape[:2], weight.shape[1], *size))
+
+
 @group_conv_backward.register_fake
 def _(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
     pairs = zip(args[:4], args[4], strict=True)
@@ -104,3 +123,22 @@ def _operator_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 group_conv.register_autograd(_operator_backward, setup_context=_save_for_backward)
+
+
+def _save_for_transposed_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, depthwise, _, _, *ctx.options = inputs
+    ctx.save_for_backward(x, weight, depthwise)
+
+
+def _transposed_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    x, weight, depthwise = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    dx = group_conv(grad, weight, depthwise, None, None, *ctx.options) if needs[0] else None
+    filters = [False, bool(needs[1]), bool(needs[2]), False]
+    _, dweight, ddepthwise, _ = group_conv_backward(x, grad, weight, depthwise, None, filters, *ctx.options)
+    dbias = grad.flatten(3).sum(3).sum((0, 1)) if needs[3] else None
+    found = (dx, dweight if needs[1] else None, ddepthwise if needs[2] else None, dbias)
+    return (*found, *(None,) * (1 + len(ctx.options)))
+
+
+group_conv_transposed.register_autograd(_transposed_backward, setup_context=_save_for_transposed_backward)

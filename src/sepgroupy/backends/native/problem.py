@@ -64,7 +64,7 @@ def checked_problem(
         ArgumentError: a shape does not fit, or there are no kernels.
     """
     given: dict[str, Any] = dict(zip(names, shapes, strict=True))
-    x, weight, depthwise = given["x"], given["weight"], given.get("depthwise")
+    x, weight, depthwise = given["x"] or given["dx"], given["weight"], given.get("depthwise")
     y = checked_output_shape(spec, x, weight)
     if not (found := kernels()):
         raise ArgumentError(f"backend (='native') is unavailable: {found.summary}")
@@ -74,6 +74,8 @@ def checked_problem(
         kind = FACTORED if factored else SEPARABLE
     problem = ctypes.byref(_problem(spec, x, y, kind, threads, dtype, eps, batch_stats))
     expected = _expected_shapes(spec, x, y, kind)
+    if name == "backward":  # of a transposed convolution, whose output is dx
+        expected["bias"] = (x[2],)
     if given.get("expanded") is not None:
         expected["expanded"] = (found.library.filters_size(problem),)
     _check_shapes(given, expected, spec)
