@@ -17,13 +17,16 @@ from torch import Tensor, nn
 
 from sepgroupy.groups import PointGroup, action_table
 from sepgroupy.models import ResNet, RotMNISTNet
-from sepgroupy.nn import GroupConv2d, LiftingConv2d
+from sepgroupy.nn import GroupConv2d, GroupConvTranspose2d, LiftingConv2d
 
 
 class BaselineConv(nn.Module):
-    """A lifting or group convolution as the baseline computes it, with the parameters of a sepgroupy layer."""
+    """A lifting or group convolution as the baseline computes it, with the parameters of a sepgroupy layer.
 
-    def __init__(self, layer: LiftingConv2d | GroupConv2d) -> None:
+    The published code has no transposed layers: they are one transposed convolution with the expanded filters.
+    """
+
+    def __init__(self, layer: LiftingConv2d | GroupConv2d | GroupConvTranspose2d) -> None:
         super().__init__()
         self.spec = layer.spec
         self.bias: nn.Parameter | None
@@ -37,7 +40,10 @@ class BaselineConv(nn.Module):
         """Convolve (B, I, |H|, Y, X), or (B, I, Y, X) to lift it; with expanded filters if they are passed."""
         order, merged = self.spec.group.order, x.flatten(1, -3)
         bias = None if self.bias is None else self.bias.repeat_interleave(order)
-        if self.spec.kind == "gc":
+        if self.spec.transposed:
+            filters = self.expanded_filters() if filters is None else filters
+            y = F.conv_transpose2d(merged, filters, bias, self.spec.stride, self.spec.padding[::2])
+        elif self.spec.kind == "gc":
             merged = F.conv2d(merged, self.expand(self.pointwise_weight))
             filters = self.expand(self.depthwise_weight) if filters is None else filters
             y = self._convolve(merged, filters, bias, filters.shape[0])
@@ -46,9 +52,11 @@ class BaselineConv(nn.Module):
         return y.unflatten(1, (-1, order))
 
     def expanded_filters(self) -> Tensor:
-        """Return all transformed filters, (O·|H|, I·|H|, k, k)."""
+        """Return all transformed filters, (O·|H|, I·|H|, k, k); of a transposed layer (I·|H|, O·|H|, k, k)."""
         if self.spec.kind == "g":
             return self.expand(self.pointwise_weight * self.depthwise_weight.unsqueeze(2))
+        if self.spec.kind == "gc":
+            return self.expand(self.pointwise_weight * self.depthwise_weight)
         return self.expand(self.weight)
 
     def expand(self, weight: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ class LayerCase:
         batch: images or feature maps.
         stride: of all axes.
         in_channels: of the input; None for as many as of the output.
+        transposed: whether the layer is a transposed convolution.
     """
 
     dimension: ClassVar[int] = 2
@@ -40,12 +41,14 @@ class LayerCase:
     batch: int
     stride: int = 1
     in_channels: int | None = None
+    transposed: bool = False
 
     def __str__(self) -> str:
         kernel, size = ("x".join([str(n)] * self.dimension) for n in (self.kernel, self.size))
         kernel += f" stride {self.stride}" if self.stride > 1 else ""
         channels = f"{self.channels}ch" if self.in_channels is None else f"{self.in_channels}-{self.channels}ch"
-        return f"{self.group} {self.kind} {kernel} {channels} {size} batch {self.batch}"
+        kind = f"{self.kind} transposed" if self.transposed else self.kind
+        return f"{self.group} {kind} {kernel} {channels} {size} batch {self.batch}"
 
     @property
     def input_channels(self) -> int:
@@ -60,6 +63,8 @@ class LayerCase:
     @property
     def output_size(self) -> int:
         """Pixels per side of the output."""
+        if self.transposed:
+            return (self.size - 1) * self.stride - 2 * self.padding + self.kernel
         return (self.size + 2 * self.padding - self.kernel) // self.stride + 1
 
     def layer(self, backend: str = "auto") -> Any:
@@ -70,7 +75,8 @@ class LayerCase:
         sizes = (self.input_channels, self.channels, self.kernel, self.stride, self.padding)
         if self.kind == "lifting":
             return getattr(nn, f"LiftingConv{self.dimension}d")(*sizes, group=self.group, **chosen)
-        return getattr(nn, f"GroupConv{self.dimension}d")(*sizes, group=self.group, kind=self.kind, **chosen)
+        name = "GroupConvTranspose" if self.transposed else "GroupConv"
+        return getattr(nn, f"{name}{self.dimension}d")(*sizes, group=self.group, kind=self.kind, **chosen)
 
     def input(self, device: torch.device) -> Tensor:
         """Draw the input, (B, I, |H|, …), or (B, I, …) if lifting."""

@@ -38,7 +38,7 @@ class PrecomputedConv(nn.Module):
 def cases(quick: bool) -> list[LayerCase]:
     """List the layers of the published networks, at their sizes; the quick list has the last of each kind, batch 2."""
     sizes = (32, 16, 8)
-    halving = {"size": 32, "batch": 16, "stride": 2}
+    halving: dict[str, Any] = {"size": 32, "batch": 16, "stride": 2}
     found = [
         LayerCase("p4m", "lifting", 3, 1, 28, 32, 16, in_channels=3),
         LayerCase("p4", "lifting", 3, 0, 30, 28, 256, in_channels=1),
@@ -55,9 +55,13 @@ def cases(quick: bool) -> list[LayerCase]:
         LayerCase("p4m", "dense", 3, 1, 45, 8, 64),
         LayerCase("p4m", "dense", 3, 1, 64, 16, 16),
         *(LayerCase("p4m", "g", 3, 1, c, n, 16) for c, n in zip((19, 38, 76), sizes, strict=True)),
+        *(
+            LayerCase("p4m", kind, 2, 0, c, 16, 4, stride=2, in_channels=2 * c, transposed=True)
+            for kind, c in (("dense", 32), ("gc", 32))
+        ),
         *(LayerCase("p4", "gc", 4 if n == 4 else 3, 0, 30, n, 256) for n in (26, 12, 8, 4)),
     ]
-    return list({(c.kind, c.kernel): replace(c, batch=2) for c in found}.values()) if quick else found
+    return list({(c.kind, c.kernel, c.transposed): replace(c, batch=2) for c in found}.values()) if quick else found
 
 
 def variants(case: LayerCase, device: torch.device) -> list[Variant]:
@@ -67,7 +71,7 @@ def variants(case: LayerCase, device: torch.device) -> list[Variant]:
     pytorch = case.layer("torch").to(device)
     pytorch.load_state_dict(layer.state_dict())
     found = [Variant("baseline", BaselineConv(layer))]
-    if case.kind == "dense":
+    if case.kind == "dense" and not case.transposed:
         found.append(Variant("precomputed", PrecomputedConv(BaselineConv(layer)), same_parameters=False))
     found.append(Variant("sepgroupy torch", pytorch, group_outermost=True, inference_context=cached_filters))
     found.append(Variant("sepgroupy", layer, group_outermost=True, inference_context=cached_filters))
@@ -115,7 +119,9 @@ def limit(case: LayerCase, rates: Rates) -> dict[str, Any]:
     lifting = case.kind == "lifting"
     x_pixels, y_pixels = case.size**case.dimension, case.output_size**case.dimension
     step = 2 if lifting else 4 if (backend, case.kind) == ("native", "gc") else 3
-    if backend == "fourier" or (backend == "native" and case.kind == "gc"):
+    if backend == "native" and case.transposed:
+        macs = saved * (y_pixels if case.kind == "gc" else elements * x_pixels)
+    elif backend == "fourier" or (backend == "native" and case.kind == "gc"):
         macs = saved * (y_pixels if case.kernel == 1 else x_pixels)
     elif backend == "native" and not lifting:
         macs = saved * elements * y_pixels

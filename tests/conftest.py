@@ -302,3 +302,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _backend_of(item: pytest.Item) -> str | None:
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
     return parameters["variant"][1] if "variant" in parameters else None
+
+
+@pytest.fixture
+def fresh_compiler() -> None:
+    """Forget what other tests compiled: one function is compiled for a few layers at most."""
+    torch._dynamo.reset()

@@ -738,6 +738,7 @@ class Between(nn.Module):
 
 
 @needs_kernels
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # read by the compiler
 @pytest.mark.parametrize("fullgraph", [False, True])
 def test_compiled_programs_call_a_fused_model_unless_they_must_be_one_graph(
@@ -753,23 +754,20 @@ def test_compiled_programs_call_a_fused_model_unless_they_must_be_one_graph(
         graphs.append(graph)
         return graph.forward
 
-    torch.compiler.reset()
     compiled = torch.compile(Between(fused_copy(plain)), backend=backend, fullgraph=fullgraph)
     assert_same(compiled, Between(plain), x)
     names = {str(node.target) for graph in graphs for node in graph.graph.nodes}
     assert {"sin", "cos"} <= names
     assert ("sepgroupy.group_conv.default" in names) == (not calls) == fullgraph
-    torch.compiler.reset()
 
 
 @needs_kernels
+@pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_function_transforms_of_a_fused_model() -> None:
     plain, x = make("chain-gc")
     fused, plain = fused_copy(plain).eval(), plain.eval()
-    torch.compiler.reset()
     call = torch.compile(lambda images: torch.func.vmap(lambda image: fused(image[None])[0])(images), backend="eager")
     torch.testing.assert_close(call(x), plain(x), atol=1e-9, rtol=1e-8)
-    torch.compiler.reset()
 
 
 def test_cached_filters_of_a_fused_model(pair: tuple[nn.Module, nn.Module, Tensor]) -> None:

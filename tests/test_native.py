@@ -57,12 +57,6 @@ KINDS = ("dense", "g", "gc")
 SPEC = ConvSpec.parse(D4, "dense", 3, padding=1)
 
 
-@pytest.fixture
-def fresh_compiler() -> None:
-    """Forget what other tests compiled: one function is compiled for a few layers at most."""
-    torch._dynamo.reset()
-
-
 def lifting_of(spec: ConvSpec) -> NativeConv:
     return native_conv(ConvSpec(spec.group, "lifting", spec.kernel_size, spec.stride, spec.padding, spec.dilation))
 

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch._dynamo.testing
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import DIAGONAL, PLANE_GROUPS, as_defined
 from sepgroupy.backends import available_backends
@@ -203,3 +205,117 @@ def test_concatenation_and_resizing_need_no_layer_of_their_own(upsample: nn.Modu
             return self.pool(self.conv(self.resize(torch.cat([x, x.relu()], 1))))
 
     assert_equivariant(Net().double(), plane_group, torch.randn(1, 2, 6, 6, dtype=torch.float64))
+
+
+# ---- by the compiled kernels -------------------------------------------------------------------------------------
+
+needs_kernels = pytest.mark.skipif(not HAS_KERNELS, reason="there are no compiled kernels")
+
+
+@needs_kernels
+@pytest.mark.parametrize("frozen", ["nothing", "filters", "input"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_kernels_gradients_are_those_of_the_filter_bank(kind: str, frozen: str) -> None:
+    options: dict[str, Any] = {"stride": 2, "padding": 1, "kind": kind, "dtype": torch.float64}
+    options |= {"group": "vflip", "output_padding": (0, 1)}
+    native, expanded = (GroupConvTranspose2d(4, 6, 3, backend=name, **options) for name in ("native", "expanded"))
+    native.load_state_dict(expanded.state_dict())
+    x = torch.randn(2, 4, 2, 5, 3, dtype=torch.float64)
+    found = []
+    for layer in (native, expanded):
+        images = x.clone().requires_grad_(frozen != "input")
+        leaves = [images] if frozen == "filters" else [*layer.parameters()]
+        leaves += [images] if frozen == "nothing" else []
+        layer.requires_grad_(frozen != "filters")
+        y = layer(images)
+        first = torch.autograd.grad(y.sin().sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+        plain = torch.autograd.grad(layer(images).sin().sum(), leaves)
+        with torch.no_grad():
+            found.append([y.detach(), layer(images), *first, *plain, *second])
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
+
+
+@needs_kernels
+@pytest.mark.parametrize("parameters", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_is_rounded_once(kind: str, parameters: torch.dtype) -> None:
+    """Under autocast, or with parameters in bfloat16: the kernels compute in float32."""
+    layer = GroupConvTranspose2d(4, 6, 2, 2, group="p4", kind=kind)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(parameter.bfloat16())
+    exact = GroupConvTranspose2d(4, 6, 2, 2, group="p4", kind=kind, dtype=torch.float64, backend="reference")
+    exact.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 4, 4, 5, 5).bfloat16()
+    expected = exact(x.double())
+    with torch.autocast("cpu", torch.bfloat16, enabled=parameters is torch.float32):
+        layer = layer.to(parameters)
+        for gradients in (True, False):
+            with torch.set_grad_enabled(gradients):
+                y = layer(x)
+            assert y.dtype is torch.bfloat16
+            torch.testing.assert_close(y.double(), expected, rtol=2**-8, atol=1e-5)
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck looks at it
+def test_a_compiler_sees_one_operator_for_all_sizes(kind: str) -> None:
+    layer = GroupConvTranspose2d(4, 6, 3, 2, 1, output_padding=(0, 1), group="vflip", kind=kind, backend="native")
+    counter = torch._dynamo.testing.EagerAndRecordGraphs()
+    torch.compile(layer, fullgraph=True, backend=counter)(torch.randn(2, 4, 2, 5, 5))
+    (graph,) = counter.graphs
+    assert graph.code.count("torch.ops.sepgroupy.group_conv_transposed") == 1
+    torch.compiler.reset()
+    counting = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=counting)
+    for shape in ((7, 4, 2, 5, 6), (3, 4, 2, 9, 8), (5, 4, 2, 12, 11)):
+        x, found = torch.randn(shape, requires_grad=True), []
+        for function in (layer, compiled):
+            y = function(x)
+            found.append([y, *torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])])
+        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+    assert counting.frame_count == 1
+    weight = layer.weight if kind == "dense" else layer.pointwise_weight
+    depthwise = None if kind == "dense" else layer.depthwise_weight
+    if kind == "g":
+        depthwise = depthwise.unsqueeze(2)
+    given = [None if t is None else t.detach().requires_grad_() for t in (weight, depthwise, layer.bias)]
+    elements = [1, 0, 0, 1, -1, 0, 0, 1]
+    x = torch.randn(2, 2, 4, 5, 6, requires_grad=True)
+    options = ([9, 12], False, 1, elements, [2, 2], [1, 1], [1, 1])
+    torch.library.opcheck(torch.ops.sepgroupy.group_conv_transposed, (x, *given, *options))
+
+
+@needs_kernels
+@pytest.mark.parametrize(("backend", "times"), [("native", 1), ("auto", 0)])
+@pytest.mark.usefixtures("fresh_compiler")
+def test_only_a_forced_layer_exports_the_operator(backend: str, times: int) -> None:
+    layer, x = GroupConvTranspose2d(4, 6, 2, 2, group="p4", backend=backend), torch.randn(2, 4, 4, 5, 5)
+    program = torch.export.export(layer, (x,))
+    assert program.graph_module.code.count("torch.ops.sepgroupy.group_conv_transposed") == times
+    torch.testing.assert_close(program.module()(x), layer(x), rtol=1e-4, atol=1e-5)
+
+
+@needs_kernels
+@pytest.mark.parametrize(("kind", "multiplications"), [("dense", 12 * 4), ("g", 12 * 4), ("gc", 12 * 4)])
+def test_executed_operations_are_counted(kind: str, multiplications: int) -> None:
+    """Of each pair of channels and each pixel of the input: four kernel elements, which reach pixels of their own."""
+    layer, x = GroupConvTranspose2d(4, 6, 2, 2, group="p4m", kind=kind), torch.randn(3, 4, 8, 5, 7)
+    with FlopCounterMode(display=False) as counter:
+        layer(x)
+    depthwise = 3 * 4 * 8 * 4 * 5 * 7 if kind == "gc" else 0
+    assert counter.get_total_flops() == 2 * (3 * 4 * 6 * 5 * 7 * multiplications + depthwise)
+
+
+@needs_kernels
+def test_tensors_without_values() -> None:
+    for kind in KINDS:
+        layer = GroupConvTranspose2d(4, 6, 2, 2, group="p4", kind=kind, backend="native")
+        x = torch.randn(0, 4, 4, 5, 5, requires_grad=True)
+        y = layer(x)
+        assert y.shape == (0, 6, 4, 10, 10)
+        y.sum().backward()
+        assert all(p.grad is not None and not p.grad.any() for p in layer.parameters())

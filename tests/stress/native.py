@@ -232,7 +232,7 @@ class Problem:
         gradients = conv.backward(grad, inputs, EPS, self.batch_stats, other_grad)
         expected = self._defined(inputs, grad, other_grad)
         errors = [_error(_join_norm((y, *gradients)), _join_norm(expected))]
-        errors.append(self._stats_error(y, stats))
+        errors += [self._stats_error(y, stats), self._transposed_error(conv, inputs, grad)]
         self._check_same_bits(conv, inputs, grad, other_grad, (y, *stats), gradients)
         if x.numel() and self.spec.dimension == 2:
             errors += [self._statistics_error(x.flatten(0, 1)), self._pooling_error(x.flatten(0, 1))]
@@ -309,6 +309,15 @@ class Problem:
             return 0.0 if y.numel() == 0 or self.inputs == 0 or 0 in self.size or self.batch == 0 else math.nan
         values = y.double().movedim(2, 0).flatten(1)
         return _error(stats, (values.mean(1), values.var(1, correction=0)))
+
+    def _transposed_error(self, conv: NativeConv, inputs: ConvInputs, x: Tensor) -> float:
+        """Return the error of the transposed convolution of x, which has the shape of the convolution's output."""
+        bias = self._drawn(self.inputs) if self.bias else None
+        y = conv.transpose(x, inputs.weight, inputs.depthwise, bias, self.size)
+        kernel = inputs.weight if inputs.depthwise is None else inputs.weight.double() * inputs.depthwise
+        definition = Definition(np.zeros(inputs.x.shape), kernel.double().numpy(), self.spec)
+        expected = torch.from_numpy(definition.gradients(x.double().numpy())[0])
+        return _error([y], [expected if bias is None else expected + bias.view(-1, *(1,) * self.spec.dimension)])
 
     def _statistics_error(self, x: Tensor) -> float:
         expected = x.double().movedim(1, 0).flatten(1)

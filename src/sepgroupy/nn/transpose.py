@@ -69,7 +69,8 @@ class GroupConvTranspose2d(GroupConvTranspose):
         dilation: distance between the elements of the kernel.
         group: the point group: "p4", "p4m", …, a PointGroup or a list of generators.
         kind: "dense", "g" or "gc", see above.
-        backend: "auto", "torch", "expanded", "two_step" (kind gc) or "reference", as :class:`GroupConv2d`.
+        backend: "auto", "torch", "native" (groups=1), "expanded", "two_step" (kind gc) or "reference", as
+            :class:`GroupConv2d`.
         init: the initialization, "published" or "variance", see :meth:`reset_parameters`.
         device: of the parameters.
         dtype: of the parameters.
