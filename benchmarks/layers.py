@@ -46,6 +46,7 @@ def cases(quick: bool) -> list[LayerCase]:
         LayerCase("p4m", "g", 3, 1, 38, in_channels=19, **halving),
         LayerCase("p4m", "dense", 3, 1, 23, in_channels=11, **halving),
         LayerCase("p4m", "dense", 1, 0, 56, in_channels=28, **halving),
+        LayerCase("p4", "dense", 2, 0, 192, 24, 2, stride=2, in_channels=96),  # of a ConvNeXt
         *(LayerCase("p4m", kind, 3, 1, c, 3, 8) for kind, c in (("gc", 256), ("dense", 64))),  # filters dominate
         *(LayerCase("p4m", "gc", 3, 1, c, n, 16) for c, n in zip((28, 56, 112), sizes, strict=True)),
         LayerCase("p4m", "gc", 3, 1, 112, 8, 64),

@@ -61,7 +61,8 @@ def test_quick_run_writes_every_row(tmp_path: Path, capsys: pytest.CaptureFixtur
         (kind, kernel, name)
         for kind, kernel, names in (
             ("lifting", "3", three), ("gc", "3", three), ("g", "3", three),
-            ("dense", "3", four), ("dense", "1", four), ("gc", "4", three),
+            ("dense", "3", four), ("dense", "1", four), ("dense", "2", four), ("dense", "2", three), ("gc", "2", three),
+            ("gc", "4", three),
         )
         for name in names
     ]  # fmt: skip

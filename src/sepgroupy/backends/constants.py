@@ -43,6 +43,11 @@ def pointwise_index(spec: ConvSpec, device: torch.device) -> tuple[Tensor, ...]:
     return _constants("pointwise_index", spec, device, torch.int64)
 
 
+def window_index(spec: ConvSpec, device: torch.device) -> tuple[Tensor, ...]:
+    """Return one table (|H|·K): for each group element h and kernel element m, the entry h·m of h's K entries."""
+    return _constants("window_index", spec, device, torch.int64)
+
+
 def fourier_matrices(spec: ConvSpec, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Return, for each band of the Fourier basis, its rows (m·d, |H|) and its representations (m, d, d, |H|).
 
@@ -72,6 +77,9 @@ def _arrays(name: str, spec: ConvSpec) -> Arrays:
     group = spec.group
     if name == "fourier_matrices":
         return split_basis(group)
+    if name == "window_index":
+        table = action_table(group, spec.kernel_size, False)  # h⁻¹·m
+        return ((np.argsort(table, axis=1) + np.arange(group.order)[:, None] * table.shape[1]).ravel(),)
     kernel = (1,) * group.dimension if name == "pointwise_index" else spec.kernel_size
     return (action_table(group, kernel, name != "spatial_index"),)
 

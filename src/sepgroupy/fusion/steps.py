@@ -34,6 +34,7 @@ from ..backends.native import (
     norm_clamp,
     norm_relu_max_pool,
     parameter_dtype,
+    reads_as_it_is,
     result_dtype,
     supports_max_pool,
 )
@@ -159,7 +160,7 @@ class FusedConv:
             return False
         if x.dtype is not result_dtype(x):
             return False
-        if norm is not None and spec.pads_separately:
+        if norm is not None and not reads_as_it_is(spec):
             return False
         if residual is None:
             return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -27,6 +28,13 @@ from .launch import ConvInputs, NativeConv, native_conv, parameter_dtype
 from .library import DTYPES, kernels
 from .limits import is_direct, unsupported_reason
 from .operator import group_conv, group_conv_transposed
+from .windows import (
+    channels_to_windows,
+    filter_of_windows,
+    has_windows_as_channels,
+    of_windows,
+    windows_to_channels,
+)
 
 
 class Native(Backend):
@@ -58,6 +66,12 @@ class Native(Backend):
 
     def expand_filters(self, spec: ConvSpec, parameters: Mapping[str, Tensor]) -> Filters:
         """Return the parameters, which the kernels expand: weight, or pointwise and depthwise weight."""
+        if has_windows_as_channels(spec):
+            weight = parameters.get("weight")
+            if weight is None:
+                factors = (parameters[f"{name}_weight"] for name in ("depthwise", "pointwise"))
+                weight = full_filter(*(f.to(parameter_dtype(f.dtype)) for f in factors))
+            return filter_of_windows(spec, weight), None
         if "weight" in parameters:
             return (parameters["weight"], None)
         pointwise, depthwise = parameters["pointwise_weight"], parameters["depthwise_weight"]
@@ -74,7 +88,7 @@ class Native(Backend):
         assert weight is not None
         if is_direct(spec):
             return weight, depthwise
-        conv, inner = _conv_after_padding(spec), _shape_after_padding(spec, x)
+        conv, inner = _conv_of(spec), _shape_of_maps(spec, x)
         return weight, depthwise, conv.expand_filters(inner, weight, depthwise)
 
     def reuse_key(self, spec: ConvSpec, x: Tensor) -> Hashable:
@@ -85,9 +99,8 @@ class Native(Backend):
             return None  # backward passes read no expanded filters
         if not x.shape[1] or not can_bypass_dispatcher(x):
             return None
-        width = x.shape[-1] + (sum(spec.padding[-2:]) if spec.pads_separately else 0)
         dtype = parameter_dtype(_map_dtype(x))
-        return dtype, *_conv_after_padding(spec).filter_layout(width, dtype)
+        return dtype, *_conv_of(spec).filter_layout(_shape_of_maps(spec, x)[-1], dtype)
 
     def run(self, spec: ConvSpec, x: Tensor, filters: Filters, bias: Tensor | None) -> Tensor:
         """Convolve."""
@@ -95,15 +108,10 @@ class Native(Backend):
             return self.run_fused(spec, x, filters, bias).y
         weight, depthwise = filters
         assert weight is not None
-        inputs = ConvInputs(_padded_maps(spec, x), weight, depthwise, bias)
-        if not torch.compiler.is_compiling():
-            size = spec.output_size(*x.shape[3:])
-            return _transpose(inputs, _conv_after_padding(spec), size).transpose(1, 2)
-        read, options = _as_kernels_read(inputs)[:4], _operator_options(spec)
         if spec.transposed:
-            y = group_conv_transposed(*read, spec.output_size(*x.shape[3:]), *options)
-        else:
-            y = group_conv(*read, None, *options)
+            return _run_transposed(spec, x, ConvInputs(x.transpose(1, 2), weight, depthwise, bias)).transpose(1, 2)
+        inputs = ConvInputs(_maps(spec, x), weight, depthwise, bias)
+        y = group_conv(*_as_kernels_read(inputs)[:4], None, *_operator_options(spec))
         return y.to(result_dtype(x)).transpose(1, 2)
 
     def run_fused(
@@ -120,7 +128,7 @@ class Native(Backend):
         """Convolve x, or relu(norm(x)), and add the residual.
 
         With a norm, ``return_stats`` or ``share_x``, x is a plain eager tensor (:func:`can_bypass_dispatcher`). With a
-        norm nothing is padded separately.
+        norm, x is read as it is (:func:`reads_as_it_is`).
 
         Args:
             spec: the convolution.
@@ -136,14 +144,12 @@ class Native(Backend):
         weight, depthwise, *expanded = filters
         assert weight is not None
         added = None if residual is None else residual.transpose(1, 2)
-        inputs = ConvInputs(_padded_maps(spec, x), weight, depthwise, bias, residual=added)
+        inputs = ConvInputs(_maps(spec, x), weight, depthwise, bias, residual=added)
         if norm is not None:
             inputs = inputs._replace(gamma=norm.gamma, beta=norm.beta, mean=norm.mean, var=norm.var)
         eps, batch_stats = (norm.eps, norm.batch_stats) if norm is not None else (0.0, False)
-        share_x = share_x and not spec.pads_separately and not is_direct(spec)
-        y, again, mean, var = _convolve(
-            inputs, eps, batch_stats, _conv_after_padding(spec), return_stats, share_x, *expanded
-        )
+        share_x = share_x and reads_as_it_is(spec) and not is_direct(spec)
+        y, again, mean, var = _convolve(inputs, eps, batch_stats, _conv_of(spec), return_stats, share_x, *expanded)
         shared = x if again is None else again.transpose(1, 2)
         return FusedOutput(y.transpose(1, 2), shared, None if mean is None or var is None else (mean, var))
 
@@ -162,24 +168,36 @@ class FusedOutput(NamedTuple):
     stats: tuple[Tensor, Tensor] | None
 
 
+def reads_as_it_is(spec: ConvSpec) -> bool:
+    """Whether the kernels' convolution reads the input itself: not padded, nor its windows as channels."""
+    return not (spec.pads_separately or has_windows_as_channels(spec))
+
+
 @lru_cache(maxsize=1024)
-def _conv_after_padding(spec: ConvSpec) -> NativeConv:
+def _conv_of(spec: ConvSpec) -> NativeConv:
     """Return the kernels' convolution, or the one to transpose. Its padding is of zeros, the same on both sides."""
+    spec = of_windows(spec) if has_windows_as_channels(spec) else spec
     padding = (0,) * len(spec.padding) if spec.pads_separately else spec.padding
     kind = "lifting" if spec.kind == "lifting" else "dense"
     plain = replace(spec, transposed=False, output_padding=(0,) * spec.dimension)
     return native_conv(replace(plain, kind=kind, padding=padding, padding_mode="zeros"))
 
 
-def _padded_maps(spec: ConvSpec, x: Tensor) -> Tensor:
+def _maps(spec: ConvSpec, x: Tensor) -> Tensor:
     """Return x as the kernels read it, (B, |H| or 1, I, *spatial), padded where they cannot."""
     maps = x.unsqueeze(1) if spec.kind == "lifting" else x.transpose(1, 2)
+    if has_windows_as_channels(spec):
+        return windows_to_channels(spec, maps)
     if spec.pads_separately:
         maps = pad(maps.flatten(0, 1), spec)[0].unflatten(0, maps.shape[:2])
     return maps
 
 
-def _shape_after_padding(spec: ConvSpec, x: Tensor) -> tuple[int, ...]:
+def _shape_of_maps(spec: ConvSpec, x: Tensor) -> tuple[int, ...]:
+    """Return the shape of :func:`_maps`."""
+    if has_windows_as_channels(spec):
+        channels = x.shape[1] * math.prod(spec.kernel_size)
+        return (x.shape[0], x.shape[2], channels, *spec.output_size(*x.shape[3:]))
     before_and_after = zip(spec.padding[::2], spec.padding[1::2], strict=True)
     added = [sum(pads) if spec.pads_separately else 0 for pads in before_and_after]
     size = (n + pads for n, pads in zip(x.shape[3:], added, strict=True))
@@ -211,8 +229,22 @@ def _convolve(
     if _is_transformed():
         y = definition(inputs, eps, batch_stats, conv)
     else:
-        y = group_conv(*inputs[:4], inputs.residual, *_operator_options(conv.spec))
+        y = group_conv(*inputs[:4], inputs.residual, *_options_of_conv(conv))
     return y, None, None, None
+
+
+def _run_transposed(spec: ConvSpec, x: Tensor, inputs: ConvInputs) -> Tensor:
+    """Compute a transposed convolution to (B, |H|, I, *spatial')."""
+    size, as_channels = spec.output_size(*x.shape[3:]), has_windows_as_channels(spec)
+    if as_channels:
+        size = tuple(x.shape[3:])
+        bias = None if inputs.bias is None else inputs.bias.repeat(math.prod(spec.kernel_size))
+        inputs = inputs._replace(bias=bias)
+    if torch.compiler.is_compiling():
+        y = group_conv_transposed(*_as_kernels_read(inputs)[:4], size, *_operator_options(spec)).to(result_dtype(x))
+    else:
+        y = _transpose(inputs, _conv_of(spec), size)
+    return channels_to_windows(spec, y) if as_channels else y
 
 
 def _transpose(inputs: ConvInputs, conv: NativeConv, size: tuple[int, ...]) -> Tensor:
@@ -229,7 +261,7 @@ def _transpose(inputs: ConvInputs, conv: NativeConv, size: tuple[int, ...]) -> T
         return y
     if _is_transformed():
         return transposed_definition(inputs, conv, size)
-    return group_conv_transposed(*inputs[:4], size, *_operator_options(conv.spec))  # type: ignore[no-any-return]
+    return group_conv_transposed(*inputs[:4], size, *_options_of_conv(conv))  # type: ignore[no-any-return]
 
 
 def _is_transformed() -> bool:
@@ -271,5 +303,11 @@ def _as_kernels_read(inputs: ConvInputs) -> ConvInputs:
 
 @constant_to_dynamo
 def _operator_options(spec: ConvSpec) -> tuple[Any, ...]:
+    return _options_of_conv(_conv_of(spec))
+
+
+def _options_of_conv(conv: NativeConv) -> tuple[Any, ...]:
+    """Return the operators' last arguments."""
+    spec = conv.spec
     elements = tuple(entry for matrix in spec.group.elements for row in matrix for entry in row)
-    return spec.kind == "lifting", spec.groups, elements, *options_of(_conv_after_padding(spec).spec)
+    return spec.kind == "lifting", spec.groups, elements, *options_of(spec)
