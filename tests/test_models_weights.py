@@ -21,7 +21,7 @@ from sepgroupy.models import WeightsCard, save_weights
 from sepgroupy.paper import RunConfig, load_digits, save_run_weights
 from sepgroupy.training import load_model, score, train
 
-MODELS = ("z2cnn", "p4cnn", "g-p4cnn", "gc-p4cnn", "gc-p4cnn-small")
+MODELS = ("z2cnn", "c-z2cnn", "p4cnn", "g-p4cnn-small", "g-p4cnn", "gc-p4cnn-small", "gc-p4cnn")
 DIGITS = Path(sepgroupy.__file__).parent / "weights" / "rotated-digits" / "gc-p4cnn-small.npz"
 CARD = WeightsCard("gc-p4cnn-small", "none", {}, 1, 50.0, 3420, "none", "published", "")
 
@@ -68,8 +68,8 @@ def test_a_file_gives_back_every_value(tmp_path: Path) -> None:
 def test_a_name_that_is_none_is_refused() -> None:
     with pytest.raises(ArgumentError, match="use rotated-digits"):
         build_model("gc-p4cnn", weights="imagenet")
-    with pytest.raises(ArgumentError, match="has no c-z2cnn: it has g-p4cnn, "):
-        build_model("c-z2cnn", weights="rotated-digits")
+    with pytest.raises(ArgumentError, match="has no resnet44: it has c-z2cnn, g-p4cnn, "):
+        build_model("resnet44", weights="rotated-digits")
     with pytest.raises(ArgumentError, match=r"weights \(=True\)"):
         build_model("gc-p4cnn", weights=True)  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="leave out group"):  # p2mm has as many elements, and means something else

@@ -76,7 +76,7 @@ def list_weights() -> list[WeightSet]:
 
     >>> (digits,) = list_weights()
     >>> digits.name, digits.models
-    ('rotated-digits', ('g-p4cnn', 'gc-p4cnn', 'gc-p4cnn-small', 'p4cnn', 'z2cnn'))
+    ('rotated-digits', ('c-z2cnn', 'g-p4cnn', 'g-p4cnn-small', 'gc-p4cnn', 'gc-p4cnn-small', 'p4cnn', 'z2cnn'))
     >>> digits.cards["gc-p4cnn"].test_error
     3.7
     """
