@@ -52,9 +52,9 @@ def measure(case: Case, device: torch.device, rounds: int) -> list[dict[str, Any
     row = {"row": name, "model": model, "match": case.match, "size": case.size, "batch": case.batch}
     named = {
         case.network.replace("_", "-"): Variant("plain", _plain(case)),
-        f"{model}, not fused": Variant("converted", _converted(case)),
+        f"{model}, not fused": Variant("converted", build(case)),
     }
-    named[model] = Variant("fused", fuse(_converted(case)), inference_context=cached_filters)
+    named[model] = Variant("fused", fuse(build(case)), inference_context=cached_filters)
     for variant in named.values():
         variant.module.to(device)
     return [{**row, **line} for line in time_interleaved(named, x, labels, rounds, inference=True)]
@@ -67,5 +67,6 @@ def _plain(case: Case) -> nn.Module:
     return getattr(torchvision.models, case.network)()  # type: ignore[no-any-return]
 
 
-def _converted(case: Case) -> nn.Module:
+def build(case: Case) -> nn.Module:
+    """Convert the network of a case."""
     return convert(_plain(case), case.group, case.kind, in_size=case.size, match=case.match)
