@@ -23,7 +23,7 @@ from .cases import NetworkCase, training_batch
 
 
 def main() -> None:
-    """Print the operators that take the longest, in a call after two of warm-up."""
+    """Print the operators that take the longest, in a call after five of warm-up."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     networks = list(dict.fromkeys(case.network for case in converted.CASES))
     parser.add_argument("model", choices=[*published_model_names(), *networks])
@@ -61,8 +61,8 @@ def _network(options: argparse.Namespace) -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def _print(call: Callable[[], None]) -> None:
-    call()
-    call()
+    for _ in range(5):
+        call()
     with profile(activities=[ProfilerActivity.CPU]) as found, torch.profiler.record_function("all"):
         call()
     print(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=15, max_name_column_width=40))
