@@ -761,6 +761,28 @@ def test_compiled_programs_call_a_fused_model_unless_they_must_be_one_graph(
     assert ("sepgroupy.group_conv.default" in names) == (not calls) == fullgraph
 
 
+@pytest.mark.parametrize("name", ["chain-gc", "unet-gc", "post-gc", "rotmnist-gc", "converted-dense", "mobile"])
+def test_a_batch_of_gradients_is_that_of_each(name: str) -> None:
+    net, x = make(name)
+    y, leaves = fuse(net)(x.requires_grad_()), [x, *net.parameters()]
+    grads = torch.randn(2, *y.shape, dtype=y.dtype)
+    together = torch.autograd.grad(y, leaves, grads, is_grads_batched=True, retain_graph=True)
+    apart = [torch.autograd.grad(y, leaves, grad, retain_graph=True) for grad in grads]
+    torch.testing.assert_close(list(together), [torch.stack(g) for g in zip(*apart, strict=True)], rtol=1e-8, atol=1e-8)
+
+
+@needs_kernels
+@pytest.mark.usefixtures("fresh_compiler")
+def test_a_fused_model_in_a_branch_of_a_graph_is_compiled() -> None:
+    plain, x = make("chain-gc")
+    net, plain = fused_copy(plain).eval(), plain.eval()
+    called = torch.compile(
+        lambda x: torch.cond(x.sum() > 0, lambda y: net(y), lambda y: net(y) * 2, (x,)), backend="eager"
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(called(x), plain(x) * (1 if x.sum() > 0 else 2), atol=1e-9, rtol=1e-8)
+
+
 @needs_kernels
 @pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_function_transforms_of_a_fused_model() -> None:

@@ -119,8 +119,8 @@ def test_each_step_of_the_paper_s_order_is_compared_seed_by_seed() -> None:
     text, steps = compared(z2={1: 9}, gc={1: 3}, p4={1: 4})
     assert text.startswith("The paper's order is gc-p4cnn < p4cnn < z2cnn. The table")
     assert steps == {
-        "gc-p4cnn < p4cnn": ["1.00", "1", "the same"],
-        "p4cnn < z2cnn": ["5.00", "1", "the same"],
+        "gc-p4cnn < p4cnn": ["1.00", "1", "open"],
+        "p4cnn < z2cnn": ["5.00", "1", "open"],
     }
     text, steps = compared(z2={1: 9, 2: 9.5}, small={1: 10, 2: 10}, gc={1: 5.5, 2: 6.5, 3: 90}, p4={1: 4, 2: 5.5, 4: 0})
     assert "Among networks of about 1,000 parameters it is gc-p4cnn < p4cnn < z2cnn." in text

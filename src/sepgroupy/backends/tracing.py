@@ -49,7 +49,9 @@ def may_break_graph() -> bool:
         from torch._dynamo.symbolic_convert import InstructionTranslator
 
         translator = InstructionTranslator.current_tx()
-        return not (translator.one_graph or translator.error_on_graph_break)
+        is_one = translator.one_graph or getattr(translator, "error_on_graph_break", False)
+        is_nested = translator.output.current_tracer.parent is not None  # such as the branch of a torch.cond
+        return not (is_one or is_nested)
     except (ImportError, AttributeError):  # of a PyTorch that has it elsewhere
         return False
 

@@ -54,8 +54,8 @@ def fuse(model: Model) -> Model:
 
     Modules that are hooked (themselves or globally), patched, parametrized, wrapped or offloaded, now or later, are
     called without fusion. So is everything under ``torch.export``, function transforms and dispatch modes, and on
-    devices other than CPUs. On a CPU ``torch.compile`` calls a fused model as it is, between two graphs; with
-    ``fullgraph=True`` it compiles the model without fusion.
+    devices other than CPUs. On a CPU ``torch.compile`` calls the model as it is, between two graphs, whether a kernel
+    was found or not; with ``fullgraph=True`` it compiles the model without fusion.
 
     Args:
         model: any module.
@@ -204,7 +204,7 @@ def _name_of_uncompiled_call() -> str | None:
 
 @cache
 def _uncompiled_call() -> Any:
-    return torch.compiler.disable(lambda model, x: model.forward(x), reason="sepgroupy.fuse has kernels for this model")
+    return torch.compiler.disable(lambda model, x: model.forward(x))
 
 
 @cache

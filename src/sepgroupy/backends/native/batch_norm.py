@@ -32,6 +32,13 @@ def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
+def needs_definition(grad: Tensor) -> bool:
+    """Whether a backward pass is to be differentiated in turn, or has gradients without memory, a batch of them."""
+    functorch: Any = torch._C._functorch
+    is_batch = functorch.is_functorch_wrapped_tensor(grad) or functorch.is_legacy_batchedtensor(grad)
+    return torch.is_grad_enabled() or is_batch
+
+
 def norm_clamp(
     x: Tensor, norm: BatchNormReLU, residual: Tensor | None = None, low: float = -math.inf, high: float = math.inf
 ) -> Tensor:
@@ -66,13 +73,14 @@ class _NormClamp(torch.autograd.Function):
         """Return the gradients, through the definition if they are to be differentiated in turn."""
         x, gamma, beta, mean, var, y = ctx.saved_tensors
         needs_x, needs_gamma, needs_beta, _, _, needs_residual, *_ = ctx.needs_input_grad
-        if torch.is_grad_enabled():
-            normed = BatchNormReLU(mean, var, gamma, beta, ctx.eps, ctx.batch_stats).without_relu(x.to(mean.dtype))
-            y = normed.detach() if y is None else y
-            passed = torch.where((y <= ctx.low) | (y >= ctx.high), 0.0, grad) if ctx.clamps else grad
+        if needs_definition(grad):
             wanted = [t for t, need in zip((x, gamma, beta), ctx.needs_input_grad, strict=False) if need]
-            of_sum = passed.to(mean.dtype)
-            found = iter(torch.autograd.grad(normed, wanted, of_sum, create_graph=True) if wanted else ())
+            with torch.enable_grad():
+                normed = BatchNormReLU(mean, var, gamma, beta, ctx.eps, ctx.batch_stats).without_relu(x.to(mean.dtype))
+                y = normed.detach() if y is None else y
+                passed = torch.where((y <= ctx.low) | (y >= ctx.high), 0.0, grad) if ctx.clamps else grad
+                of_sum = passed.to(mean.dtype)
+                found = iter(torch.autograd.grad(normed, wanted, of_sum, create_graph=True) if wanted else ())
             gradients = [next(found) if need else None for need in ctx.needs_input_grad[:3]]
             return (*gradients, None, None, passed if needs_residual else None, None, None, None, None)
         grad = grad.contiguous()
@@ -115,11 +123,11 @@ class _NormReluPool(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         """Return the gradients, through the definition if they are to be differentiated in turn."""
         x, gamma, beta, mean, var = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            normed = BatchNormReLU(mean, var, gamma, beta, ctx.eps, ctx.batch_stats)(x.to(mean.dtype))
+        if needs_definition(grad):
             wanted = [t for t, need in zip((x, gamma, beta), ctx.needs_input_grad, strict=False) if need]
-            y = F.max_pool2d(normed, 2)
-            found = iter(torch.autograd.grad(y, wanted, grad.to(mean.dtype), create_graph=True))
+            with torch.enable_grad():
+                y = F.max_pool2d(BatchNormReLU(mean, var, gamma, beta, ctx.eps, ctx.batch_stats)(x.to(mean.dtype)), 2)
+                found = iter(torch.autograd.grad(y, wanted, grad.to(mean.dtype), create_graph=True))
             return tuple(next(found) if need else None for need in ctx.needs_input_grad)
         x, grad = x.contiguous(), grad.contiguous()
         needs_x, needs_gamma, needs_beta, *_ = ctx.needs_input_grad

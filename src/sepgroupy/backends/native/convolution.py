@@ -15,7 +15,7 @@ from ..constants import group_index, spatial_index
 from ..conv_spec import ConvSpec
 from ..filter_bank import expand_filter, full_filter
 from ..group_axis import merge_group_into_channels, split_group_from_channels
-from .batch_norm import batch_statistics
+from .batch_norm import batch_statistics, needs_definition
 from .launch import ConvInputs, NativeConv
 
 _INPUT_GRAD: dict[int, Any] = {1: conv1d_input, 2: conv2d_input, 3: conv3d_input}
@@ -42,12 +42,13 @@ class GroupConvFunction(torch.autograd.Function):
             return (other_grad, *(None,) * 13)
         inputs, needs = ConvInputs(*ctx.saved_tensors), ctx.needs_input_grad
         residual = grad if needs[8] else None
-        if not torch.is_grad_enabled():
+        if not needs_definition(grad):
             gradients = differentiate(grad, inputs, ctx.eps, ctx.batch_stats, ctx.conv, needs, other_grad)
             return (*gradients, None, None, residual, *(None,) * 5)
-        y = definition(inputs, ctx.eps, ctx.batch_stats, ctx.conv)
         wanted = [t for t, need in zip(inputs[:8], needs, strict=False) if need and t is not None]
-        found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True) if wanted else ())
+        with torch.enable_grad():
+            y = definition(inputs, ctx.eps, ctx.batch_stats, ctx.conv)
+            found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True) if wanted else ())
         dx, *others = (next(found) if need else None for need in needs[:8])
         return (dx if dx is None or other_grad is None else dx + other_grad, *others, residual, *(None,) * 5)
 
@@ -66,10 +67,11 @@ class TransposedConvFunction(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         """Return the gradients, through the definition if they are to be differentiated in turn."""
         inputs, needs, conv = ConvInputs(*ctx.saved_tensors), ctx.needs_input_grad[:4], ctx.conv
-        if torch.is_grad_enabled():
-            y = transposed_definition(inputs, conv, ctx.size)
+        if needs_definition(grad):
             wanted = [t for t, need in zip(inputs, needs, strict=False) if need and t is not None]
-            found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True) if wanted else ())
+            with torch.enable_grad():
+                y = transposed_definition(inputs, conv, ctx.size)
+                found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True) if wanted else ())
             return (*(next(found) if need else None for need in needs), None, None)
         grad, inputs = grad.contiguous(), inputs.contiguous()
         reversed_inputs = ConvInputs(grad, inputs.weight, inputs.depthwise)

@@ -15,9 +15,8 @@ FOLDER = Path(__file__).parent  # of the libraries
 VERSION = 13  # of the interface, as csrc/interface.h has it
 VARIANTS = ("avx512", "avx2", "baseline")  # the widest vectors first
 AXES = 3  # spatial axes of the kernels; an image has one slice
-MAP_KERNELS = (
-    *("pool", "pool_backward", "max_pool", "max_pool_backward", "norm_clamp", "norm_clamp_backward"),
-)  # of feature maps alone
+MAP_KERNELS = ("pool", "pool_backward", "max_pool", "max_pool_backward", "norm_clamp", "norm_clamp_backward")
+"""Kernels of feature maps alone."""
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}  # of feature maps
 MAPS = frozenset(("x", "residual", "y", "grad", "other_grad", "dx", "dresidual"))  # those of TensorAddresses
 

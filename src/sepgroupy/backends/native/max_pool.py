@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..pooling import Window, has_windows
+from .batch_norm import needs_definition
 from .launch import check_readable, launch
 from .library import DTYPES, Problem
 from .limits import MAX_POOL_WINDOW, MAX_STRIDE
@@ -49,7 +50,7 @@ class _MaxPool(torch.autograd.Function):
         """Return the gradient of x, by PyTorch's operation if it is to be differentiated in turn."""
         x, index = ctx.saved_tensors
         grad = grad.contiguous()
-        if torch.is_grad_enabled():
+        if needs_definition(grad):
             options = (*ctx.window, (1, 1), False, index)
             return torch.ops.aten.max_pool2d_with_indices_backward(grad, x, *options), None
         problem, _ = _problem_of(x.dtype, tuple(x.shape), ctx.window, torch.get_num_threads())

@@ -134,8 +134,9 @@ def _transposed_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     x, weight, depthwise = ctx.saved_tensors
     needs = ctx.needs_input_grad
     dx = group_conv(grad, weight, depthwise, None, None, *ctx.options) if needs[0] else None
-    filters = [False, bool(needs[1]), bool(needs[2]), False]
-    _, dweight, ddepthwise, _ = group_conv_backward(x, grad, weight, depthwise, None, filters, *ctx.options)
+    filters, dweight, ddepthwise = [False, bool(needs[1]), bool(needs[2]), False], None, None
+    if any(filters):
+        _, dweight, ddepthwise, _ = group_conv_backward(x, grad, weight, depthwise, None, filters, *ctx.options)
     dbias = grad.flatten(3).sum(3).sum((0, 1)) if needs[3] else None
     found = (dx, dweight if needs[1] else None, ddepthwise if needs[2] else None, dbias)
     return (*found, *(None,) * (1 + len(ctx.options)))

@@ -105,7 +105,7 @@ def order(main: Sequence[RunGroup]) -> tuple[list[str], Table | None]:
         text.append(f"Among networks of about {size:,} parameters it is {_chain(equal)}.")
     text.append(
         "The table has each step of it: how much lower the error is, mean ± standard error over the seeds that both "
-        'networks have. A difference less than its standard error is "open".'
+        'networks have. A difference less than its standard error, or of one seed, is "open".'
     )
     rows = [[f"{a.label} < {b.label}", *_step(a, b)] for a, b in steps]
     return text, Table(["order in the paper", "difference (points)", "seeds", "here"], rows)
@@ -123,7 +123,7 @@ def _step(lower: RunGroup, higher: RunGroup) -> tuple[str, str, str]:
         return "", "0", "open"
     found = mean(differences)
     error = stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else None
-    is_open = abs(found) <= (error or 0)
+    is_open = error is None or abs(found) <= error
     return spread(found, error), str(len(differences)), "open" if is_open else "the same" if found > 0 else "reversed"
 
 
