@@ -246,7 +246,7 @@ UNKNOWN: dict[str, tuple[str, dict[str, Any]]] = {
     "stride": ("strides up to 3", {"stride": 4}),
     "kernel": ("kernels of up to 49 elements", {"kernel_size": 8}),
     "dilation": ("kernels that extend over up to 64 pixels", {"dilation": 32}),
-    "transposed": ("no transposed convolution", {"transposed": True}),
+    "transposed": ("groups=1 where it is transposed", {"transposed": True, "groups": 2}),
 }
 
 
@@ -257,6 +257,11 @@ def test_convolutions_that_the_kernels_do_not_know_are_refused(what: str) -> Non
     with pytest.raises(ArgumentError, match=f"the kernels need {needed}"):
         NativeConv(spec)
     assert Native().unsupported_reason(spec) == needed
+
+
+def test_a_transposed_convolution_is_stated_as_the_one_to_transpose() -> None:
+    with pytest.raises(ArgumentError, match="the kernels need the convolution that is transposed"):
+        NativeConv(ConvSpec.parse(D4, "dense", 3, transposed=True))
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,8 @@ class NativeConv:
 
     def __init__(self, spec: ConvSpec) -> None:
         self.spec, self.direct = spec, is_direct(spec)
-        if reason := unsupported_reason(spec):
+        reason = unsupported_reason(spec) or ("the convolution that is transposed" if spec.transposed else None)
+        if reason:
             raise ArgumentError(f"the kernels need {reason}")
         self._problem = lru_cache(maxsize=64)(partial(checked_problem, spec))
         self._checked_output_shape = lru_cache(maxsize=64)(partial(checked_output_shape, spec))
