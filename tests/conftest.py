@@ -308,3 +308,18 @@ def _backend_of(item: pytest.Item) -> str | None:
 def fresh_compiler() -> None:
     """Forget what other tests compiled: one function is compiled for a few layers at most."""
     torch._dynamo.reset()
+
+
+def assert_compiled_once(layer: torch.nn.Module, *shapes: tuple[int, ...]) -> None:
+    """Compare outputs and gradients of a compiled layer with its own, and compile it once for all shapes."""
+    import torch._dynamo.testing  # which takes seconds
+
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=counter)
+    for shape in shapes:
+        x, found = torch.randn(shape, requires_grad=True), []
+        for function in (layer, compiled):
+            y = function(x)
+            found.append([y, *torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])])
+        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+    assert counter.frame_count == 1

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-import torch._dynamo.testing
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from conftest import assert_compiled_once
 from sepgroupy import cached_filters, fuse
 from sepgroupy.backends import ConvSpec, available_backends
 from sepgroupy.backends.native.windows import channels_to_windows, has_windows_as_channels, windows_to_channels
@@ -101,15 +101,7 @@ def test_in_a_fused_network(training: bool) -> None:
 @pytest.mark.parametrize("layer", [GroupConv2d, GroupConvTranspose2d])
 def test_a_compiler_reads_sizes_as_symbols(layer: Any) -> None:
     conv = layer(4, 6, 2, 2, group="p4", backend="native")
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(conv, fullgraph=True, dynamic=True, backend=counter)
-    for shape in ((7, 4, 4, 5, 6), (3, 4, 4, 9, 8), (5, 4, 4, 11, 12)):  # odd and even ones are compiled apart
-        x, found = torch.randn(shape, requires_grad=True), []
-        for function in (conv, compiled):
-            y = function(x)
-            found.append([y, *torch.autograd.grad(y.square().sum(), [x, *conv.parameters()])])
-        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
-    assert counter.frame_count == 1
+    assert_compiled_once(conv, (7, 4, 4, 5, 6), (3, 4, 4, 9, 8), (5, 4, 4, 11, 12))  # odd and even ones apart
 
 
 def test_each_pixel_is_multiplied_once() -> None:

@@ -12,7 +12,7 @@ import torch._dynamo.testing
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from conftest import DIAGONAL, PLANE_GROUPS, as_defined
+from conftest import DIAGONAL, PLANE_GROUPS, as_defined, assert_compiled_once
 from sepgroupy.backends import available_backends
 from sepgroupy.errors import ArgumentError
 from sepgroupy.groups import C4, D1, D4, PointGroup
@@ -269,15 +269,7 @@ def test_a_compiler_sees_one_operator_for_all_sizes(kind: str) -> None:
     (graph,) = counter.graphs
     assert graph.code.count("torch.ops.sepgroupy.group_conv_transposed") == 1
     torch.compiler.reset()
-    counting = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=counting)
-    for shape in ((7, 4, 2, 5, 6), (3, 4, 2, 9, 8), (5, 4, 2, 12, 11)):
-        x, found = torch.randn(shape, requires_grad=True), []
-        for function in (layer, compiled):
-            y = function(x)
-            found.append([y, *torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])])
-        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
-    assert counting.frame_count == 1
+    assert_compiled_once(layer, (7, 4, 2, 5, 6), (3, 4, 2, 9, 8), (5, 4, 2, 12, 11))
     weight = layer.weight if kind == "dense" else layer.pointwise_weight
     depthwise = None if kind == "dense" else layer.depthwise_weight
     if kind == "g":

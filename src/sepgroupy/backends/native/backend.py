@@ -24,8 +24,9 @@ from .convolution import (
     transpose,
     transposed_definition,
 )
+from .dtypes import as_kernels_read, have_kernels_dtypes, is_autocast, map_dtype, result_dtype
 from .launch import ConvInputs, NativeConv, native_conv, parameter_dtype
-from .library import DTYPES, kernels
+from .library import kernels
 from .limits import is_direct, unsupported_reason
 from .operator import group_conv, group_conv_transposed
 from .windows import (
@@ -81,7 +82,7 @@ class Native(Backend):
 
     def expand_filters_for_reuse(self, spec: ConvSpec, parameters: Mapping[str, Tensor], x: Tensor) -> Filters:
         """Return also the filters in the Fourier domain, as the kernels read them."""
-        dtype = parameter_dtype(_map_dtype(x))
+        dtype = parameter_dtype(map_dtype(x))
         weight, depthwise = (
             None if f is None else f.detach().to(dtype).contiguous() for f in self.expand_filters(spec, parameters)
         )
@@ -99,7 +100,7 @@ class Native(Backend):
             return None  # backward passes read no expanded filters
         if not x.shape[1] or not can_bypass_dispatcher(x):
             return None
-        dtype = parameter_dtype(_map_dtype(x))
+        dtype = parameter_dtype(map_dtype(x))
         return dtype, *_conv_of(spec).filter_layout(_shape_of_maps(spec, x)[-1], dtype)
 
     def run(self, spec: ConvSpec, x: Tensor, filters: Filters, bias: Tensor | None) -> Tensor:
@@ -111,7 +112,7 @@ class Native(Backend):
         if spec.transposed:
             return _run_transposed(spec, x, ConvInputs(x.transpose(1, 2), weight, depthwise, bias)).transpose(1, 2)
         inputs = ConvInputs(_maps(spec, x), weight, depthwise, bias)
-        y = group_conv(*_as_kernels_read(inputs)[:4], None, *_operator_options(spec))
+        y = group_conv(*as_kernels_read(inputs)[:4], None, *_operator_options(spec))
         return y.to(result_dtype(x)).transpose(1, 2)
 
     def run_fused(
@@ -214,8 +215,8 @@ def _convolve(
     expanded: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Convolve to (B, |H|, O, *spatial') and add the residual; return also x, if shared, and the statistics."""
-    if _is_autocast(inputs.x) or not _have_kernels_dtypes(inputs):
-        result, cast = result_dtype(inputs.x), _as_kernels_read(inputs)
+    if is_autocast(inputs.x) or not have_kernels_dtypes(inputs):
+        result, cast = result_dtype(inputs.x), as_kernels_read(inputs)
         with torch.autocast(inputs.x.device.type, enabled=False):
             y, again, mean, var = _convolve(cast, eps, batch_stats, conv, return_stats, share_x, expanded)
         return y.to(result), again, mean, var
@@ -241,7 +242,7 @@ def _run_transposed(spec: ConvSpec, x: Tensor, inputs: ConvInputs) -> Tensor:
         bias = None if inputs.bias is None else inputs.bias.repeat(math.prod(spec.kernel_size))
         inputs = inputs._replace(bias=bias)
     if torch.compiler.is_compiling():
-        y = group_conv_transposed(*_as_kernels_read(inputs)[:4], size, *_operator_options(spec)).to(result_dtype(x))
+        y = group_conv_transposed(*as_kernels_read(inputs)[:4], size, *_operator_options(spec)).to(result_dtype(x))
     else:
         y = _transpose(inputs, _conv_of(spec), size)
     return channels_to_windows(spec, y) if as_channels else y
@@ -250,8 +251,8 @@ def _run_transposed(spec: ConvSpec, x: Tensor, inputs: ConvInputs) -> Tensor:
 def _transpose(inputs: ConvInputs, conv: NativeConv, size: tuple[int, ...]) -> Tensor:
     """Compute the transposed convolution of x, (B, |H|, O, …), to (B, |H|, I, *size)."""
     x = inputs.x
-    if _is_autocast(x) or not _have_kernels_dtypes(inputs):
-        result, cast = result_dtype(x), _as_kernels_read(inputs)
+    if is_autocast(x) or not have_kernels_dtypes(inputs):
+        result, cast = result_dtype(x), as_kernels_read(inputs)
         with torch.autocast(x.device.type, enabled=False):
             return _transpose(cast, conv, size).to(result)
     if can_bypass_dispatcher(x):
@@ -267,38 +268,6 @@ def _transpose(inputs: ConvInputs, conv: NativeConv, size: tuple[int, ...]) -> T
 def _is_transformed() -> bool:
     """Whether a function transform or forward-mode differentiation is active."""
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
-
-
-def _have_kernels_dtypes(inputs: ConvInputs) -> bool:
-    """Whether feature maps and parameters have dtypes that the kernels read together."""
-    maps = _map_dtype(inputs.x)
-    others = parameter_dtype(maps)
-    return inputs.x.dtype is maps and all(t is None or t.dtype is others for t in inputs[1:8])
-
-
-def _is_autocast(x: Tensor) -> bool:
-    return x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
-
-
-def result_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype of a convolution of x: autocast's, or its own."""
-    return torch.get_autocast_dtype("cpu") if _is_autocast(x) else x.dtype
-
-
-def _map_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype in which the kernels read x: that of the result, but float64 stays, and float16 is float32."""
-    dtype = x.dtype if x.dtype is torch.float64 else result_dtype(x)
-    return dtype if dtype in DTYPES else torch.float32
-
-
-def _as_kernels_read(inputs: ConvInputs) -> ConvInputs:
-    """Return inputs whose dtypes may differ, as under autocast, in those that the kernels read."""
-    maps = _map_dtype(inputs.x)
-    others = parameter_dtype(maps)
-    x, *parameters, residual = inputs
-    cast = [None if t is None else t.to(others) for t in parameters]
-    read = (x.to(maps), *cast, None if residual is None else residual.to(maps))
-    return ConvInputs(*read)  # type: ignore[arg-type]
 
 
 @constant_to_dynamo
