@@ -13,7 +13,7 @@
 #pragma once
 #include "depthwise.h"
 #include "filter_products.h"
-#include "input_output.h"
+#include "gather.h"
 #include "workspace.h"
 
 namespace {
@@ -45,16 +45,36 @@ INLINE void for_ranges(const Problem &p, const PhaseElements &elements, const La
     }
 }
 
+/* The same of pixels that are gathered. */
+template <class S, typename M = typename S::Map>
+void transform_gathered(const Problem &p, const Tile &tile, const Workspace<S> &shared, const Thread<S> &w,
+                        Channels channels, const M *x)
+{
+    Problem alone = p; /* the tile, as if there were nothing else */
+    Tile t = tile;
+    t.first_image = 0;
+    for (int axis = 0; axis < AXES; axis++) alone.in_size[axis] = tile.in_size[axis], t.in_start[axis] = 0;
+    const index_t pixels = product(tile.in_size);
+    const InputMaps<M> maps = {w.gathered, 0, tile.images * pixels, pixels};
+    for (index_t c = channels.first; c < channels.first + channels.count; c++) {
+        gather_channel(*shared.gathered, tile, c, x, w.gathered.data);
+        with_transform(p, shared.basis, [&](auto transform) INLINE_LAMBDA {
+            fourier_of_input(alone, t, w, {c, 1}, maps, Affine<typename S::Scalar>{}, false, transform);
+        });
+    }
+}
+
 /* w.x_fourier ← H x of some channels of a tile. */
 template <class S, typename T = typename S::Scalar>
 NOINLINE void transform_input(const Problem &p, const Tile &tile, const Workspace<S> &shared, const Thread<S> &w,
                               Channels channels, const typename S::Map *x, Affine<T> affine)
 {
+    if (shared.gathered) return transform_gathered(p, tile, shared, w, channels, x);
     if (shared.plan.fused)
-        fourier_of_input(p, tile, w, channels, x, affine, true, Dihedral4{});
+        fourier_of_input(p, tile, w, channels, maps_of(p, x), affine, true, Dihedral4{});
     else
         with_transform(p, shared.basis, [&](auto transform) INLINE_LAMBDA {
-            fourier_of_input(p, tile, w, channels, x, affine, false, transform);
+            fourier_of_input(p, tile, w, channels, maps_of(p, x), affine, false, transform);
         });
 }
 
@@ -144,11 +164,11 @@ void forward_by_outputs(const Problem &p, const Tensors &t, const Workspace<S> &
     }
 }
 
-template <class S> void forward(const Problem &p, const Tensors &t)
+template <class S> void forward(const Problem &p, const Problem *gathered, const Tensors &t)
 {
     using T = typename S::Scalar;
     Arena arena(t.workspace);
-    const Workspace<S> shared(arena, p, FORWARD);
+    const Workspace<S> shared(arena, p, FORWARD, gathered);
     T *y_mean = t.y_mean, *y_var = t.y_var;
     const Affine<T> affine = affine_of(BatchNorm<T>(p, t), p.in_channels, shared.affine.data);
     const Epilogue<S> end = {t.bias, t.residual, t.y, y_mean ? shared.stats.data : nullptr};
@@ -328,11 +348,11 @@ void write_norm_gradients(const Problem &p, const Tensors &t, const Workspace<S>
     }
 }
 
-template <class S> void backward(const Problem &p, const Tensors &t)
+template <class S> void backward(const Problem &p, const Problem *gathered, const Tensors &t)
 {
     using T = typename S::Scalar;
     Arena arena(t.workspace);
-    const Workspace<S> shared(arena, p, BACKWARD);
+    const Workspace<S> shared(arena, p, BACKWARD, gathered);
     const BatchNorm<T> norm(p, t);
     const Affine<T> affine = affine_of(norm, p.in_channels, shared.affine.data);
     const Affine<T> slope = {shared.slope, shared.slope + p.in_channels};

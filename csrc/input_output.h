@@ -80,13 +80,24 @@ INLINE void fourier_of_row(const M *from, index_t group_step, Stride stride, ind
                                 transform);
 }
 
+/* Feature maps, and the values from one channel, group element or image of them to the next. */
+template <typename M> struct InputMaps {
+    const M *x;
+    index_t channel_step, group_step, image_step;
+};
+
+template <typename M> INLINE InputMaps<M> maps_of(const Problem &p, const M *x)
+{
+    const index_t plane = product(p.in_size);
+    return {x, plane, p.in_channels * plane, p.order * p.in_channels * plane};
+}
+
 /* x_fourier ← H x for some channels of one tile; values between the rows stay the zeros that they are. */
 template <class S, class Transform, typename T = typename S::Scalar, typename M = typename S::Map>
-INLINE void fourier_of_input(const Problem &p, const Tile &t, const Thread<S> &w, Channels channels, const M *x,
+INLINE void fourier_of_input(const Problem &p, const Tile &t, const Thread<S> &w, Channels channels, InputMaps<M> maps,
                              Affine<T> affine, bool fused, Transform transform)
 {
     const Layout &l = w.layout;
-    const index_t plane = product(p.in_size), group_step = p.in_channels * plane;
     const FourierSteps steps = fourier_steps<S>(p, l, fused);
     for (index_t f = 0; f < l.phases; f++) {
         const Phase &phase = l.phase[f];
@@ -94,10 +105,10 @@ INLINE void fourier_of_input(const Problem &p, const Tile &t, const Thread<S> &w
         for (index_t i = channels.first; i < channels.first + channels.count; i++) {
             const T scale = affine.scale ? affine.scale[i] : 1, shift = affine.shift ? affine.shift[i] : 0;
             for_rows(p, t, phase, [&](index_t image, index_t pixel, index_t column, index_t pixels) INLINE_LAMBDA {
-                const M *from = x + image * transform.order * group_step + i * plane + pixel;
+                const M *from = maps.x + image * maps.image_step + i * maps.channel_step + pixel;
                 T *to = w.x_fourier + i * steps.channel + column * steps.column;
                 with_stride(p.stride[2], [&](auto stride) INLINE_LAMBDA {
-                    fourier_of_row<S>(from, group_step, stride, pixels, affine.scale != nullptr, scale, shift, to, steps,
+                    fourier_of_row<S>(from, maps.group_step, stride, pixels, affine.scale != nullptr, scale, shift, to, steps,
                                       transform);
                 });
             });

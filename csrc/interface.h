@@ -4,7 +4,7 @@
 #pragma once
 #include <stdint.h>
 
-constexpr int INTERFACE_VERSION = 13; /* changes with everything declared here */
+constexpr int INTERFACE_VERSION = 14; /* changes with everything declared here */
 constexpr int AXES = 3;              /* spatial axes; an image has one slice, and its slice axis has stride 1 */
 constexpr int MAX_ORDER = 48;        /* group elements, those of the cube with its reflections */
 constexpr int MAX_STRIDE = 3;        /* along each axis */
@@ -12,8 +12,8 @@ constexpr int MAX_ELEMENTS = 343;    /* of a kernel: 7×7×7 */
 constexpr int MAX_POOL_WINDOW = 8;   /* along each axis */
 
 enum DataType { FLOAT32 = 0, FLOAT64 = 1, BFLOAT16 = 2 }; /* of feature maps; with BFLOAT16 all else is FLOAT32 */
-/* separable: gc; factored: g; direct: lifting, and dense or g filters with blocks of channels */
-enum Kind { DENSE = 0, SEPARABLE = 1, FACTORED = 2, DIRECT = 3 };
+/* separable: gc; factored: g; direct: lifting, and dense or g filters with blocks of channels; gathered: see gather.h */
+enum Kind { DENSE = 0, SEPARABLE = 1, FACTORED = 2, DIRECT = 3, GATHERED = 4 };
 enum TransformKind { GENERAL = 0, CYCLIC4 = 4, DIHEDRAL4 = 8, OCTAHEDRAL = 24, FULL_OCTAHEDRAL = 48 };
 enum Pass { FORWARD = 0, BACKWARD = 1, EXPAND = 2 };
 
@@ -47,7 +47,7 @@ struct Address {
  * y and their gradients are feature maps. */
 struct Tensors {
     Address x;           /* (B, in_order, I, …) */
-    Address weight;      /* (O, I/groups, in_order, k…); (O, I/groups, |H|) with a depthwise factor */
+    Address weight;      /* (O, I/groups, in_order, k…); (O, I/groups, |H|) with a depthwise factor; (O, elements·I, |H|) gathered */
     Address depthwise;   /* (O, k…) of a separable filter, (O, I, k…) of one in factors */
     Address expanded;    /* filters of expand_filters, read in place of weight and depthwise */
     Address bias;        /* (O); of a transposed convolution, computed as dx, (I) */
@@ -57,7 +57,7 @@ struct Tensors {
     Address var;         /* (I) */
     Address residual;    /* (B, |H|, O, …), added to y */
     Address y;           /* (B, |H|, O, …) */
-    Address index;       /* int64, of y's shape: where max_pool found each value */
+    Address index;       /* int64, of y's shape: where max_pool found each value, if wanted */
     Address y_mean;      /* (O), statistics of y */
     Address y_var;       /* (O), biased */
     Address grad;        /* of y */

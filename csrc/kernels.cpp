@@ -7,7 +7,8 @@
  *
  * and W_k is block-diagonal: 12 multiplications for a pair of channels in place of 64 for p4m. A gc layer has one u for all
  * kernel elements and weights it (depthwise.h). The filter of a g layer is multiplied out but for blocks that stay in factors
- * (factored_gemm.h). Lifting layers, and layers with blocks of few channels, are computed directly (direct.h).
+ * (factored_gemm.h). Lifting layers are pointwise convolutions of the pixels of each orbit (gather.h); those of few entries,
+ * and layers with blocks of few channels, are computed directly (direct.h).
  *
  * Feature maps lie in memory as (B, |H|, C, …). This file is the C interface: `library.py` loads it by path, for any Python.
  * No exceptions and no C++ library: what is allocated is Python's, and every size is checked there.
@@ -36,6 +37,17 @@ bool fills_wide(index_t dtype, index_t row)
 
 /* Whether a convolution is not computed in the Fourier domain. */
 bool is_direct(const Problem &p) { return p.kind == DIRECT || p.groups > 1; }
+
+/* A convolution as it is computed: `problem`, of pixels that `gathered` names if it is not null. */
+struct Computed {
+    Problem problem;
+    const Problem *gathered;
+
+    explicit Computed(const Problem *p)
+        : problem(p->kind == GATHERED ? pointwise_of_gathered(*p) : *p), gathered(p->kind == GATHERED ? p : nullptr)
+    {
+    }
+};
 
 /* Call a function, which is compiled for each kind of vector, with that of feature maps. */
 template <class Function> INLINE auto with_simd(int64_t dtype, Function function)
@@ -81,10 +93,11 @@ EXPORT int64_t vector_values(int64_t dtype, int64_t row)
 
 EXPORT int64_t workspace_bytes(const Problem *p, int64_t pass)
 {
-    return with_simd(*p, [&](auto simd) -> index_t {
+    const Computed of(p);
+    return with_simd(of.problem, [&](auto simd) -> index_t {
         using S = decltype(simd);
         if (is_direct(*p)) return direct_workspace_bytes<S>(*p, (Pass)pass);
-        return workspace_bytes<S>(*p, (Pass)pass);
+        return workspace_bytes<S>(of.problem, (Pass)pass, of.gathered);
     });
 }
 
@@ -99,9 +112,10 @@ EXPORT int64_t filters_size(const Problem *p)
 /* y, and y_mean and y_var if they are wanted, of x and a filter; expanded filters are used if they are given. */
 EXPORT void forward(const Problem *p, const Tensors *t)
 {
-    with_simd(*p, [&](auto simd) {
+    const Computed of(p);
+    with_simd(of.problem, [&](auto simd) {
         using S = decltype(simd);
-        is_direct(*p) ? direct_forward<S>(*p, *t) : forward<S>(*p, *t);
+        is_direct(*p) ? direct_forward<S>(*p, *t) : forward<S>(of.problem, of.gathered, *t);
     });
 }
 
@@ -110,9 +124,10 @@ EXPORT void forward(const Problem *p, const Tensors *t)
  * x, with a bias (I) added to it. */
 EXPORT void backward(const Problem *p, const Tensors *t)
 {
-    with_simd(*p, [&](auto simd) {
+    const Computed of(p);
+    with_simd(of.problem, [&](auto simd) {
         using S = decltype(simd);
-        is_direct(*p) ? direct_backward<S>(*p, *t) : backward<S>(*p, *t);
+        is_direct(*p) ? direct_backward<S>(*p, *t) : backward<S>(of.problem, of.gathered, *t);
     });
 }
 

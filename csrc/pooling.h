@@ -180,68 +180,108 @@ template <class S> void pool_backward(const Problem &p, const Tensors &t)
 
 /* ---- any window ---- */
 
-/* The maxima of some windows of one row of the output, and where they are: row · width + column of the window's pixel,
- * or -1 where none is larger than -∞. */
-template <class S> struct Maxima {
-    typename S::Vector value[POOL_WINDOWS / S::lanes];
-    typename S::Mask place[POOL_WINDOWS / S::lanes];
-};
-
-/* Join one row of the windows' pixels; x is -∞ beyond the image. */
-template <class S, class Stride, typename T = typename S::Scalar>
-INLINE void join_row(const T *x, index_t count, Stride stride, int32_t window, int32_t place, Maxima<S> &most)
+/* Return v where it is larger than another, or NaN; else the other. */
+template <class S> INLINE typename S::Mask is_larger(typename S::Vector v, typename S::Vector other)
 {
-    using Vector = typename S::Vector;
-    using Mask = typename S::Mask;
-    for (index_t v = 0; v * S::lanes < count; v++)
-        for (int32_t k = 0; k < window; k++) {
-            const T *from = x + v * S::lanes * stride + k;
-            Vector pixel;
-            if constexpr (Stride::capacity == 2)
-                pixel = S::even_places(S::load(from), S::load(from + S::lanes));
-            else
-                S::read(pixel, from, stride);
-            const Mask larger = (pixel > most.value[v]) | (pixel != pixel), here = Mask{} + (place + k);
-            most.value[v] = S::select(larger, pixel, most.value[v]);
-            most.place[v] = (larger & here) | (~larger & most.place[v]);
-        }
+    return (v > other) | (v != v);
 }
 
-/* y: the largest pixel of each window of x; index: where it is in its image, the first of several, the last NaN. */
+/* Some windows of one row of the output: the columns of the image that they read, from `left` on, -∞ beyond it. */
+template <class S> struct PoolRow {
+    using T = typename S::Scalar;
+    index_t count, left, begin, end; /* windows; their first column, and those that the image has */
+    T pixel[POOL_WINDOWS * MAX_STRIDE + MAX_POOL_WINDOW + 2 * S::lanes];
+
+    PoolRow(const Problem &p, index_t first)
+        : count(smaller(POOL_WINDOWS, p.out_size[2] - first)), left(first * p.stride[2] - p.padding[2]),
+          begin(larger(0, left)), end(smaller(p.in_size[2], left + (count - 1) * p.stride[2] + p.window[2]))
+    {
+        for (index_t c = 0; c < round_up(count, S::lanes) * p.stride[2] + p.window[2]; c++) pixel[c] = (T)-INFINITY;
+    }
+
+    /* Return the k-th pixels of a vector of windows. */
+    template <class Stride> INLINE typename S::Vector pixels(index_t v, index_t k, Stride stride) const
+    {
+        const T *from = pixel + v * S::lanes * stride + k;
+        typename S::Vector found;
+        if constexpr (Stride::capacity == 2)
+            return S::even_places(S::load(from), S::load(from + S::lanes));
+        S::read(found, from, stride);
+        return found;
+    }
+};
+
+/* The largest pixels of windows of one row of the output: y. */
+template <class S, class Stride, typename M = typename S::Map>
+INLINE void pool_values(const Problem &p, PoolRow<S> &row, const M *image, index_t top, Stride stride, M *y)
+{
+    auto *to = row.pixel + row.begin - row.left;
+    const index_t columns = row.end - row.begin;
+    for (index_t r = larger(0, -top); r < smaller(p.window[1], p.in_size[1] - top); r++) {
+        const M *from = image + (top + r) * p.in_size[2] + row.begin;
+        for (index_t c = 0; c < columns; c += S::lanes) {
+            const typename S::Vector pixel = S::load(from + c, columns - c), most = S::load(to + c);
+            S::store(to + c, S::select(is_larger<S>(pixel, most), pixel, most), columns - c);
+        }
+    }
+    for (index_t v = 0; v * S::lanes < row.count; v++) {
+        typename S::Vector most = row.pixels(v, 0, stride);
+        for (index_t k = 1; k < p.window[2]; k++) {
+            const typename S::Vector pixel = row.pixels(v, k, stride);
+            most = S::select(is_larger<S>(pixel, most), pixel, most);
+        }
+        S::store(y + v * S::lanes, most, row.count - v * S::lanes);
+    }
+}
+
+/* The same, and where they are: index ← row · width + column, the first of several, the last NaN. */
+template <class S, class Stride, typename M = typename S::Map>
+INLINE void pool_places(const Problem &p, PoolRow<S> &row, const M *image, index_t top, Stride stride, M *y, int64_t *index)
+{
+    using Mask = typename S::Mask;
+    constexpr index_t vectors = POOL_WINDOWS / S::lanes;
+    typename S::Vector most[vectors];
+    Mask place[vectors]; /* from the windows' corners on; -1 where no pixel is larger than -∞ */
+    const index_t width = p.in_size[2];
+    for (index_t v = 0; v * S::lanes < row.count; v++)
+        most[v] = S::broadcast((typename S::Scalar)-INFINITY), place[v] = ~Mask{};
+    for (index_t r = larger(0, -top); r < smaller(p.window[1], p.in_size[1] - top); r++) {
+        copy_values<S>(row.end - row.begin, image + (top + r) * width + row.begin, row.pixel + row.begin - row.left);
+        for (index_t v = 0; v * S::lanes < row.count; v++)
+            for (index_t k = 0; k < p.window[2]; k++) {
+                const typename S::Vector pixel = row.pixels(v, k, stride);
+                const Mask larger = is_larger<S>(pixel, most[v]), here = Mask{} + (int32_t)(r * width + k);
+                most[v] = S::select(larger, pixel, most[v]);
+                place[v] = (larger & here) | (~larger & place[v]);
+            }
+    }
+    for (index_t c = 0; c < row.count; c++) {
+        const index_t column = row.left + c * stride, found = place[c / S::lanes][c % S::lanes];
+        const index_t inside = larger(0, -top) * width + larger(0, -column);
+        y[c] = most[c / S::lanes][c % S::lanes];
+        index[c] = top * width + column + (found < 0 ? inside : found);
+    }
+}
+
+/* y: the largest pixel of each window of x; index, if it is wanted: where it is in its image. */
 template <class S> void max_pool(const Problem &p, const Tensors &t)
 {
-    using T = typename S::Scalar;
-    const index_t height = p.in_size[1], width = p.in_size[2], rows = p.out_size[1], columns = p.out_size[2];
-    const index_t stride = p.stride[2], window = p.window[2];
+    const index_t rows = p.out_size[1], columns = p.out_size[2], stride = p.stride[2];
     const typename S::Map *x = t.x;
     typename S::Map *y = t.y;
     int64_t *index = t.index;
 #pragma omp parallel for num_threads((int)p.threads) if (p.threads > 1)
     for (index_t n = 0; n < p.batch * p.in_channels * rows; n++) {
-        const typename S::Map *image = x + n / rows * height * width;
+        const typename S::Map *image = x + n / rows * p.in_size[1] * p.in_size[2];
         const index_t top = n % rows * p.stride[1] - p.padding[1];
         for (index_t first = 0; first < columns; first += POOL_WINDOWS) {
-            const index_t count = smaller(POOL_WINDOWS, columns - first), left = first * stride - p.padding[2];
-            Maxima<S> most;
-            for (index_t v = 0; v * S::lanes < count; v++)
-                most.value[v] = S::broadcast((T)-INFINITY), most.place[v] = ~typename S::Mask{};
-            for (index_t r = larger(0, -top); r < smaller(p.window[1], height - top); r++) {
-                T row[POOL_WINDOWS * MAX_STRIDE + MAX_POOL_WINDOW];
-                const index_t begin = larger(0, left), end = smaller(width, left + (count - 1) * stride + window);
-                for (index_t c = 0; c < round_up(count, S::lanes) * stride + window; c++) row[c] = (T)-INFINITY;
-                copy_values<S>(end - begin, image + (top + r) * width + begin, row + begin - left);
-                auto join = [&](auto known) INLINE_LAMBDA {
-                    join_row<S>(row, count, known, (int32_t)window, (int32_t)(r * width), most);
-                };
-                stride == 1 ? join(Constant<1>{}) : stride == 2 ? join(Constant<2>{}) : join(Variable<MAX_STRIDE>{(int)stride});
-            }
-            for (index_t c = 0; c < count; c++) {
-                const index_t at = n * columns + first + c, corner = top * width + left + c * stride;
-                const index_t place = most.place[c / S::lanes][c % S::lanes];
-                const index_t inside = larger(0, -top) * width + larger(0, -left - c * stride);
-                y[at] = most.value[c / S::lanes][c % S::lanes];
-                index[at] = corner + (place < 0 ? inside : place);
-            }
+            PoolRow<S> row(p, first);
+            auto pool = [&](auto known) INLINE_LAMBDA {
+                const index_t at = n * columns + first;
+                index ? pool_places<S>(p, row, image, top, known, y + at, index + at)
+                      : pool_values<S>(p, row, image, top, known, y + at);
+            };
+            stride == 1 ? pool(Constant<1>{}) : stride == 2 ? pool(Constant<2>{}) : pool(Variable<MAX_STRIDE>{(int)stride});
         }
     }
 }

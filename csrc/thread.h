@@ -13,14 +13,17 @@ template <class S> struct Plan {
     bool packed = false; /* whether columns of some tile are */
     Blocking blocking;
     index_t columns = 0, plane = 0; /* of the largest tile; of a plane */
+    index_t gathered;               /* pixels of the largest tile, if they are gathered */
     index_t blocks, held_blocks;    /* of the filter; of those outputs whose filters a thread holds, by outputs */
 
-    Plan(const Problem &p, const PhaseElements &elements, Pass of_pass, bool fuses)
-        : pass(of_pass), division(divide(p, pass)), fused(fuses && pass != BACKWARD && !division.by_outputs)
+    Plan(const Problem &p, const PhaseElements &elements, Pass of_pass, bool fuses, bool gathers)
+        : pass(of_pass), division(divide(p, pass)), fused(fuses && pass != BACKWARD && !division.by_outputs), gathered(0)
     {
         Layout layout;
         for (index_t band = 0; band < division.bands; band++) { /* later tiles have as many images, or fewer */
-            layout.update(p, elements, tile_at(p, division, band, pass), S::lanes, S::wide_lanes);
+            const Tile tile = tile_at(p, division, band, pass);
+            layout.update(p, elements, tile, S::lanes, S::wide_lanes);
+            if (gathers) gathered = larger(gathered, tile.images * product(tile.in_size));
             columns = larger(columns, layout.columns);
             packed = packed || layout.packed;
             plane = larger(plane, round_up(layout.size, S::pair));
@@ -37,6 +40,7 @@ template <class S> struct Thread {
     Array<int32_t> plane_offset; /* of each vector of columns, or of each column if they are packed */
     Array<int32_t> whole_plane;  /* the same of each vector of a plane, for packed columns moved to one */
     Array<index_t> shift;        /* (elements, order): from an output pixel to the input pixel, in a plane of its phase */
+    Array<typename S::Map> gathered; /* one channel of a tile, (order, images, pixels) */
     Array<T> x_fourier;          /* H x, (order, I, columns), or as fused products read it; by outputs, that of all threads */
     Array<T> x_fourier_grad;     /* by outputs, that of a part of them, in shared memory */
     Array<T> gemm_out;           /* products of a block of outputs, (order, outputs × elements, step) */
@@ -53,6 +57,7 @@ template <class S> struct Thread {
         : plane_offset(arena.take<int32_t>(plan.columns / (plan.packed ? 1 : S::lanes))),
           whole_plane(arena.take<int32_t>(plan.packed ? plan.plane / S::lanes : 0)),
           shift(arena.take<index_t>(p.elements * p.order)),
+          gathered(arena.take<typename S::Map>(p.order * plan.gathered)),
           x_fourier(arena.take<T>(plan.division.by_outputs ? 0 : p.order * p.in_channels * plan.columns)),
           x_fourier_grad(arena.take<T>(plan.pass == BACKWARD ? x_fourier.size : 0)),
           gemm_out(arena.take<T>(plan.fused ? 0 : p.order * rows(p, plan) * plan.blocking.step)),

@@ -9,6 +9,7 @@ namespace {
  * for a slower one. Gradients of filters and norms are summed part by part, each in one order whoever takes it. */
 template <class S> struct Workspace {
     using T = typename S::Scalar;
+    const Problem *gathered; /* where the input is gathered: by which pixels (gather.h); else null */
     PhaseElements elements;
     Plan<S> plan;
     Basis<T> basis;
@@ -21,8 +22,8 @@ template <class S> struct Workspace {
     Array<T> x_fourier_grads;       /* (output_parts, order, I, columns) */
     PerThread<Thread<S>> threads;
 
-    Workspace(Arena &arena, const Problem &p, Pass pass)
-        : elements(arena, p), plan(p, elements, pass, fuses_products<S>(p)), basis(arena, p),
+    Workspace(Arena &arena, const Problem &p, Pass pass, const Problem *of_gathered)
+        : gathered(of_gathered), elements(arena, p), plan(p, elements, pass, fuses_products<S>(p), gathered), basis(arena, p),
           blocks(arena.take<T>(shared_blocks())), affine(arena.take<T>(2 * p.in_channels)),
           slope(arena.take<T>(2 * p.in_channels)),
           stats(arena.take<Stats>(pass == BACKWARD ? 0 : plan.division.tiles * p.out_channels)), parts(parts_of(p)),
@@ -54,14 +55,14 @@ private:
     }
 };
 
-template <class S> index_t workspace_bytes(const Problem &p, Pass pass)
+template <class S> index_t workspace_bytes(const Problem &p, Pass pass, const Problem *gathered)
 {
     Arena arena(nullptr);
     if (pass == EXPAND) {
         PhaseElements elements(arena, p);
         FilterChannels<S> channels(arena, p);
     } else
-        Workspace<S> workspace(arena, p, pass);
+        Workspace<S> workspace(arena, p, pass, gathered);
     return arena.bytes();
 }
 
@@ -70,7 +71,7 @@ template <class S> index_t workspace_bytes(const Problem &p, Pass pass)
 template <class S> index_t filters_size(const Problem &p)
 {
     Arena arena(nullptr);
-    return Workspace<S>(arena, p, FORWARD).plan.blocks;
+    return Workspace<S>(arena, p, FORWARD, nullptr).plan.blocks;
 }
 
 /* Write the filter of output o as `forward` reads it; backward it is never fused. */

@@ -1073,11 +1073,12 @@ def test_gradients_are_computed_where_they_are_needed(
         assert outputs["ddepthwise"] == (for_filters and kind != "dense")
 
 
+@pytest.mark.parametrize("inputs", [1, 3])  # of one channel, pixels are not gathered
 @pytest.mark.parametrize("wanted", [{"x"}, {"weight"}, {"bias"}, {"x", "weight", "bias"}], ids=_names)
 def test_lifting_computes_the_gradients_that_are_needed(
-    wanted: set[str], launched: list[tuple[str, Any, dict[str, bool]]], monkeypatch: pytest.MonkeyPatch
+    inputs: int, wanted: set[str], launched: list[tuple[str, Any, dict[str, bool]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    convolution, x, calls = LiftingConv2d(3, 4, 3, group=D4), torch.randn(2, 3, 7, 8), []
+    convolution, x, calls = LiftingConv2d(inputs, 4, 3, group=D4), torch.randn(2, inputs, 7, 8), []
     leaves = {"x": x, "weight": convolution.weight, "bias": convolution.bias}
     of_images = native_convolution._images_grad
     monkeypatch.setattr(native_convolution, "_images_grad", lambda *args: (calls.append("x"), of_images(*args))[1])
@@ -1098,7 +1099,8 @@ def test_lifting_computes_the_gradients_that_are_needed(
     for name in wanted:  # the bias's alone is summed by PyTorch
         torch.testing.assert_close(found[name], expected[name], rtol=1e-5 if name == "bias" else 0, atol=0)
     backward = [problem.kind for name, problem, _ in launched if name == "backward"]
-    assert backward == ([native_problem.DIRECT] if "weight" in wanted else [])
+    kind = native_problem.DIRECT if inputs == 1 else native_problem.GATHERED
+    assert backward == ([kind] if "weight" in wanted else [])
     assert calls == (["x"] if "x" in wanted else [])
 
 
@@ -1436,7 +1438,7 @@ PIXELS = 6 * 7
         ("dense", P4M_PAIR * 3 * 4 * 9 * PIXELS, 1, 1),
         ("g", P4M_PAIR * 3 * 4 * 9 * PIXELS, 1, 1),
         ("gc", P4M_PAIR * 3 * 4 * PIXELS + 4 * 8 * 9 * PIXELS, None, None),
-        ("lifting", 3 * 4 * 8 * 9 * PIXELS, 1, 1),
+        ("lifting", P4M_PAIR * 3 * 4 * 3 * PIXELS, 2, 1),  # a 3×3 filter has three orbits; images, PyTorch's 8·9
     ],
 )
 def test_executed_operations_are_counted(kind: str, forward: int, of_x: int | None, of_filters: int | None) -> None:

@@ -61,6 +61,9 @@ def test_the_kernel_finds_the_places_that_pytorch_finds(
         expected.backward(grad)
         torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=0, equal_nan=True)
+        with torch.no_grad():  # which stores no places
+            y = native.max_pool(x, window)  # type: ignore[arg-type]
+        torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
 
 
 @needs_kernels

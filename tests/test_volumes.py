@@ -201,7 +201,7 @@ def test_a_group_of_another_dimension_is_refused() -> None:
         ({"kernel_size": (3, 1, 3), "group": "C4"}, "kernel_size (=(3, 1, 3)) must be the same on axes Y and X"),
         ({"kernel_size": 3, "stride": (1, 2), "group": "O"}, "stride (=(1, 2)) must be an integer of at least 1"),
         ({"kernel_size": 2, "padding": "same", "group": "Ci"}, "padding='same' pads"),
-        ({"kernel_size": 8, "group": "O", "backend": "native"}, "needs kernels of up to 343 elements"),
+        ({"kernel_size": 8, "group": "Td", "backend": "native"}, "needs kernels of up to 343 elements"),
     ],
 )
 def test_a_bad_argument_is_refused(options: dict[str, Any], message: str) -> None:

@@ -45,6 +45,7 @@ from sepgroupy.backends.native import (
     supports_max_pool,
 )
 from sepgroupy.backends.native.launch import ConvInputs, NativeConv, native_conv
+from sepgroupy.backends.native.limits import is_gathered
 from sepgroupy.errors import ArgumentError
 from sepgroupy.groups import C1, C2, C4, D1, D2, D4, PointGroup, as_group
 
@@ -380,7 +381,7 @@ class Problem:
         return _error([y.detach(), *found], map(torch.from_numpy, expected))
 
     def _direct_error(self, spec: ConvSpec) -> float:
-        """Return the error of a direct convolution of up to two channels to up to three in each block."""
+        """Return the error of a lifting convolution, or one in blocks: of each, up to two channels to up to three."""
         drawn, blocks, separable = self._drawn, spec.groups, spec.kind != "lifting" and self.kind == "gc"
         order = 1 if spec.kind == "lifting" else spec.group.order
         inputs, outputs = min(self.inputs, 2), blocks * min(self.outputs, 3)
@@ -415,7 +416,7 @@ class Problem:
             dx if wants_x else None,
             dweight,
             ddepthwise,
-            grad.double().transpose(0, 2).flatten(1).sum(1),
+            None if is_gathered(spec, inputs) else grad.double().transpose(0, 2).flatten(1).sum(1),
         )
         return max(_error([y, *found], exact), self._stats_error(y, stats))
 

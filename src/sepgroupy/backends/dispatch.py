@@ -18,6 +18,7 @@ from .fourier import Fourier
 from .geometry import MAX_SIZE
 from .native import Native
 from .native.library import DTYPES
+from .native.limits import can_gather
 from .reference import Reference
 from .tracing import constant_to_dynamo, is_exporting
 from .two_step import TwoStep
@@ -219,6 +220,8 @@ def _is_fastest(backend: Backend, spec: ConvSpec, x: Tensor) -> bool:
 def _max_direct_channels(spec: ConvSpec) -> int:
     """Return the largest number of input channels at which a direct convolution by the kernels is the fastest."""
     if spec.kind == "lifting":
+        if can_gather(spec):
+            return MAX_SIZE
         return spec.groups * (DIRECT_MAX_ENTRIES[spec.dimension] // math.prod(spec.kernel_size))
     if spec.groups == 1:
         return MAX_SIZE

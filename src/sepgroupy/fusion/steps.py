@@ -38,7 +38,7 @@ from ..backends.native import (
     result_dtype,
     supports_max_pool,
 )
-from ..backends.native import max_pool as max_pool_with_places
+from ..backends.native import max_pool as max_pool_by_kernel
 from ..nn import GroupConvolution
 from .folding import can_fold, fold
 
@@ -178,7 +178,8 @@ class FusedPool:
     """``max_pool(relu(norm(x)))``, where norm and ReLU are optional.
 
     One kernel computes all of it for 2×2 pixels after a norm. Otherwise pooling comes before the ReLU, which then has
-    fewer values, by :func:`sepgroupy.backends.max_pool` in inference and by a kernel of its own in training.
+    fewer values. A kernel computes it; in inference, :func:`sepgroupy.backends.max_pool` is faster where windows do not
+    overlap.
     """
 
     node: Node
@@ -205,13 +206,13 @@ class FusedPool:
     def _pooled(self, x: Tensor) -> Tensor:
         if not (can_bypass_dispatcher(x) and x.is_cpu and has_windows(x, self.window)):
             return self.pool(x)  # type: ignore[no-any-return]
-        if not torch.is_grad_enabled():
-            return max_pool(x, *self.window)
-        maps = merge_group(x) if x.ndim == 5 else x
-        if not (native_for(x) and supports_max_pool(maps, self.window)):
-            return self.pool(x)  # type: ignore[no-any-return]
-        y = max_pool_with_places(maps, self.window)
-        return split_group(y, x.shape[2]) if x.ndim == 5 else y
+        maps, (kernel, stride, _) = merge_group(x) if x.ndim == 5 else x, self.window
+        by_slices = kernel == stride and not torch.is_grad_enabled()
+        if not by_slices and native_for(x) and supports_max_pool(maps, self.window):
+            y = max_pool_by_kernel(maps, self.window)
+            return split_group(y, x.shape[2]) if x.ndim == 5 else y
+        y = self.pool(x) if torch.is_grad_enabled() else max_pool(x, *self.window)
+        return y
 
     @property
     def reads(self) -> list[Node]:

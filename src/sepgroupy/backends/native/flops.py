@@ -13,7 +13,9 @@ from typing import Any
 import torch
 
 from ...groups import fourier_basis
-from .operator import group_of_entries
+from .limits import is_gathered
+from .operator import OPTIONS, spec_of
+from .orbits import orbits_of
 
 FLOP_COUNTER = "torch.utils.flop_counter"
 
@@ -24,28 +26,31 @@ def _executed(
     x: Shape,  # (B, |H|, I, *spatial)
     weight: Shape,  # (O, I, |H|, k, …) or (O, I, |H|, 1, …)
     depthwise: Shape | None,  # (O, 1, 1, k, …) or (O, I, 1, k, …)
-    lifting: bool,
-    groups: int,
-    elements: Sequence[int],
+    options: Sequence[Any],  # of the operator
     y: Shape,  # (B, |H|, O, *spatial')
+    of_images: bool = False,
 ) -> tuple[int, int]:
     """Return the operations of the products with a filter's blocks, and those of the depthwise step of a gc layer.
 
-    A g filter counts as it is multiplied out, though wide vectors take less for its blocks of size two.
+    A g filter counts as it is multiplied out, though wide vectors take less for its blocks of size two. The gradient of
+    images is PyTorch's.
     """
-    group = group_of_entries(elements, len(x) - 3)
-    multiplications = group.order if lifting else group.order**2 if groups > 1 else fourier_basis(group).multiplications
+    spec = spec_of((weight if depthwise is None else depthwise)[3:], *options)
+    order, fourier = spec.group.order, fourier_basis(spec.group).multiplications
+    multiplications = order if spec.kind == "lifting" else order**2 if spec.groups > 1 else fourier
     pair_of_channels = 2 * multiplications * weight[0] * weight[1] * x[0]
-    kernel = math.prod((weight if depthwise is None else depthwise)[3:])
+    kernel = math.prod(spec.kernel_size)
+    if is_gathered(spec, weight[1]) and not of_images:
+        orbits = len(orbits_of(spec.group, spec.kernel_size).first)
+        return pair_of_channels * fourier * orbits // order * math.prod(y[3:]), 0
     if depthwise is None or depthwise[1] != 1:  # at the output's pixels, for each kernel element
         return pair_of_channels * kernel * math.prod(y[3:]), 0
     # At the input's pixels, once; then the kernel elements at the output's.
-    return pair_of_channels * math.prod(x[3:]), 2 * x[0] * weight[0] * group.order * kernel * math.prod(y[3:])
+    return pair_of_channels * math.prod(x[3:]), 2 * x[0] * weight[0] * order * kernel * math.prod(y[3:])
 
 
 def _forward(x: Shape, weight: Shape, depthwise: Shape | None, *others: Any, out_shape: Shape) -> int:
-    lifting, groups, elements = others[-6:-3]
-    return sum(_executed(x, weight, depthwise, lifting, groups, elements, out_shape))
+    return sum(_executed(x, weight, depthwise, others[-OPTIONS:], out_shape))
 
 
 def _backward(
@@ -58,20 +63,20 @@ def _backward(
     *options: Any,
     **_: Any,
 ) -> int:
-    products, depthwise_step = _executed(x, weight, depthwise, options[0], options[1], options[2], grad)
+    products, depthwise_step = _executed(x, weight, depthwise, options, grad)
     wants_x, wants_filters = needs[0], needs[1] or needs[2]
     if not (wants_x or wants_filters):
         return 0
     if depthwise_step:  # both gradients of the depthwise step are one loop; the filters' needs the first step again
         return (wants_x + 2 * wants_filters) * products + 2 * depthwise_step
-    return (wants_x + wants_filters) * products
+    of_images, _ = _executed(x, weight, depthwise, options, grad, of_images=True)
+    return wants_x * of_images + wants_filters * products
 
 
 def _transposed(
     x: Shape, weight: Shape, depthwise: Shape | None, bias: Any, size: Sequence[int], *options: Any, **_: Any
 ) -> int:
-    lifting, groups, elements = options[:3]
-    return sum(_executed((*x[:2], weight[1], *size), weight, depthwise, lifting, groups, elements, x))
+    return sum(_executed((*x[:2], weight[1], *size), weight, depthwise, options, x))
 
 
 class _AfterImport(MetaPathFinder):

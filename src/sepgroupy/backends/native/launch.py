@@ -18,8 +18,9 @@ from ...errors import ArgumentError
 from ..batch_norm import BatchNormReLU
 from ..conv_spec import ConvSpec
 from .library import DTYPES, MAPS, TensorAddresses, kernels
-from .limits import is_direct, unsupported_reason
+from .limits import is_direct, is_gathered, unsupported_reason
 from .memory import empty, workspace
+from .orbits import filter_gradient, filter_of_orbits
 from .problem import checked_output_shape, checked_problem, output_shape
 
 Tensors = dict[str, "Tensor | None"]
@@ -62,7 +63,7 @@ class NativeConv:
     (O, I, |H|, 1, …), and depthwise the other, (O, 1, 1, k, …) or (O, I, 1, k, …).
     A lifting one reads images (B, 1, I, *spatial) and a weight (O, I, 1, k, …).
     With blocks of channels, filters are dense or of a gc layer and have I/groups input channels. They and lifting ones
-    are convolved directly, without norm and residual.
+    are convolved without norm and residual: directly, or lifting ones as ``orbits`` says.
 
     The padding is of zeros, the same on both sides.
     """
@@ -92,6 +93,8 @@ class NativeConv:
         computes = bool(y.numel() and x.numel())
         y_mean, y_var = _two(weight, y.shape[2]) if return_stats and computes else (None, None)
         outputs: Tensors = {"y": y, "y_mean": y_mean, "y_var": y_var}
+        if is_gathered(self.spec, weight.shape[1]):
+            weight = filter_of_orbits(self.spec, weight)
         if self.direct:
             self._run("forward", {"x": x, "weight": weight, "depthwise": depthwise, "bias": bias, **outputs}, computes)
         else:
@@ -153,8 +156,12 @@ class NativeConv:
     def backward_directly(
         self, grad: Tensor, inputs: ConvInputs, wants_x: bool = False, wants_filters: bool = True
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-        """Return the gradients of x, unless it is of images, and of weight, depthwise and bias."""
+        """Return the gradients of x (None of images), weight, depthwise and bias (None where pixels are gathered)."""
         x, weight, depthwise = inputs[:3]
+        if is_gathered(self.spec, weight.shape[1]):
+            pointwise = ConvInputs(x, filter_of_orbits(self.spec, weight))
+            found = self.backward(grad, pointwise, wants_x=False, wants_filters=wants_filters)[1]
+            return None, None if found is None else filter_gradient(self.spec, found), None, None
         dx = empty(x.shape, x) if wants_x else None
         dw, db = (torch.empty_like(weight), weight.new_empty(len(weight))) if wants_filters else (None, None)
         dd = torch.empty_like(depthwise) if wants_filters and depthwise is not None else None

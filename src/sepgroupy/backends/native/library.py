@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 FOLDER = Path(__file__).parent  # of the libraries
-VERSION = 13  # of the interface, as csrc/interface.h has it
+VERSION = 14  # of the interface, as csrc/interface.h has it
 VARIANTS = ("avx512", "avx2", "baseline")  # the widest vectors first
 AXES = 3  # spatial axes of the kernels; an image has one slice
 MAP_KERNELS = ("pool", "pool_backward", "max_pool", "max_pool_backward", "norm_clamp", "norm_clamp_backward")

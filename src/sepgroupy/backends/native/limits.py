@@ -1,11 +1,14 @@
-"""Limits of the compiled kernels: strides, kernel sizes, extents and group orders."""
+"""What the compiled kernels compute, and in which of their ways."""
 
 from __future__ import annotations
 
 import math
 from functools import lru_cache
 
+from ...groups import fourier_basis, transformed_size
 from ..conv_spec import ConvSpec
+from .orbits import orbits_of
+from .transform import GENERAL, kernel_transform
 
 MAX_STRIDE, MAX_ORDER = 3, 48
 MAX_POOL_WINDOW = 8  # pixels along each axis
@@ -16,6 +19,10 @@ MAX_EXTENT = 64  # pixels between the first and the last kernel element: the wor
 @lru_cache(maxsize=1024)
 def unsupported_reason(spec: ConvSpec) -> str | None:
     """Return the requirements that a convolution does not meet, or None."""
+    return None if can_gather(spec) else _exceeded_limits(spec)
+
+
+def _exceeded_limits(spec: ConvSpec) -> str | None:
     elements, most = math.prod(spec.kernel_size), MAX_KERNEL_ELEMENTS[spec.dimension]
     extent = max(d * (k - 1) + 1 for d, k in zip(spec.dilation, spec.kernel_size, strict=True))
     needs = {
@@ -30,5 +37,27 @@ def unsupported_reason(spec: ConvSpec) -> str | None:
 
 
 def is_direct(spec: ConvSpec) -> bool:
-    """Whether the kernels convolve directly, not in the Fourier domain: lifting layers, and blocks of channels."""
+    """Whether the kernels read filters as they are, without norm and residual: of lifting layers, or in blocks."""
     return spec.kind == "lifting" or spec.groups > 1
+
+
+@lru_cache(maxsize=1024)
+def can_gather(spec: ConvSpec) -> bool:
+    """Whether a lifting convolution can be one of gathered pixels (``orbits``), with any stride and dilation.
+
+    The group must map the kernel onto itself and have a fast transform, and it must take fewer multiplications.
+    """
+    group, kernel = spec.group, spec.kernel_size
+    if spec.kind != "lifting" or spec.groups > 1 or kernel_transform(group)[0] == GENERAL:
+        return False
+    if any(transformed_size(matrix, kernel) != kernel for matrix in group.arrays):
+        return False
+    multiplications = len(orbits_of(group, kernel).first) * fourier_basis(group).multiplications
+    return multiplications < math.prod(kernel) * group.order
+
+
+@lru_cache(maxsize=1024)
+def is_gathered(spec: ConvSpec, in_channels: int) -> bool:
+    """Whether it is one: not with as few entries as a 3×3 filter of one channel (benchmarks/layers.py, lifting)."""
+    few = in_channels * math.prod(spec.kernel_size) <= 3**spec.dimension
+    return can_gather(spec) and not (few and _exceeded_limits(spec) is None)

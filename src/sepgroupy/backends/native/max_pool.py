@@ -1,4 +1,4 @@
-"""Kernels for max-pooling in training, which store where the maxima are; without gradients, slices are as fast."""
+"""Kernels for max-pooling; where gradients may be needed, they store where the maxima are."""
 
 from __future__ import annotations
 
@@ -26,7 +26,17 @@ def supports_max_pool(x: Tensor, window: Window) -> bool:
 
 def max_pool(x: Tensor, window: Window) -> Tensor:
     """Return ``max_pool2d(x, *window)`` of feature maps (N, C, Y, X). Differentiable twice."""
-    y: Tensor = _MaxPool.apply(x, window)
+    if torch.is_grad_enabled():
+        y: Tensor = _MaxPool.apply(x, window)
+        return y
+    return _pool(x.contiguous(), window)
+
+
+def _pool(x: Tensor, window: Window, index: Tensor | None = None) -> Tensor:
+    check_readable({"x": x})
+    problem, shape = _problem_of(x.dtype, tuple(x.shape), window, torch.get_num_threads())
+    y = empty(shape, x)
+    launch("max_pool", problem, {"x": x, "y": y, "index": index})
     return y
 
 
@@ -37,13 +47,11 @@ class _MaxPool(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, window: Window) -> Tensor:
         """Pool."""
         x = x.contiguous()
-        check_readable({"x": x})
-        problem, shape = _problem_of(x.dtype, tuple(x.shape), window, torch.get_num_threads())
-        y, index = empty(shape, x), empty(shape, x.new_empty(0, dtype=torch.int64))
-        launch("max_pool", problem, {"x": x, "y": y, "index": index})
+        _, shape = _problem_of(x.dtype, tuple(x.shape), window, torch.get_num_threads())
+        index = empty(shape, x.new_empty(0, dtype=torch.int64))
         ctx.save_for_backward(x, index)
         ctx.window = window
-        return y
+        return _pool(x, window, index)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:

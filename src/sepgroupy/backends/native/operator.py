@@ -19,6 +19,8 @@ Integers = Sequence[int]
 
 _TENSORS = "Tensor x, Tensor weight, Tensor? depthwise, Tensor? bias"
 _OPTIONS = "bool lifting, int groups, int[] elements, int[] stride, int[] padding, int[] dilation"
+OPTIONS = 6
+"""The number of the operators' last arguments, which state the convolution."""
 
 
 @torch.library.custom_op(
@@ -67,17 +69,22 @@ def _conv_of(inputs: ConvInputs, lifting: bool, groups: int, elements: Integers,
     filters = inputs.weight if inputs.depthwise is None else inputs.depthwise
     if not (kernel := filters.shape[3:]):
         raise ArgumentError(f"a filter has shape {tuple(filters.shape)}; the kernels read (O, I, |H|, k, …)")
+    return native_conv(spec_of(kernel, lifting, groups, elements, *geometry))
+
+
+def spec_of(kernel: Sequence[int], lifting: bool, groups: int, elements: Integers, *geometry: Integers) -> ConvSpec:
+    """Return the specification of a convolution with a kernel of this size and the operators' last arguments."""
     kind = "lifting" if lifting else "dense"
-    return _conv_of_elements(kind, groups, tuple(elements), tuple(map(int, kernel)), *map(tuple, geometry))
+    return _spec_of(kind, groups, tuple(elements), tuple(map(int, kernel)), *map(tuple, geometry))
 
 
 @lru_cache(maxsize=1024)
-def _conv_of_elements(
+def _spec_of(
     kind: str, groups: int, elements: tuple[int, ...], kernel: tuple[int, ...], *geometry: tuple[int, ...]
-) -> NativeConv:
-    group = group_of_entries(elements, len(kernel))
+) -> ConvSpec:
     stride, padding, dilation = geometry
-    return native_conv(ConvSpec.parse(group, kind, kernel, stride, padding, dilation, groups))
+    group = group_of_entries(elements, len(kernel))
+    return ConvSpec.parse(group, kind, kernel, stride, padding, dilation, groups)
 
 
 def group_of_entries(entries: Sequence[int], dimension: int) -> PointGroup:

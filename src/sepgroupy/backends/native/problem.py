@@ -12,11 +12,12 @@ import torch
 from ...errors import ArgumentError
 from ..conv_spec import ConvSpec
 from .library import AXES, DTYPES, Problem, kernels
-from .limits import is_direct
+from .limits import is_direct, is_gathered
+from .orbits import orbits_of
 from .transform import kernel_transform, transformed_offsets
 
 # As csrc/interface.h has them:
-DENSE, SEPARABLE, FACTORED, DIRECT = 0, 1, 2, 3  # kinds of filters
+DENSE, SEPARABLE, FACTORED, DIRECT, GATHERED = 0, 1, 2, 3, 4  # kinds of filters
 PASSES = {"forward": 0, "backward": 1, "expand_filters": 2}
 
 Shape = tuple[int, ...]
@@ -68,9 +69,9 @@ def checked_problem(
     y = checked_output_shape(spec, x, weight)
     if not (found := kernels()):
         raise ArgumentError(f"backend (='native') is unavailable: {found.summary}")
-    kind = DIRECT if is_direct(spec) else DENSE
+    kind = GATHERED if is_gathered(spec, x[2]) else DIRECT if is_direct(spec) else DENSE
     if depthwise is not None:
-        factored = kind != DIRECT and x[2] != 1 and depthwise[1:2] == (x[2],)
+        factored = kind == DENSE and x[2] != 1 and depthwise[1:2] == (x[2],)
         kind = FACTORED if factored else SEPARABLE
     problem = ctypes.byref(_problem(spec, x, y, kind, threads, dtype, eps, batch_stats))
     expected = _expected_shapes(spec, x, y, kind)
@@ -93,6 +94,8 @@ def _problem(
     batch, _, inputs, *size = x
     transform, blocks, basis, irreps = kernel_transform(spec.group)
     offsets = transformed_offsets(spec.group, spec.kernel_size, spec.dilation)
+    if kind == GATHERED:
+        offsets = np.ascontiguousarray(offsets[orbits_of(spec.group, spec.kernel_size).first])
     arrays = (blocks, offsets, spec.group.cayley_table.astype(np.int32), basis, irreps)
     problem = Problem(
         DTYPES[dtype], kind, transform, threads,
@@ -114,10 +117,13 @@ def _expected_shapes(spec: ConvSpec, x: Shape, y: Shape, kind: int) -> dict[str,
     """Return the shape of each tensor that a kernel reads or writes."""
     kernel, elements, inputs, outputs = spec.kernel_size, _in_order(spec), x[2], y[2]
     pointwise = kind in (SEPARABLE, FACTORED)
+    weight = (outputs, inputs // spec.groups, elements, *((1,) * len(kernel) if pointwise else kernel))
+    if kind == GATHERED:
+        weight = (outputs, len(orbits_of(spec.group, kernel).first) * inputs, spec.group.order, *(1,) * len(kernel))
     expected = {
         "x": (x[0], elements, inputs, *x[3:]),
         **dict.fromkeys(("gamma", "beta", "mean", "var"), (inputs,)),
-        "weight": (outputs, inputs // spec.groups, elements, *((1,) * len(kernel) if pointwise else kernel)),
+        "weight": weight,
         "depthwise": (outputs, inputs if kind == FACTORED else 1, 1, *kernel),
         "bias": (outputs,),
         "residual": y,
