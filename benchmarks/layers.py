@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from sepgroupy.backends import available_backends, select_backend
+from sepgroupy.backends.native.limits import is_gathered
+from sepgroupy.backends.native.orbits import orbits_of
 from sepgroupy.groups import as_group, fourier_basis
 from sepgroupy.nn import cached_filters
 
@@ -39,7 +41,9 @@ def cases(quick: bool) -> list[LayerCase]:
     """List the layers of the published networks, at their sizes; the quick list has the last of each kind, batch 2."""
     sizes = (32, 16, 8)
     halving: dict[str, Any] = {"size": 32, "batch": 16, "stride": 2}
+    stems = [(c, size, batch) for c in (64, 23) for size, batch in ((65, 8), (225, 1))]
     found = [
+        *(LayerCase("p4m", "lifting", 7, 3, c, size, n, stride=2, in_channels=3) for c, size, n in stems),  # of ResNets
         LayerCase("p4m", "lifting", 3, 1, 28, 32, 16, in_channels=3),
         LayerCase("p4", "lifting", 3, 0, 30, 28, 256, in_channels=1),
         LayerCase("p4m", "gc", 3, 1, 56, in_channels=28, **halving),
@@ -109,7 +113,8 @@ def limit(case: LayerCase, rates: Rates) -> dict[str, Any]:
     * products: its matrix products alone at the rate of a large one. In the Fourier domain they are Σ copies·size²
       over the blocks for each pair of channels, pixel and kernel element of a dense filter, with expanded filters
       |H|²·k². A step has three times as many; of a separable layer four by the kernels, which recompute the feature map
-      between its steps; of a lifting layer two, as images need no gradient.
+      between its steps unless it has fewer values than the filter; of a lifting layer two, as images need no gradient.
+      Pixels of a lifting layer that are gathered have products of each orbit of kernel elements.
       A 3×3 g layer's blocks of size two take 4 + 2·k² each by the AVX-512 kernels, and 12 + 4·k² in the backward pass.
     * moves: each tensor moved once at the rate of a copy. Inference reads x and writes y; a step also reads x and
       the gradient of y and writes that of x.
@@ -119,8 +124,11 @@ def limit(case: LayerCase, rates: Rates) -> dict[str, Any]:
     saved, elements = fourier_basis(group).multiplications, case.kernel**case.dimension
     lifting = case.kind == "lifting"
     x_pixels, y_pixels = case.size**case.dimension, case.output_size**case.dimension
-    step = 2 if lifting else 4 if (backend, case.kind) == ("native", "gc") else 3
-    if backend == "native" and case.transposed:
+    recomputes = (backend, case.kind) == ("native", "gc") and case.batch * x_pixels > case.input_channels
+    step = 2 if lifting else 4 if recomputes else 3
+    if backend == "native" and is_gathered(layer.spec, case.input_channels):
+        macs = saved * len(orbits_of(group, layer.kernel_size).first) * y_pixels
+    elif backend == "native" and case.transposed:
         macs = saved * (y_pixels if case.kind == "gc" else elements * x_pixels)
     elif backend == "fourier" or (backend == "native" and case.kind == "gc"):
         macs = saved * (y_pixels if case.kernel == 1 else x_pixels)

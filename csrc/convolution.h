@@ -95,10 +95,23 @@ void transform_together(const Problem &p, const Tile &tile, const Workspace<S> &
     }
 }
 
+/* Copy products of a separable filter from w.gemm_out to those of all outputs, (order, O, columns), or back. */
+template <class S, typename T = typename S::Scalar>
+void copy_products(const Problem &p, const Plan<S> &plan, const Thread<S> &w, const ProductRange &range, T *all, bool back)
+{
+    for (index_t row = 0; row < p.order * range.outputs; row++) {
+        const index_t g = row / range.outputs, o = range.first + row % range.outputs;
+        T *of_range = w.gemm_out + row * plan.blocking.step;
+        T *of_all = all + (g * p.out_channels + o) * plan.columns + range.column;
+        memcpy(back ? of_range : of_all, back ? of_all : of_range, range.count * sizeof(T));
+    }
+}
+
 /* Some outputs of a tile, whose transform w has. */
 template <class S, typename T = typename S::Scalar>
 NOINLINE void forward_outputs(const Problem &p, const Tile &t, const Workspace<S> &shared, const Thread<S> &w,
-                              Channels outputs, Filters<T> filters, const T *depthwise, const Epilogue<S> &end)
+                              Channels outputs, Filters<T> filters, const T *depthwise, const Epilogue<S> &end,
+                              T *products = nullptr)
 {
     const Blocking blocking = shared.plan.blocking;
     const int slices = slices_of_square(p);
@@ -110,6 +123,7 @@ NOINLINE void forward_outputs(const Problem &p, const Tile &t, const Workspace<S
     if (p.kind != SEPARABLE) memset(w.padded_out, 0, outputs.count * p.order * w.layout.size * sizeof(T));
     for_ranges(p, shared.elements, w.layout, blocking, outputs, filters.held, false, S::pair, [&](const ProductRange &range) {
         multiply_filters(p, w, filters.blocks, depthwise, range, blocking.step);
+        if (products) copy_products(p, shared.plan, w, range, products, false);
         with_transform(p, shared.basis, [&](auto transform) INLINE_LAMBDA {
             if (p.kind == SEPARABLE)
                 store_mid(w, range, blocking, transform);
@@ -160,7 +174,7 @@ void forward_by_outputs(const Problem &p, const Tensors &t, const Workspace<S> &
         const Channels outputs = block_of_outputs(p, shared.plan.blocking, b);
         const Filters<T> filters = expanded ? Filters<T>{{0, p.out_channels}, expanded}
                                             : hold_filters(p, t, shared.elements, w, outputs);
-        forward_outputs(p, tile, shared, w, outputs, filters, (const T *)t.depthwise, end);
+        forward_outputs(p, tile, shared, w, outputs, filters, (const T *)t.depthwise, end, (T *)t.products);
     }
 }
 
@@ -194,11 +208,13 @@ NOINLINE void backward_outputs(const Problem &p, const Tensors &t, const Tile &t
 {
     const Blocking blocking = shared.plan.blocking;
     const T *depthwise = t.depthwise;
+    T *products = t.products;
     const bool wants_filters = (bool)t.dweight, wants_x = (bool)t.dx;
     copy_output_grad(p, tile, w, outputs.first, outputs.count, (const typename S::Map *)t.grad);
     for_ranges(p, shared.elements, w.layout, blocking, outputs, filters.held, adds, S::pair, [&](const ProductRange &range) {
         if (p.kind == SEPARABLE && wants_filters) /* u is read by the gradient of the depthwise factor alone */
-            multiply_filters(p, w, filters.blocks, depthwise, range, blocking.step);
+            products ? copy_products(p, shared.plan, w, range, products, true)
+                     : multiply_filters(p, w, filters.blocks, depthwise, range, blocking.step);
         if (p.kind == SEPARABLE)
             with_elements(p.elements, [&](auto count) INLINE_LAMBDA {
                 depthwise_backward(p, shared.elements, shared.basis, w, range, blocking.step, depthwise, count);

@@ -2,9 +2,9 @@
  *
  *     x[i](stride·q + g·k - padding).
  *
- * A lifting convolution is one, with one kernel element k for each orbit of the group: the pixels g·k, as a function of g, are
- * a feature map of the group. A filter of 49 pixels has ten orbits under p4m; the Fourier domain has 12 products for each,
- * where direct convolution has 8 for each pixel. Pixels are gathered for one tile and channel at a time, and never stored.
+ * A lifting convolution is one, with one kernel element k for each orbit of the group: the pixels g·k, as a function of g,
+ * are a feature map of the group. A filter of 49 pixels has ten orbits under p4m. The Fourier domain has 12 products for
+ * each orbit, direct convolution 8 for each pixel. Pixels are gathered for one tile and channel at a time.
  */
 #pragma once
 #include "input_output.h"
@@ -26,8 +26,9 @@ Problem pointwise_of_gathered(const Problem &p)
     return pointwise;
 }
 
-/* to[c] = from[stride·(c + first)] where that is one of `size` pixels, else 0. */
-template <typename M> INLINE void gather_row(const M *from, index_t size, index_t first, index_t stride, index_t count, M *to)
+/* to[c] = from[first + stride·c] where that is one of `size` pixels, else 0. */
+template <typename M>
+INLINE void gather_row(const M *from, index_t size, index_t first, index_t stride, index_t count, M *to)
 {
     const index_t begin = smaller(count, larger(0, ceil_div(larger(0, -first), stride)));
     const index_t end = larger(begin, smaller(count, floor_div(size - 1 - first, stride) + 1));

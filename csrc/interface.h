@@ -47,7 +47,7 @@ struct Address {
  * y and their gradients are feature maps. */
 struct Tensors {
     Address x;           /* (B, in_order, I, …) */
-    Address weight;      /* (O, I/groups, in_order, k…); (O, I/groups, |H|) with a depthwise factor; (O, elements·I, |H|) gathered */
+    Address weight;      /* (O, I/groups, in_order, k…); (O, I/groups, |H|) beside depthwise; (O, elements·I, |H|) gathered */
     Address depthwise;   /* (O, k…) of a separable filter, (O, I, k…) of one in factors */
     Address expanded;    /* filters of expand_filters, read in place of weight and depthwise */
     Address bias;        /* (O); of a transposed convolution, computed as dx, (I) */
@@ -69,5 +69,6 @@ struct Tensors {
     Address dgamma;
     Address dbeta;
     Address dresidual;   /* of norm_clamp */
+    Address products;    /* (saved_products): of x and a separable filter; written forward, read backward */
     Address workspace;   /* as many bytes as `workspace_bytes` returns */
 };

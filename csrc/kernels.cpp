@@ -107,6 +107,12 @@ EXPORT int64_t filters_size(const Problem *p)
     return with_simd(*p, [&](auto simd) { return filters_size<decltype(simd)>(*p); });
 }
 
+/* Return the values of products that forward may save for backward, or 0. */
+EXPORT int64_t saved_products(const Problem *p)
+{
+    return with_simd(*p, [&](auto simd) -> index_t { return is_direct(*p) ? 0 : saved_products<decltype(simd)>(*p); });
+}
+
 /* ---- kernels ---- */
 
 /* y, and y_mean and y_var if they are wanted, of x and a filter; expanded filters are used if they are given. */

@@ -37,30 +37,32 @@ template <class S> void norm_clamp(const Problem &p, const Tensors &t)
 
 /* ---- backward ---- */
 
-/* One channel of one feature map. y is null where there is no residual: it is then computed again. */
+/* Where y comes from: nowhere, if nothing is clamped; from x, if there is no residual; or from memory. */
+enum ClampedBy { NOTHING, BY_X, BY_Y };
+
+/* One channel of one feature map. */
 template <class S> struct ClampedPlane {
     const typename S::Map *x, *y, *grad;
     typename S::Scalar scale, shift, low, high;
-    bool clamps;
 };
 
-/* Visit the vectors of a plane: the first pixel, and x and the gradient of norm(x) + residual there. */
-template <class S, class Function>
+/* Visit the vectors of a plane: first pixel, pixels that are left, and x and the gradient of norm(x) + residual there. */
+template <class S, int By, class Function>
 INLINE void for_gradients(const ClampedPlane<S> &plane, index_t pixels, Function function)
 {
-    for (index_t at = 0; at < pixels; at += S::lanes) {
-        const typename S::Vector x = S::load(plane.x + at, pixels - at);
-        typename S::Vector grad = S::load(plane.grad + at, pixels - at);
-        if (plane.clamps) {
-            const typename S::Vector y = plane.y ? S::load(plane.y + at, pixels - at) : x * plane.scale + plane.shift;
-            grad = unclamped<S>(y, grad, plane.low, plane.high);
-        }
-        function(at, x, grad);
-    }
+    auto visit = [&](index_t at, index_t left) INLINE_LAMBDA {
+        const typename S::Vector x = S::load(plane.x + at, left);
+        typename S::Vector grad = S::load(plane.grad + at, left);
+        if constexpr (By == BY_X) grad = unclamped<S>(x * plane.scale + plane.shift, grad, plane.low, plane.high);
+        if constexpr (By == BY_Y) grad = unclamped<S>(S::load(plane.y + at, left), grad, plane.low, plane.high);
+        function(at, left, x, grad);
+    };
+    index_t at = 0;
+    for (; at + S::lanes <= pixels; at += S::lanes) visit(at, S::lanes);
+    if (at < pixels) visit(at, pixels - at);
 }
 
-/* Gradients of x, of the residual, and of gamma and beta, where they are wanted. */
-template <class S> void norm_clamp_backward(const Problem &p, const Tensors &t)
+template <class S, int By> void norm_clamp_backward(const Problem &p, const Tensors &t)
 {
     using T = typename S::Scalar;
     using Vector = typename S::Vector;
@@ -69,20 +71,19 @@ template <class S> void norm_clamp_backward(const Problem &p, const Tensors &t)
     const typename S::Map *const x = t.x, *const y = t.y, *const grad = t.grad;
     typename S::Map *const dx = t.dx, *const dresidual = t.dresidual;
     T *const dgamma = t.dgamma, *const dbeta = t.dbeta;
-    const bool clamps = p.low > -INFINITY || p.high < INFINITY;
 #pragma omp parallel for num_threads((int)p.threads) if (p.threads > 1)
     for (index_t i = 0; i < channels; i++) {
         T scale, shift, slope = 0, offset = 0;
         norm.affine(i, &scale, &shift);
         const auto plane = [=, &p](index_t n) {
-            const typename S::Map *const of_y = y ? y + n * pixels : nullptr;
-            return ClampedPlane<S>{x + n * pixels, of_y, grad + n * pixels, scale, shift, (T)p.low, (T)p.high, clamps};
+            const typename S::Map *const of_y = By == BY_Y ? y + n * pixels : nullptr;
+            return ClampedPlane<S>{x + n * pixels, of_y, grad + n * pixels, scale, shift, (T)p.low, (T)p.high};
         };
         if (dgamma || (dx && p.batch_stats)) {
             double by_scale = 0, by_shift = 0;
             for (index_t n = i; n < all; n += channels) {
                 Vector dscale = {}, dshift = {};
-                for_gradients<S>(plane(n), pixels, [&](index_t, Vector of_x, Vector of_grad) INLINE_LAMBDA {
+                for_gradients<S, By>(plane(n), pixels, [&](index_t, index_t, Vector of_x, Vector of_grad) INLINE_LAMBDA {
                     dscale += of_grad * of_x, dshift += of_grad;
                 });
                 by_scale += (double)S::sum(dscale), by_shift += (double)S::sum(dshift);
@@ -92,12 +93,22 @@ template <class S> void norm_clamp_backward(const Problem &p, const Tensors &t)
             if (p.batch_stats) slope = of_norm.slope, offset = of_norm.offset;
         }
         for (index_t n = i; n < all && (dx || dresidual); n += channels)
-            for_gradients<S>(plane(n), pixels, [&](index_t at, Vector of_x, Vector of_grad) INLINE_LAMBDA {
-                const index_t left = pixels - at;
+            for_gradients<S, By>(plane(n), pixels, [&](index_t at, index_t left, Vector of_x, Vector of_grad) INLINE_LAMBDA {
                 if (dresidual) S::store(dresidual + n * pixels + at, of_grad, left);
                 if (dx) S::store(dx + n * pixels + at, of_grad * scale + of_x * slope + offset, left);
             });
     }
+}
+
+/* Gradients of x, of the residual, and of gamma and beta, where they are wanted. */
+template <class S> void norm_clamp_backward(const Problem &p, const Tensors &t)
+{
+    if (!(p.low > -INFINITY || p.high < INFINITY))
+        norm_clamp_backward<S, NOTHING>(p, t);
+    else if (t.y)
+        norm_clamp_backward<S, BY_Y>(p, t);
+    else
+        norm_clamp_backward<S, BY_X>(p, t);
 }
 
 } // namespace

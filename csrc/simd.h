@@ -77,21 +77,23 @@ template <typename T, int Bytes, typename M = T> struct Simd {
     static INLINE void store(T *to, Vector v) { *reinterpret_cast<Memory *>(to) = v; }
     static INLINE Vector load(const BFloat16 *from)
     {
-        const typename Halves::Value halves = *reinterpret_cast<const typename Halves::Memory *>(from);
-        return (Vector)(widen(halves) << 16);
+        return floats(*reinterpret_cast<const typename Halves::Memory *>(from));
     }
-    static INLINE void store(BFloat16 *to, Vector v)
-    {
-        const Bits bits = (Bits)v, nan = (Bits)(v != v), rounded = bits + 0x7fff + (bits >> 16 & 1);
-        *reinterpret_cast<typename Halves::Memory *>(to) = __builtin_convertvector((rounded | nan) >> 16, typename Halves::Value);
-    }
+    static INLINE void store(BFloat16 *to, Vector v) { *reinterpret_cast<typename Halves::Memory *>(to) = halves(v); }
     static INLINE Wide load_wide(const T *from) { return *reinterpret_cast<const WideMemory *>(from); }
     static INLINE void store_wide(T *to, Wide v) { *reinterpret_cast<WideMemory *>(to) = v; }
 
-    /* Read up to a vector of values, zeros after them; write as many: in parts of sizes that the compiler knows. */
+    /* Read up to a vector of values, zeros after them; write as many: masked, or in parts of sizes that the compiler knows. */
     template <typename E> static INLINE Vector load(const E *from, index_t count)
     {
         if (count >= lanes) return load(from);
+#if defined(__AVX512VL__) && defined(__AVX512BW__)
+        const auto mask = (uint16_t)((1 << count) - 1);
+        if constexpr (sizeof(E) == 4 && Bytes == 32) return (Vector)_mm256_maskz_loadu_ps((uint8_t)mask, from);
+        if constexpr (sizeof(E) == 4 && Bytes == 64) return (Vector)_mm512_maskz_loadu_ps(mask, from);
+        if constexpr (sizeof(E) == 2 && Bytes == 32) return floats((HalfVector)_mm_maskz_loadu_epi16((uint8_t)mask, from));
+        if constexpr (sizeof(E) == 2 && Bytes == 64) return floats((HalfVector)_mm256_maskz_loadu_epi16(mask, from));
+#endif
         E some[lanes] = {};
         copy_some<lanes / 2>(some, from, count);
         return load(some);
@@ -99,6 +101,13 @@ template <typename T, int Bytes, typename M = T> struct Simd {
     template <typename E> static INLINE void store(E *to, Vector v, index_t count)
     {
         if (count >= lanes) return store(to, v);
+#if defined(__AVX512VL__) && defined(__AVX512BW__)
+        const auto mask = (uint16_t)((1 << count) - 1);
+        if constexpr (sizeof(E) == 4 && Bytes == 32) return _mm256_mask_storeu_ps(to, (uint8_t)mask, (__m256)v);
+        if constexpr (sizeof(E) == 4 && Bytes == 64) return _mm512_mask_storeu_ps(to, mask, (__m512)v);
+        if constexpr (sizeof(E) == 2 && Bytes == 32) return _mm_mask_storeu_epi16(to, (uint8_t)mask, (__m128i)halves(v));
+        if constexpr (sizeof(E) == 2 && Bytes == 64) return _mm256_mask_storeu_epi16(to, mask, (__m256i)halves(v));
+#endif
         E some[lanes];
         store(some, v);
         copy_some<lanes / 2>(to, some, count);
@@ -159,12 +168,19 @@ template <typename T, int Bytes, typename M = T> struct Simd {
     static INLINE Vector select(Mask mask, Vector a, Vector b) { return (Vector)((mask & (Mask)a) | (~mask & (Mask)b)); }
 
 private:
-    static INLINE Bits widen(typename Halves::Value halves)
+    using HalfVector = typename Halves::Value;
+
+    static INLINE Vector floats(HalfVector halves)
     {
 #if defined(__AVX2__) /* one instruction, which the compiler does not find */
-        if constexpr (Bytes == 32) return (Bits)_mm256_cvtepu16_epi32((__m128i)halves);
+        if constexpr (Bytes == 32) return (Vector)((Bits)_mm256_cvtepu16_epi32((__m128i)halves) << 16);
 #endif
-        return __builtin_convertvector(halves, Bits);
+        return (Vector)(__builtin_convertvector(halves, Bits) << 16);
+    }
+    static INLINE HalfVector halves(Vector v)
+    {
+        const Bits bits = (Bits)v, nan = (Bits)(v != v), rounded = bits + 0x7fff + (bits >> 16 & 1);
+        return __builtin_convertvector((rounded | nan) >> 16, HalfVector);
     }
     template <int... Lane> static INLINE Vector even_places(Vector a, Vector b, Numbers<Lane...>)
     {

@@ -66,6 +66,19 @@ template <class S> index_t workspace_bytes(const Problem &p, Pass pass, const Pr
     return arena.bytes();
 }
 
+/* Return the values of the products of a separable filter that forward saves for backward; 0 where they would take more
+ * memory than the filter, or tiles differ. */
+template <class S> index_t saved_products(const Problem &p)
+{
+    Arena arena(nullptr);
+    const Plan<S> plan = Workspace<S>(arena, p, FORWARD, nullptr).plan;
+    if (p.kind != SEPARABLE || !plan.division.by_outputs || plan.columns > p.in_channels) return 0;
+    const Tile forward = tile_at(p, plan.division, 0, FORWARD), backward = tile_at(p, plan.division, 0, BACKWARD);
+    for (int axis = 0; axis < AXES; axis++)
+        if (forward.in_size[axis] != backward.in_size[axis] || forward.out_size[axis] != backward.out_size[axis]) return 0;
+    return p.order * p.out_channels * plan.columns;
+}
+
 /* ---- expanded filters ---- */
 
 template <class S> index_t filters_size(const Problem &p)

@@ -425,6 +425,8 @@ def test_many_channels_on_few_pixels_are_as_defined(group: PointGroup, kind: str
         problem = stress.Problem(spec, 2, inputs, outputs, size, dtype, kind, True, norm, threads, norm, norm)
         assert problem.is_by_outputs
         assert problem.check() < 1, problem
+        saves = native_conv(spec).new_products(problem.draw_inputs()) is not None
+        assert saves == (kind == "gc")
 
 
 @pytest.mark.parametrize("group", [C1, D2, C4, D4, stress.DIAGONAL, stress.SHUFFLED], ids=lambda group: group.name)

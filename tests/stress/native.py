@@ -257,7 +257,7 @@ class Problem:
         outputs: Sequence[Tensor | None],
         gradients: Sequence[Tensor | None],
     ) -> None:
-        """Compare with expanded filters, and with the gradients of x and the norm or those of the filters alone."""
+        """Compare with expanded filters, saved products, and gradients of x and the norm or of the filters alone."""
         copies = [None if t is None else t.clone() for t in inputs]
         if inputs.weight.numel() and inputs.x.numel():
             expanded = conv.expand_filters(tuple(inputs.x.shape), inputs.weight, inputs.depthwise)
@@ -269,6 +269,11 @@ class Problem:
         assert all(map(_same, of_x, (dx, None, None, dgamma, dbeta))), "gradients without the filters'"
         of_filters = conv.backward(*backward, wants_x=False)
         assert all(map(_same, of_filters, (None, dweight, ddepthwise, None, None))), "gradients of the filters alone"
+        if (products := conv.new_products(inputs)) is not None:
+            assert products.numel() <= inputs.weight.numel(), "more products than the filter has values"
+            again = conv.forward(inputs, EPS, return_stats=True, products=products.fill_(math.nan))
+            assert all(map(_same, again, outputs)), "products are saved"
+            assert all(map(_same, conv.backward(*backward, products=products), gradients)), "saved products"
         assert all(map(_same, inputs, copies)), "the inputs are written"
 
     def _defined(self, inputs: ConvInputs, grad: Tensor, other_grad: Tensor | None) -> list[Tensor | None]:

@@ -47,7 +47,8 @@ FOURIER_MIN_SAVED_ON_GPU_COMPILED = 400
 """The same in compiled programs, where the first transform is fused with the batch norm before it."""
 DIRECT_MAX_ENTRIES = {1: 49, 2: 49, 3: 343}
 """Largest number of entries of a lifting filter, by dimension, at which the kernels' direct convolution is faster than
-PyTorch's: 49 are 7×7 of one channel, or 3×3 of five (benchmarks/layers.py)."""
+PyTorch's, for groups and kernels whose pixels they do not gather: that is faster with any number of channels
+(benchmarks/layers.py)."""
 DIRECT_MAX_PLANES = {"dense": 4, "g": 4, "gc": 48}
 """The same of layers with blocks of channels: largest number of planes of a block, |H|·in_channels/groups, by kind. A g
 layer with one channel in a block is of kind gc. See benchmarks/blocks.py."""

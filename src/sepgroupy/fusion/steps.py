@@ -211,8 +211,7 @@ class FusedPool:
         if not by_slices and native_for(x) and supports_max_pool(maps, self.window):
             y = max_pool_by_kernel(maps, self.window)
             return split_group(y, x.shape[2]) if x.ndim == 5 else y
-        y = self.pool(x) if torch.is_grad_enabled() else max_pool(x, *self.window)
-        return y
+        return self.pool(x) if torch.is_grad_enabled() else max_pool(x, *self.window)
 
     @property
     def reads(self) -> list[Node]:

@@ -39,7 +39,7 @@ from .windows import (
 
 
 class Native(Backend):
-    """Compiled kernels: few channels directly, all else in the group's Fourier domain (docs/native.md)."""
+    """Compiled kernels: in the group's Fourier domain or, with few channels, directly (docs/native.md)."""
 
     name = "native"
 

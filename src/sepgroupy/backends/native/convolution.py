@@ -28,9 +28,11 @@ class GroupConvFunction(torch.autograd.Function):
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """Convolve; the arguments are the inputs, eps, batch_stats, the convolution, return_stats and share_x."""
         *tensors, ctx.eps, ctx.batch_stats, ctx.conv, return_stats, share_x = args
-        ctx.save_for_backward(*tensors[:-1])  # not the residual
+        inputs = ConvInputs(*tensors)
+        products = ctx.conv.new_products(inputs) if any(ctx.needs_input_grad[1:3]) else None
+        ctx.save_for_backward(*tensors[:-1], products)  # not the residual
         ctx.set_materialize_grads(False)
-        y, mean, var = ctx.conv.forward(ConvInputs(*tensors).contiguous(), ctx.eps, return_stats)
+        y, mean, var = ctx.conv.forward(inputs.contiguous(), ctx.eps, return_stats, products=products)
         if mean is not None and var is not None:
             ctx.mark_non_differentiable(mean, var)
         return y, tensors[0] if share_x else None, mean, var
@@ -40,10 +42,11 @@ class GroupConvFunction(torch.autograd.Function):
         """Return the gradients, through the definition if they are to be differentiated in turn."""
         if grad is None:
             return (other_grad, *(None,) * 13)
-        inputs, needs = ConvInputs(*ctx.saved_tensors), ctx.needs_input_grad
+        *tensors, products = ctx.saved_tensors
+        inputs, needs = ConvInputs(*tensors), ctx.needs_input_grad
         residual = grad if needs[8] else None
         if not needs_definition(grad):
-            gradients = differentiate(grad, inputs, ctx.eps, ctx.batch_stats, ctx.conv, needs, other_grad)
+            gradients = differentiate(grad, inputs, ctx.eps, ctx.batch_stats, ctx.conv, needs, other_grad, products)
             return (*gradients, None, None, residual, *(None,) * 5)
         wanted = [t for t, need in zip(inputs[:8], needs, strict=False) if need and t is not None]
         with torch.enable_grad():
@@ -108,6 +111,7 @@ def differentiate(
     conv: NativeConv,
     needs: Sequence[bool],
     other_grad: Tensor | None = None,
+    products: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients of x, to which ``other_grad`` is added, of weight, depthwise, bias, gamma and beta.
 
@@ -127,7 +131,7 @@ def differentiate(
         other_grad = None if other_grad is None else other_grad.contiguous()
         if wants_x or wants_filters:
             dx, dweight, ddepthwise, dgamma, dbeta = conv.backward(
-                grad, inputs, eps, batch_stats, other_grad, wants_x, wants_filters
+                grad, inputs, eps, batch_stats, other_grad, wants_x, wants_filters, products
             )
     if needs[3] and dbias is None:
         dbias = _channel_sums(grad, inputs.weight.dtype)

@@ -69,8 +69,8 @@ def _backward(
         return 0
     if depthwise_step:  # both gradients of the depthwise step are one loop; the filters' needs the first step again
         return (wants_x + 2 * wants_filters) * products + 2 * depthwise_step
-    of_images, _ = _executed(x, weight, depthwise, options, grad, of_images=True)
-    return wants_x * of_images + wants_filters * products
+    of_x = _executed(x, weight, depthwise, options, grad, of_images=True)[0]
+    return wants_x * of_x + wants_filters * products
 
 
 def _transposed(

@@ -75,18 +75,25 @@ class NativeConv:
             raise ArgumentError(f"the kernels need {reason}")
         self._problem = lru_cache(maxsize=64)(partial(checked_problem, spec))
         self._checked_output_shape = lru_cache(maxsize=64)(partial(checked_output_shape, spec))
+        self._count_products = lru_cache(maxsize=64)(self._saved_products)
 
     def output_shape(self, x: Any, weight: Any) -> tuple[int, ...]:
         """Return the shape of the output for an input and a filter of these shapes, which may be symbols."""
         return output_shape(self.spec, x, weight)
 
     def forward(
-        self, inputs: ConvInputs, eps: float = 0.0, return_stats: bool = False, expanded: Tensor | None = None
+        self,
+        inputs: ConvInputs,
+        eps: float = 0.0,
+        return_stats: bool = False,
+        expanded: Tensor | None = None,
+        products: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Convolve x, or relu(norm(x)) if there is a mean, and add the residual.
 
         Return the result and, if wanted and there are values, mean and biased variance of its channels. ``expanded``
-        are filters of :meth:`expand_filters`, used in place of the parameters.
+        are filters of :meth:`expand_filters`, used in place of the parameters. ``products``, of :meth:`new_products`,
+        are written for the backward pass.
         """
         x, weight, depthwise, bias, gamma, beta, mean, var, residual = inputs
         y = empty(self._checked_output_shape(x.shape, weight.shape), x)
@@ -100,7 +107,7 @@ class NativeConv:
         else:
             filters = {"x": x, "weight": weight, "depthwise": depthwise, "bias": bias}
             norm = {"gamma": gamma, "beta": beta, "mean": mean, "var": var}
-            added = {"residual": residual, "expanded": expanded if computes else None}
+            added = {"residual": residual, "expanded": expanded if computes else None, "products": products}
             self._run("forward", {**filters, **norm, **added, **outputs}, computes, eps)
         if not computes:
             y.copy_(y.new_zeros(()) if residual is None else residual)
@@ -117,12 +124,13 @@ class NativeConv:
         other_grad: Tensor | None = None,
         wants_x: bool = True,
         wants_filters: bool = True,
+        products: Tensor | None = None,
     ) -> tuple[Tensor | None, ...]:
         """Return the gradients of x, weight, depthwise, gamma and beta.
 
-        ``other_grad`` is added to that of x. With ``batch_stats`` the norm's statistics are those of x, and the
-        gradient passes through them. Without ``wants_x`` those of x, gamma and beta are None, without
-        ``wants_filters`` those of weight and depthwise.
+        ``other_grad`` is added to that of x. ``products`` are those that ``forward`` has written for the same inputs.
+        With ``batch_stats`` the norm's statistics are those of x, and the gradient passes through them. Without
+        ``wants_x`` those of x, gamma and beta are None, without ``wants_filters`` those of weight and depthwise.
         """
         x, weight, depthwise, _, gamma, beta, mean, var, _ = inputs
         dx = empty(x.shape, x) if wants_x else None
@@ -130,13 +138,29 @@ class NativeConv:
         dd = torch.empty_like(depthwise) if wants_filters and depthwise is not None else None
         dgamma, dbeta = _two(weight, x.shape[2]) if wants_x and mean is not None else (None, None)
         filters, norm = {"x": x, "weight": weight, "depthwise": depthwise}, {"gamma": gamma, "beta": beta}
-        given: Tensors = {**filters, **norm, "mean": mean, "var": var, "grad": grad, "other_grad": other_grad}
+        norm |= {"mean": mean, "var": var}
+        given: Tensors = {**filters, **norm, "grad": grad, "other_grad": other_grad, "products": products}
         found: Tensors = {"dx": dx, "dweight": dw, "ddepthwise": dd, "dgamma": dgamma, "dbeta": dbeta}
         computes = bool(grad.numel() and x.numel())
         self._run("backward", {**given, **found}, computes, eps, batch_stats)
         if dx is not None and other_grad is not None and not computes:
             dx += other_grad
         return dx, dw, dd, None if gamma is None else dgamma, None if beta is None else dbeta
+
+    def new_products(self, inputs: ConvInputs) -> Tensor | None:
+        """Return memory for the products of a gc layer, which its backward pass would compute again.
+
+        None where they would take more memory than the filter.
+        """
+        x, weight, depthwise, *_ = inputs
+        if self.direct or depthwise is None or depthwise.shape[1] != 1 or not (x.numel() and weight.numel()):
+            return None
+        size = self._count_products((x.shape, weight.shape, depthwise.shape), x.dtype)
+        return weight.new_empty(size) if size else None
+
+    def _saved_products(self, shapes: tuple[tuple[int, ...], ...], dtype: torch.dtype) -> int:
+        problem, _ = self._problem("forward", ("x", "weight", "depthwise"), shapes, 1, dtype)
+        return int(kernels().library.saved_products(problem))
 
     def transpose(
         self, x: Tensor, weight: Tensor, depthwise: Tensor | None, bias: Tensor | None, size: tuple[int, ...]

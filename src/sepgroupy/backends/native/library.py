@@ -46,6 +46,7 @@ class TensorAddresses(ctypes.Structure):
             *("x", "weight", "depthwise", "expanded", "bias", "gamma", "beta", "mean", "var", "residual"),
             *("y", "index", "y_mean", "y_var"),
             *("grad", "other_grad", "dx", "dweight", "ddepthwise", "dbias", "dgamma", "dbeta", "dresidual"),
+            "products",
             "workspace",
         )
     ]
@@ -98,9 +99,9 @@ def _load(path: Path) -> ctypes.CDLL:
     for name in ("forward", "backward", "expand_filters", "batch_statistics", *MAP_KERNELS):
         getattr(library, name).argtypes = [ctypes.c_void_p] * 2
     library.workspace_bytes.argtypes = [ctypes.c_void_p, ctypes.c_int64]
-    library.filters_size.argtypes = [ctypes.c_void_p]
+    library.filters_size.argtypes = library.saved_products.argtypes = [ctypes.c_void_p]
     library.vector_values.argtypes = [ctypes.c_int64] * 2
-    for name in ("workspace_bytes", "filters_size", "vector_values"):
+    for name in ("workspace_bytes", "filters_size", "saved_products", "vector_values"):
         getattr(library, name).restype = ctypes.c_int64
     library.expect_writes.argtypes = [ctypes.c_void_p, ctypes.c_int64]
     return library

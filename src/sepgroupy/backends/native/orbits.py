@@ -32,8 +32,8 @@ class Orbits(NamedTuple):
     """
 
     first: NDArray[np.intp]
-    place: Tensor
-    weight: Tensor
+    place: NDArray[np.intp]
+    weight: NDArray[np.float64]
 
 
 @lru_cache(maxsize=256)
@@ -43,21 +43,21 @@ def orbits_of(group: PointGroup, kernel: tuple[int, ...]) -> Orbits:
     first = np.unique(moved.min(axis=0))
     place = moved[:, first].T  # (orbits, order)
     as_often = (place[:, :, None] == place[:, None, :]).sum(axis=2)
-    return Orbits(first, torch.from_numpy(place.ravel()), torch.from_numpy(1 / as_often.ravel()))
+    return Orbits(first, place.ravel(), 1 / as_often.ravel())
 
 
 def filter_of_orbits(spec: ConvSpec, weight: Tensor) -> Tensor:
     """Return the pointwise filter: (O, I, 1, k, …) to (O, orbits·I, |H|, 1, …)."""
-    orbits = orbits_of(spec.group, spec.kernel_size)
-    entries = weight.flatten(2).index_select(2, orbits.place) * orbits.weight.to(weight.dtype)
+    _, place, weights = map(torch.from_numpy, orbits_of(spec.group, spec.kernel_size))
+    entries = weight.flatten(2).index_select(2, place) * weights.to(weight.dtype)
     channels = entries.unflatten(2, (-1, spec.group.order)).transpose(1, 2).flatten(1, 2)
     return channels.reshape(*channels.shape, *(1,) * spec.dimension)
 
 
 def filter_gradient(spec: ConvSpec, grad: Tensor) -> Tensor:
     """Return the gradient of the filter from that of :func:`filter_of_orbits`."""
-    orbits = orbits_of(spec.group, spec.kernel_size)
-    entries = grad.flatten(2).unflatten(1, (len(orbits.first), -1)).transpose(1, 2).flatten(2)
+    first, place, weights = map(torch.from_numpy, orbits_of(spec.group, spec.kernel_size))
+    entries = grad.flatten(2).unflatten(1, (len(first), -1)).transpose(1, 2).flatten(2)
     found = grad.new_zeros(*entries.shape[:2], math.prod(spec.kernel_size))
-    found.index_add_(2, orbits.place, entries * orbits.weight.to(grad.dtype))
+    found.index_add_(2, place, entries * weights.to(grad.dtype))
     return found.unflatten(2, (1, *spec.kernel_size))

@@ -79,6 +79,8 @@ def checked_problem(
         expected["bias"] = (x[2],)
     if given.get("expanded") is not None:
         expected["expanded"] = (found.library.filters_size(problem),)
+    if given.get("products") is not None:
+        expected["products"] = (found.library.saved_products(problem),)
     _check_shapes(given, expected, spec)
     nothing = 0 in (*x, y[2])  # to compute
     return CheckedProblem(problem, 0 if nothing else found.library.workspace_bytes(problem, PASSES[name]))
