@@ -57,7 +57,7 @@ void transform_gathered(const Problem &p, const Tile &tile, const Workspace<S> &
     const index_t pixels = product(tile.in_size);
     const InputMaps<M> maps = {w.gathered, 0, tile.images * pixels, pixels};
     for (index_t c = channels.first; c < channels.first + channels.count; c++) {
-        gather_channel(*shared.gathered, tile, c, x, w.gathered.data);
+        gather_channel<S>(*shared.gathered, tile, c, x, w.gathered.data);
         with_transform(p, shared.basis, [&](auto transform) INLINE_LAMBDA {
             fourier_of_input(alone, t, w, {c, 1}, maps, Affine<typename S::Scalar>{}, false, transform);
         });
