@@ -38,7 +38,7 @@ bool fills_wide(index_t dtype, index_t row)
 /* Whether a convolution is not computed in the Fourier domain. */
 bool is_direct(const Problem &p) { return p.kind == DIRECT || p.groups > 1; }
 
-/* A convolution as it is computed: `problem`, of pixels that `gathered` names if it is not null. */
+/* The convolution that is computed: of a gathered problem the pointwise one, else the problem itself. */
 struct Computed {
     Problem problem;
     const Problem *gathered;

@@ -62,6 +62,7 @@ INLINE void for_gradients(const ClampedPlane<S> &plane, index_t pixels, Function
     if (at < pixels) visit(at, pixels - at);
 }
 
+/* norm_clamp_backward, compiled for each ClampedBy. */
 template <class S, int By> void norm_clamp_backward(const Problem &p, const Tensors &t)
 {
     using T = typename S::Scalar;
