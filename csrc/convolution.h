@@ -45,7 +45,7 @@ INLINE void for_ranges(const Problem &p, const PhaseElements &elements, const La
     }
 }
 
-/* The same of pixels that are gathered. */
+/* w.x_fourier ← H of the pixels that are gathered for some channels of a tile. */
 template <class S, typename M = typename S::Map>
 void transform_gathered(const Problem &p, const Tile &tile, const Workspace<S> &shared, const Thread<S> &w,
                         Channels channels, const M *x)

@@ -3,8 +3,9 @@
 ``backend`` is the entry point. A call passes from there to ``convolution``, which has the derivatives, and to
 ``launch``, which calls the kernels. ``problem`` states a convolution to them and checks shapes, ``library`` finds and
 loads them, ``limits`` says what they can compute, ``dtypes`` in which dtypes. ``operator`` is the same convolution for
-compilers and dispatch modes, ``transform`` the Fourier transform of the group axis, ``windows`` turns windows into
-channels, ``memory`` has the buffers, ``batch_norm`` the kernels around a batch norm, ``max_pool`` those of pooling.
+compilers and dispatch modes, ``transform`` the Fourier transform of the group axis. ``windows`` turns windows into
+channels, ``orbits`` lifting convolutions into pointwise ones. ``memory`` has the buffers, ``batch_norm`` the kernels
+around a batch norm, ``max_pool`` those of pooling.
 """
 
 from . import flops

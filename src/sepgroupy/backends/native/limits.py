@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
-from ...groups import fourier_basis, transformed_size
+from ...groups import fourier_basis
 from ..conv_spec import ConvSpec
 from .orbits import orbits_of
 from .transform import GENERAL, kernel_transform
@@ -37,20 +37,21 @@ def _exceeded_limits(spec: ConvSpec) -> str | None:
 
 
 def is_direct(spec: ConvSpec) -> bool:
-    """Whether the kernels read filters as they are, without norm and residual: of lifting layers, or in blocks."""
+    """Whether the kernels convolve directly, or gather the pixels of a lifting layer.
+
+    They then fuse no batch norm and no residual, and read no filters that are expanded for reuse.
+    """
     return spec.kind == "lifting" or spec.groups > 1
 
 
 @lru_cache(maxsize=1024)
 def can_gather(spec: ConvSpec) -> bool:
-    """Whether a lifting convolution can be one of gathered pixels (``orbits``), with any stride and dilation.
+    """Whether the kernels can gather the pixels of a lifting convolution (``orbits``), with any stride and dilation.
 
-    The group must map the kernel onto itself and have a fast transform, and it must take fewer multiplications.
+    The group must have a fast transform, and the pointwise convolution must take fewer multiplications.
     """
     group, kernel = spec.group, spec.kernel_size
     if spec.kind != "lifting" or spec.groups > 1 or kernel_transform(group)[0] == GENERAL:
-        return False
-    if any(transformed_size(matrix, kernel) != kernel for matrix in group.arrays):
         return False
     multiplications = len(orbits_of(group, kernel).first) * fourier_basis(group).multiplications
     return multiplications < math.prod(kernel) * group.order
@@ -58,6 +59,9 @@ def can_gather(spec: ConvSpec) -> bool:
 
 @lru_cache(maxsize=1024)
 def is_gathered(spec: ConvSpec, in_channels: int) -> bool:
-    """Whether it is one: not with as few entries as a 3×3 filter of one channel (benchmarks/layers.py, lifting)."""
+    """Whether the kernels gather the pixels of a convolution of this many channels.
+
+    With as few entries as a 3×3 filter of one channel they convolve directly, which is as fast.
+    """
     few = in_channels * math.prod(spec.kernel_size) <= 3**spec.dimension
     return can_gather(spec) and not (few and _exceeded_limits(spec) is None)
